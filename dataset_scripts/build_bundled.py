@@ -1,0 +1,155 @@
+"""Build the bundled data set from the raw label tables; see bundled/README.md for what they are.
+
+    python -m dataset_scripts.build_bundled --structures structures.parquet --labels labels.parquet [more.parquet ...]
+
+The output is deterministic: the same inputs give the same rows in the same order.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rdkit import Chem, RDLogger
+
+from dataset_scripts.bundled import CONFIG_NAMES, SPLITS, parquet_path
+from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES, PM6
+from modeling_pcbridge.molecular_graph import conformer_from_positions, mapped_smiles, mol_from_positions
+
+logger = logging.getLogger(__name__)
+
+# A bonded pair further apart than this in the PM6 structure means that PM6 broke the bond (angstrom).
+MAX_BOND_LENGTH = 1.9
+VALIDATION_PERCENT = 10
+TEST_PERCENT = 10
+
+
+def split_of(constitution: str) -> str:
+    """The split of a molecule, from a hash of its SMILES without stereo marks.
+
+    Stereoisomers share a constitution, so they never fall into different splits.
+    """
+    bucket = int.from_bytes(hashlib.sha256(constitution.encode()).digest()[:8], "big") % 100
+    if bucket < TEST_PERCENT:
+        return "test"
+    if bucket < TEST_PERCENT + VALIDATION_PERCENT:
+        return "validation"
+    return "train"
+
+
+def _constitution(mol: Chem.Mol) -> str:
+    mol = Chem.Mol(mol)
+    Chem.RemoveStereochemistry(mol)
+    return Chem.MolToSmiles(Chem.RemoveAllHs(mol))
+
+
+def checked_mol(structure: dict) -> Chem.Mol:
+    """The molecule of a raw row, with bonds perceived from its DFT structure.
+
+    Raises:
+        ValueError: the perceived graph is not the source's SMILES, PM6 broke a bond, or the PM6 and DFT structures
+            are different stereoisomers.
+    """
+    dft = np.stack(structure["qm9_dft_positions"])
+    pm6 = np.stack(structure["pm6_positions"])
+    mol = mol_from_positions(structure["atomic_numbers"], dft)
+    if _constitution(mol) != _constitution(Chem.MolFromSmiles(structure["smiles"])):
+        raise ValueError("graph of the DFT structure differs from the SMILES")
+    bonds = np.array([(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in mol.GetBonds()])
+    if np.linalg.norm(pm6[bonds[:, 0]] - pm6[bonds[:, 1]], axis=-1).max() > MAX_BOND_LENGTH:
+        raise ValueError("PM6 broke a bond")
+    pm6_mol = Chem.Mol(mol)
+    pm6_mol.RemoveAllConformers()
+    pm6_mol.AddConformer(conformer_from_positions(pm6))
+    Chem.AssignStereochemistryFrom3D(pm6_mol)
+    if mapped_smiles(pm6_mol) != mapped_smiles(mol):
+        raise ValueError("PM6 and DFT structures are different stereoisomers")
+    return mol
+
+
+def rows_of_molecule(structure: dict, mol: Chem.Mol, labels: dict[str, dict]) -> dict[str, dict]:
+    """The rows of one molecule, by configuration name; `labels` is keyed by geometry ("pm6", "pm6_displaced")."""
+
+    def row(positions, equilibrium=None, energy=None, forces=None, energy_level=None):
+        return {
+            "molecule_id": f"qm9_{structure['qm9_index']:06d}",
+            "smiles": Chem.MolToSmiles(Chem.RemoveHs(mol)),
+            "mapped_smiles": mapped_smiles(mol),
+            "atomic_numbers": list(structure["atomic_numbers"]),
+            "total_charge": 0,
+            "positions": [list(map(float, r)) for r in positions],
+            "equilibrium_level_of_theory": equilibrium,
+            "energy": energy,
+            "forces": None if forces is None else [list(map(float, f)) for f in forces],
+            "energy_level_of_theory": energy_level,
+        }
+
+    def labelled(label):
+        return (label["energy_ev"], label["forces_ev_ang"], B3LYP_6_31GD)
+
+    rows = {
+        "pm6": row(structure["pm6_positions"], PM6, *(labelled(labels["pm6"]) if "pm6" in labels else ())),
+        "dft_equilibrium": row(
+            structure["qm9_dft_positions"],
+            B3LYP_6_31G2DFP,
+            energy=structure["qm9_dft_electronic_energy_ev"],
+            energy_level=B3LYP_6_31G2DFP,
+        ),
+    }
+    if "pm6_displaced" in labels:
+        label = labels["pm6_displaced"]
+        rows["pm6_displaced"] = row(label["positions"], None, *labelled(label))
+    return rows
+
+
+def build(structures_path: Path, label_paths: list[Path]) -> dict:
+    """Write the Parquet files and return the summary that is also written to bundled/summary.json."""
+    labels: dict[int, dict[str, dict]] = {}
+    for path in label_paths:
+        for label in pq.read_table(path).to_pylist():
+            labels.setdefault(label["qm9_index"], {})[label["geometry"]] = label
+
+    rows = {(name, split): [] for name in CONFIG_NAMES for split in SPLITS}
+    rejected: Counter[str] = Counter()
+    for structure in pq.read_table(structures_path).to_pylist():
+        try:
+            mol = checked_mol(structure)
+        except ValueError as error:
+            rejected[str(error).split(" (")[0]] += 1
+            continue
+        split = split_of(_constitution(mol))
+        for name, row in rows_of_molecule(structure, mol, labels.get(structure["qm9_index"], {})).items():
+            rows[name, split].append(row)
+
+    files = {}
+    for (name, split), split_rows in rows.items():
+        path = parquet_path(name, split)
+        table = pa.Table.from_pylist(split_rows, schema=FEATURES.arrow_schema)
+        pq.write_table(table, path, compression="zstd", row_group_size=1000)
+        files[path.name] = {
+            "rows": table.num_rows,
+            "with_energy": table.num_rows - table["energy"].null_count,
+            "with_forces": table.num_rows - table["forces"].null_count,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+    summary = {"files": files, "rejected": dict(sorted(rejected.items()))}
+    parquet_path(CONFIG_NAMES[0], SPLITS[0]).with_name("summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--structures", type=Path, required=True)
+    parser.add_argument("--labels", type=Path, nargs="+", required=True)
+    arguments = parser.parse_args()
+    RDLogger.DisableLog("rdApp.*")
+    print(json.dumps(build(arguments.structures, arguments.labels), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""The bundled data set: real PM6, B3LYP/6-31G* and DFT-equilibrium labels of 3,791 small molecules.
+
+Three configurations, each split by molecule into train, validation and test (bundled/README.md is the data card):
+
+- `pm6`: PM6 minima; B3LYP/6-31G* energy and forces at them where computed, null elsewhere.
+- `pm6_displaced`: structures displaced from PM6 minima, with B3LYP/6-31G* energy and forces. Not minima.
+- `dft_equilibrium`: B3LYP/6-31G(2df,p) minima (QM9). Only evaluation, and fine-tuning on `train`, may see them.
+"""
+
+from pathlib import Path
+
+from datasets import Dataset, IterableDataset, load_dataset
+
+from dataset_scripts.schema import FEATURES
+
+CONFIG_NAMES = ("pm6", "pm6_displaced", "dft_equilibrium")
+SPLITS = ("train", "validation", "test")
+
+_FOLDER = Path(__file__).parent / "bundled"
+
+
+def parquet_path(name: str, split: str) -> Path:
+    """Where the rows of one configuration and split lie.
+
+    Raises:
+        ValueError: no such configuration or split.
+    """
+    if name not in CONFIG_NAMES:
+        raise ValueError(f"no bundled configuration {name!r}; there are {', '.join(CONFIG_NAMES)}")
+    if split not in SPLITS:
+        raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+    return _FOLDER / f"{name}-{split}.parquet"
+
+
+def load_bundled(name: str, split: str, streaming: bool = False) -> Dataset | IterableDataset:
+    """One configuration and split as a `datasets` object, in the columns of `dataset_scripts.schema.FEATURES`."""
+    return load_dataset(
+        "parquet", data_files=str(parquet_path(name, split)), split="train", features=FEATURES, streaming=streaming
+    )

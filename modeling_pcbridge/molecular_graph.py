@@ -1,0 +1,207 @@
+"""From an RDKit molecule to the molecular graph G of the method, as compact integer arrays.
+
+The graph holds what the model is conditioned on: elements, formal charges, bonds and shortest-path
+distances, and the stereo marks (tetrahedral centres, double bonds). Hydrogens are always explicit atoms.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rdkit import Chem
+from rdkit.Chem import rdDetermineBonds
+
+# Codes of `pair_types`: how two atoms are related in the graph. Bonds are told apart by order, other pairs by
+# the number of bonds on the shortest path between them.
+PAIR_PADDING, PAIR_SELF = 0, 1
+PAIR_BONDS = {
+    Chem.BondType.SINGLE: 2,
+    Chem.BondType.DOUBLE: 3,
+    Chem.BondType.TRIPLE: 4,
+    Chem.BondType.AROMATIC: 5,
+}
+PAIR_PATH_OF_2 = 6  # then one code a path length: 7 is a path of 3 bonds, and so on
+MAX_PATH_LENGTH = 9  # longer paths share the last code
+NUM_PAIR_TYPES = PAIR_PATH_OF_2 + MAX_PATH_LENGTH - 1
+
+# Codes of `stereo_pair_types`: two substituents on opposite ends of a stereo double bond.
+STEREO_NONE, STEREO_CIS, STEREO_TRANS = 0, 1, 2
+NUM_STEREO_PAIR_TYPES = 3
+
+_CIS_TAGS = (Chem.BondStereo.STEREOZ, Chem.BondStereo.STEREOCIS)
+_TRANS_TAGS = (Chem.BondStereo.STEREOE, Chem.BondStereo.STEREOTRANS)
+
+
+@dataclass(frozen=True)
+class MolecularGraph:
+    """The graph of one molecule of N atoms, in the atom order of the molecule it was made from.
+
+    Attributes:
+        atomic_numbers: (N,) uint8.
+        formal_charges: (N,) int8, in elementary charges.
+        pair_types: (N, N) uint8, symmetric; bond order or shortest-path length (codes above).
+        stereo_pair_types: (N, N) uint8, symmetric; cis or trans across a stereo double bond (codes above).
+        stereo_quadruples: (M, 4) int16; for each tetrahedral stereo mark four atoms (a, b, c, d) ordered so that
+            the signed volume det(b - a, c - a, d - a) of the right structure is positive.
+    """
+
+    atomic_numbers: np.ndarray
+    formal_charges: np.ndarray
+    pair_types: np.ndarray
+    stereo_pair_types: np.ndarray
+    stereo_quadruples: np.ndarray
+
+    @property
+    def num_atoms(self) -> int:
+        return len(self.atomic_numbers)
+
+
+def graph_from_mol(mol: Chem.Mol) -> MolecularGraph:
+    """The graph of a molecule whose hydrogens are explicit; the atom order is kept.
+
+    Raises:
+        ValueError: no atoms, implicit hydrogens, several fragments, radicals, query or unusual bonds.
+    """
+    num_atoms = mol.GetNumAtoms()
+    if num_atoms == 0:
+        raise ValueError("the molecule has no atoms")
+    for atom in mol.GetAtoms():
+        if atom.GetAtomicNum() == 0:
+            raise ValueError("the molecule has a dummy atom ('*')")
+        if atom.GetTotalNumHs() > 0:
+            raise ValueError("hydrogens are implicit; call rdkit.Chem.AddHs first")
+        if atom.GetNumRadicalElectrons() > 0:
+            raise ValueError("the molecule is a radical; only closed-shell molecules are supported")
+    path_lengths = Chem.GetDistanceMatrix(mol, force=True)
+    if path_lengths.max() >= num_atoms:
+        raise ValueError("the molecule is disconnected (several fragments)")
+
+    pair_types = PAIR_PATH_OF_2 - 2 + np.clip(path_lengths, 2, MAX_PATH_LENGTH).astype(np.uint8)
+    np.fill_diagonal(pair_types, PAIR_SELF)
+    for bond in mol.GetBonds():
+        if bond.GetBondType() not in PAIR_BONDS:
+            raise ValueError(f"bond type {bond.GetBondType()} is not supported")
+        i, j = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
+        pair_types[i, j] = pair_types[j, i] = PAIR_BONDS[bond.GetBondType()]
+
+    return MolecularGraph(
+        atomic_numbers=np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], dtype=np.uint8),
+        formal_charges=np.array([atom.GetFormalCharge() for atom in mol.GetAtoms()], dtype=np.int8),
+        pair_types=pair_types,
+        stereo_pair_types=_stereo_pair_types(mol),
+        stereo_quadruples=_stereo_quadruples(mol),
+    )
+
+
+def _stereo_pair_types(mol: Chem.Mol) -> np.ndarray:
+    types = np.zeros((mol.GetNumAtoms(), mol.GetNumAtoms()), dtype=np.uint8)
+    for bond in mol.GetBonds():
+        if bond.GetStereo() not in _CIS_TAGS + _TRANS_TAGS:
+            continue
+        begin, end = bond.GetBeginAtom(), bond.GetEndAtom()
+        marked_begin, marked_end = bond.GetStereoAtoms()
+        marked_are_cis = bond.GetStereo() in _CIS_TAGS
+        for i in (a.GetIdx() for a in begin.GetNeighbors() if a.GetIdx() != end.GetIdx()):
+            for j in (a.GetIdx() for a in end.GetNeighbors() if a.GetIdx() != begin.GetIdx()):
+                # Moving to the other substituent of one end swaps cis and trans.
+                is_cis = marked_are_cis ^ (i != marked_begin) ^ (j != marked_end)
+                types[i, j] = types[j, i] = STEREO_CIS if is_cis else STEREO_TRANS
+    return types
+
+
+def _stereo_quadruples(mol: Chem.Mol) -> np.ndarray:
+    quadruples = []
+    for atom in mol.GetAtoms():
+        tag = atom.GetChiralTag()
+        if tag not in (Chem.ChiralType.CHI_TETRAHEDRAL_CW, Chem.ChiralType.CHI_TETRAHEDRAL_CCW):
+            continue
+        corners = [bond.GetOtherAtomIdx(atom.GetIdx()) for bond in atom.GetBonds()]
+        if len(corners) == 3:  # a lone pair is the fourth neighbour; the centre lies on its side
+            corners.append(atom.GetIdx())
+        # Seen from the first neighbour the others run counter-clockwise for CCW, which is a negative volume.
+        if tag == Chem.ChiralType.CHI_TETRAHEDRAL_CCW:
+            corners[2], corners[3] = corners[3], corners[2]
+        quadruples.append(corners)
+    return np.array(quadruples, dtype=np.int16).reshape(-1, 4)
+
+
+def signed_volumes(positions: np.ndarray, quadruples: np.ndarray) -> np.ndarray:
+    """det(b - a, c - a, d - a) of each quadruple; positive where the stereo mark is obeyed.
+
+    Args:
+        positions: (..., N, 3), angstrom.
+        quadruples: (M, 4) atom indices.
+
+    Returns:
+        (..., M), cubic angstrom.
+    """
+    a, b, c, d = (positions[..., quadruples[:, k], :] for k in range(4))
+    return np.einsum("...i,...i->...", np.cross(b - a, c - a), d - a)
+
+
+def mol_from_smiles(smiles: str) -> Chem.Mol:
+    """Parse SMILES into a molecule with explicit hydrogens, in the order of `Chem.AddHs`.
+
+    Atom-mapped SMILES in which every atom, hydrogens included, carries a map number 1..N (as in SPICE and in this
+    project's data) give the atoms in that order.
+
+    Raises:
+        ValueError: the SMILES is empty or cannot be parsed.
+    """
+    if not smiles or not smiles.strip():
+        raise ValueError("the SMILES is empty")
+    parameters = Chem.SmilesParserParams()
+    parameters.removeHs = False
+    mol = Chem.MolFromSmiles(smiles, parameters)
+    if mol is None:
+        raise ValueError("RDKit cannot parse the SMILES")
+    map_numbers = [atom.GetAtomMapNum() for atom in mol.GetAtoms()]
+    if sorted(map_numbers) == list(range(1, mol.GetNumAtoms() + 1)):
+        mol = Chem.RenumberAtoms(mol, [int(i) for i in np.argsort(map_numbers)])
+        for atom in mol.GetAtoms():
+            atom.SetAtomMapNum(0)
+        return mol
+    return Chem.AddHs(Chem.MolFromSmiles(smiles))
+
+
+def mol_from_positions(atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int = 0) -> Chem.Mol:
+    """A molecule from elements and a structure; bonds and stereo marks are perceived by RDKit's DetermineBonds.
+
+    Args:
+        atomic_numbers: (N,).
+        positions: (N, 3), angstrom.
+        total_charge: elementary charges.
+
+    Raises:
+        ValueError: no graph of that charge fits the structure.
+    """
+    mol = Chem.RWMol()
+    for atomic_number in atomic_numbers:
+        mol.AddAtom(Chem.Atom(int(atomic_number)))
+    mol.AddConformer(conformer_from_positions(positions))
+    try:
+        if len(atomic_numbers) > 1:
+            rdDetermineBonds.DetermineBonds(mol, charge=int(total_charge))
+        else:
+            mol.GetAtomWithIdx(0).SetFormalCharge(int(total_charge))
+            Chem.SanitizeMol(mol)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"no bonds of total charge {total_charge} fit the positions ({error})") from error
+    Chem.AssignStereochemistryFrom3D(mol)
+    return mol.GetMol()
+
+
+def conformer_from_positions(positions: np.ndarray) -> Chem.Conformer:
+    """An RDKit conformer with these (N, 3) coordinates in angstrom."""
+    conformer = Chem.Conformer(len(positions))
+    conformer.Set3D(True)
+    conformer.SetPositions(np.ascontiguousarray(positions, dtype=np.float64))
+    return conformer
+
+
+def mapped_smiles(mol: Chem.Mol) -> str:
+    """SMILES with explicit hydrogens whose map numbers are the 1-based atom indices; `mol_from_smiles` inverts it."""
+    mol = Chem.Mol(mol)
+    for atom in mol.GetAtoms():
+        atom.SetAtomMapNum(atom.GetIdx() + 1)
+    return Chem.MolToSmiles(mol)
