@@ -1,0 +1,92 @@
+"""From rows of the schema to padded batches: graph features once a row, then stacking and row order."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modeling_pcbridge.graph_batch import pad_graphs
+from modeling_pcbridge.molecular_graph import MolecularGraph, graph_from_mol, mol_from_smiles
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row, ready to be batched: its graph as compact integers and its labels, absent ones None."""
+
+    molecule_id: str
+    graph: MolecularGraph
+    positions: np.ndarray
+    energy: float | None
+    forces: np.ndarray | None
+    is_equilibrium: bool
+
+    @property
+    def is_labelled(self) -> bool:
+        return self.energy is not None or self.forces is not None
+
+
+def example_from_row(row: dict, energy_level_of_theory: str) -> Example:
+    """The example of a row of `dataset_scripts.schema.FEATURES`.
+
+    Energies and forces of another level of theory than `energy_level_of_theory` count as absent.
+
+    Raises:
+        ValueError: the row's graph, positions and labels do not fit each other, or a number is not finite.
+    """
+    name = row["molecule_id"]
+    try:
+        graph = graph_from_mol(mol_from_smiles(row["mapped_smiles"]))
+    except ValueError as error:
+        raise ValueError(f"molecule {name}: {error}") from error
+    if not np.array_equal(graph.atomic_numbers, row["atomic_numbers"]):
+        raise ValueError(f"molecule {name}: atomic_numbers differ from mapped_smiles")
+    same_level = row["energy_level_of_theory"] == energy_level_of_theory
+    forces = row["forces"] if same_level else None
+    energy = row["energy"] if same_level else None
+    if energy is not None and not np.isfinite(energy):
+        raise ValueError(f"molecule {name}: the energy is {energy}; absent labels must be null")
+    return Example(
+        molecule_id=name,
+        graph=graph,
+        positions=_vectors(row["positions"], graph.num_atoms, f"molecule {name}: positions"),
+        energy=energy,
+        forces=None if forces is None else _vectors(forces, graph.num_atoms, f"molecule {name}: forces"),
+        is_equilibrium=row["equilibrium_level_of_theory"] is not None,
+    )
+
+
+def _vectors(values, num_atoms: int, what: str) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float32)
+    if array.shape != (num_atoms, 3):
+        raise ValueError(f"{what} have shape {array.shape}, not ({num_atoms}, 3)")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{what} are not all finite")
+    return array
+
+
+def collate(examples: list[Example]) -> dict[str, Tensor | slice]:
+    """The keyword arguments of `PCBridgeModel.forward` for these examples.
+
+    Rows are ordered labels only, both, structure only, so that each loss is computed on one slice. Slices are never
+    empty: where no row has a label, one masked row keeps every parameter in the graph on every process.
+    """
+    examples = sorted(examples, key=lambda example: (example.is_equilibrium, not example.is_labelled))
+    batch: dict[str, Tensor | slice] = pad_graphs([example.graph for example in examples])
+    batch_size, num_atoms = batch["atomic_numbers"].shape
+    batch["positions"] = torch.zeros(batch_size, num_atoms, 3)
+    batch["energy"] = torch.full((batch_size,), torch.nan, dtype=torch.float64)
+    batch["forces"] = torch.full((batch_size, num_atoms, 3), torch.nan)
+    batch["is_equilibrium"] = torch.tensor([example.is_equilibrium for example in examples])
+    for i, example in enumerate(examples):
+        n = example.graph.num_atoms
+        batch["positions"][i, :n] = torch.from_numpy(example.positions)
+        if example.energy is not None:
+            batch["energy"][i] = example.energy
+        if example.forces is not None:
+            batch["forces"][i, :n] = torch.from_numpy(example.forces)
+    num_labelled = sum(example.is_labelled for example in examples)
+    num_label_only = sum(not example.is_equilibrium for example in examples)
+    batch["labelled_rows"] = slice(0, max(num_labelled, 1))
+    batch["structure_rows"] = slice(min(num_label_only, batch_size - 1), batch_size)
+    return batch

@@ -1,0 +1,103 @@
+"""Configuration of PCBridge models."""
+
+from dataclasses import field
+
+from transformers import PreTrainedConfig
+
+# The sizes of Ren et al., Appendix B.2, and the elements of PubChemQC's CHNOPSFClNaKMgCa subset.
+PAPER_SIZES = {
+    "hidden_size": 768,
+    "intermediate_size": 768,
+    "num_hidden_layers": 24,
+    "num_structure_layers": 12,
+    "num_attention_heads": 32,
+    "num_gaussians": 128,
+    "supported_elements": [1, 6, 7, 8, 9, 11, 12, 15, 16, 17, 19, 20],
+}
+
+
+class PCBridgeConfig(PreTrainedConfig):
+    r"""Sizes and constants of a [`PCBridgeModel`]. The defaults are the `mini` preset, meant for a CPU.
+
+    Args:
+        supported_elements: atomic numbers the model has learned; others are refused by the processor.
+        hidden_size: width of the node features, a multiple of `num_attention_heads`; 64 to 1024 (768 in the paper).
+        intermediate_size: width of the feed-forward blocks (equal to `hidden_size` in the paper).
+        num_hidden_layers: layers of the shared encoder (24 in the paper).
+        num_structure_layers: layers of the equivariant structure decoder (not stated in the paper).
+        num_attention_heads: heads, and so the resolution of every per-pair tensor (32 in the paper).
+        num_gaussians: Gaussian basis functions of interatomic distances (128 in the paper).
+        max_distance: centre of the widest-placed Gaussian at initialisation, angstrom.
+        initializer_range: standard deviation of initial weights.
+        layer_norm_eps: added to the variance in layer normalisation.
+        num_train_timesteps: diffusion steps T (1000 in the paper); t = 0 is the unperturbed structure.
+        beta_start, beta_end: ends of the sigmoid schedule (1e-4 and 2e-2 in the paper).
+        length_unit: the length, in angstrom, in which the diffusion noise has unit variance (not stated in the
+            paper).
+        position_std: standard deviation of centred coordinates of the training structures, angstrom; sets the
+            preconditioning of the denoiser, not its target.
+        denoising_timestep: tau at which "denoising" generation evaluates pure noise; inside the range the
+            optimality loss trains, U[400, 700] in the paper.
+        energy_level_of_theory: the method whose total electronic energy the model predicts.
+    """
+
+    model_type = "pcbridge"
+
+    supported_elements: list[int] = field(default_factory=lambda: [1, 6, 7, 8, 9])
+    hidden_size: int = 128
+    intermediate_size: int = 128
+    num_hidden_layers: int = 4
+    num_structure_layers: int = 3
+    num_attention_heads: int = 8
+    num_gaussians: int = 48
+    max_distance: float | int = 8.0
+    initializer_range: float | int = 0.05
+    layer_norm_eps: float | int = 1e-5
+    num_train_timesteps: int = 1000
+    beta_start: float | int = 1e-4
+    beta_end: float | int = 2e-2
+    length_unit: float | int = 1.0
+    position_std: float | int = 1.3
+    denoising_timestep: int = 550
+    energy_level_of_theory: str = "B3LYP/6-31G*"
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        sizes = (
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_structure_layers",
+            "num_attention_heads",
+            "num_gaussians",
+            "num_train_timesteps",
+        )
+        for name in sizes:
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
+                f"({self.num_attention_heads})"
+            )
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(f"need 0 < beta_start <= beta_end < 1, not {self.beta_start} and {self.beta_end}")
+        for name in ("length_unit", "position_std", "max_distance"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if not 1 <= self.denoising_timestep <= self.num_train_timesteps:
+            raise ValueError(f"denoising_timestep must lie in 1..num_train_timesteps, not {self.denoising_timestep}")
+        if not self.supported_elements or not all(1 <= z <= 118 for z in self.supported_elements):
+            raise ValueError(f"supported_elements must be atomic numbers in 1..118, not {self.supported_elements}")
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> "PCBridgeConfig":
+        """The `mini` or `paper` configuration, with single fields overridden.
+
+        Raises:
+            ValueError: no such preset.
+        """
+        presets = {"mini": {}, "paper": PAPER_SIZES}
+        if name not in presets:
+            raise ValueError(f"no preset {name!r}; there are {', '.join(presets)}")
+        return cls(**{**presets[name], **overrides})

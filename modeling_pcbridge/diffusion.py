@@ -1,0 +1,112 @@
+"""The diffusion process: noise schedule, noising, score, and the reverse sampler.
+
+Time runs over t = 0..T: t = 0 is the unperturbed structure, so `alphas_cumprod[0]` is 1.
+"""
+
+import torch
+from torch import Tensor
+
+from .float64_buffers import Float64Buffers
+
+
+def sigmoid_alphas_cumprod(num_train_timesteps: int, beta_start: float, beta_end: float) -> Tensor:
+    """abar_t for t = 0..T, (T + 1,) float64, of the sigmoid schedule (beta_t over sigmoid of -6..6)."""
+    ramp = torch.sigmoid(torch.linspace(-6, 6, num_train_timesteps, dtype=torch.float64, device="cpu"))
+    betas = beta_start + ramp * (beta_end - beta_start)
+    return torch.cat([torch.ones(1, dtype=torch.float64, device="cpu"), torch.cumprod(1 - betas, dim=0)])
+
+
+def centre(positions: Tensor, atom_mask: Tensor) -> Tensor:
+    """Move the centroid of the real atoms to the origin; padding becomes zero.
+
+    Args:
+        positions: (..., N, 3).
+        atom_mask: (..., N) bool.
+    """
+    weights = atom_mask.unsqueeze(-1).to(positions.dtype)
+    positions = positions * weights
+    centroid = positions.sum(-2, keepdim=True) / weights.sum(-2, keepdim=True).clamp(min=1)
+    return (positions - centroid) * weights
+
+
+def centred_noise(atom_mask: Tensor, dtype: torch.dtype, generator: torch.Generator | None = None) -> Tensor:
+    """(..., N, 3) standard normal noise in the subspace of centred structures."""
+    # Drawn on the generator's device, so that a CPU generator gives the same numbers on every device.
+    device = generator.device if generator is not None else atom_mask.device
+    noise = torch.randn((*atom_mask.shape, 3), generator=generator, dtype=dtype, device=device)
+    return centre(noise.to(atom_mask.device), atom_mask)
+
+
+class DiffusionSchedule(Float64Buffers):
+    """The variance-preserving process R_t = sqrt(abar_t) R_0 + sqrt(1 - abar_t) eps, lengths in `length_unit`.
+
+    Positions go in and out in angstrom; eps has unit variance, so the noise has a standard deviation of
+    `length_unit` angstrom at t = T.
+    """
+
+    def __init__(self, num_train_timesteps: int, beta_start: float, beta_end: float, length_unit: float):
+        super().__init__()
+        self.num_train_timesteps = num_train_timesteps
+        self.beta_start = beta_start
+        self.beta_end = beta_end
+        self.length_unit = length_unit
+        self.register_buffer("alphas_cumprod", self.compute_alphas_cumprod())
+
+    def compute_alphas_cumprod(self) -> Tensor:
+        return sigmoid_alphas_cumprod(self.num_train_timesteps, self.beta_start, self.beta_end)
+
+    def alpha_bar(self, timesteps: Tensor) -> Tensor:
+        """abar_t as float64, with the two trailing axes that broadcast over (B, N, 3)."""
+        return self.alphas_cumprod[timesteps][..., None, None]
+
+    def add_noise(self, positions: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """R_t from R_0 = `positions` (B, N, 3) in angstrom, unit `noise` (B, N, 3) and `timesteps` (B,)."""
+        alpha_bar = self.alpha_bar(timesteps)
+        signal = alpha_bar.sqrt().to(positions.dtype)
+        sigma = ((1 - alpha_bar).sqrt() * self.length_unit).to(positions.dtype)
+        return signal * positions + sigma * noise
+
+    def score(self, denoised_positions: Tensor, noisy_positions: Tensor, timesteps: Tensor) -> Tensor:
+        """Eq. 4: s_t(R_t) = (sqrt(abar_t) S_t(R_t) - R_t) / (1 - abar_t), per angstrom; (B, N, 3)."""
+        alpha_bar = self.alpha_bar(timesteps)
+        signal = alpha_bar.sqrt().to(denoised_positions.dtype)
+        variance = ((1 - alpha_bar) * self.length_unit**2).to(denoised_positions.dtype)
+        return (signal * denoised_positions - noisy_positions) / variance
+
+    def signal_to_noise(self, timesteps: Tensor) -> Tensor:
+        """abar_t / (1 - abar_t), the weight of the denoising loss (Eq. 7), per square angstrom; (B,) float64."""
+        alpha_bar = self.alphas_cumprod[timesteps]
+        return alpha_bar / ((1 - alpha_bar) * self.length_unit**2)
+
+    def preconditioning(self, timesteps: Tensor, position_std: float) -> tuple[Tensor, Tensor, Tensor]:
+        """(c_in, c_skip, c_out) of Karras et al. 2022 (Eq. 7), for a variance-preserving process; (B, 1, 1) float64.
+
+        The denoiser S = c_skip R_t + c_out F(c_in R_t) is the exact posterior mean of Gaussian data of width
+        `position_std` (angstrom) when F = 0, and its error vanishes with the noise as t goes to 0. c_in keeps the
+        width of the input constant and is 1 at t = 0.
+        """
+        alpha_bar = self.alpha_bar(timesteps)
+        signal_variance = alpha_bar * position_std**2
+        noise_variance = (1 - alpha_bar) * self.length_unit**2
+        width = (signal_variance + noise_variance).sqrt()
+        c_skip = alpha_bar.sqrt() * position_std**2 / width.square()
+        c_out = position_std * noise_variance.sqrt() / width
+        return position_std / width, c_skip, c_out
+
+    def ddim_scheduler(self):
+        """The `diffusers` DDIM sampler (Eq. 3) of this schedule, in units of `length_unit`.
+
+        The table has T + 1 entries with abar_0 = 1, so its time steps are those of the method.
+        """
+        from diffusers import DDIMScheduler
+
+        alphas_cumprod = self.alphas_cumprod.cpu()
+        betas = torch.cat([torch.zeros(1, dtype=torch.float64), 1 - alphas_cumprod[1:] / alphas_cumprod[:-1]])
+        return DDIMScheduler(
+            num_train_timesteps=len(betas),
+            trained_betas=betas.tolist(),
+            prediction_type="sample",
+            clip_sample=False,
+            timestep_spacing="leading",
+            steps_offset=1,  # the last model call is at t = 1, then comes t = 0
+        )

@@ -1,0 +1,82 @@
+"""The shared encoder: a Graphormer over the molecular graph and the interatomic distances (Eq. 6, Appendix B.2)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .attention import FeedForward, attention_weights, merge_heads, split_heads
+from .pair_features import NUM_ELEMENTS, PairFeatures, PairProjection, num_pair_features
+
+# Formal charges -4..4 have an embedding each; larger ones share the last.
+_MAX_FORMAL_CHARGE = 4
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of the diffusion time step, then an MLP with GELU; (B,) -> (B, C)."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.mlp = FeedForward(2 * (hidden_size // 2), hidden_size, hidden_size)
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        half = self.hidden_size // 2
+        exponents = torch.arange(half, device=timesteps.device, dtype=torch.float32) / half
+        angles = timesteps.to(torch.float32).unsqueeze(-1) * torch.exp(-math.log(10_000) * exponents)
+        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1).to(self.mlp.up.weight.dtype))
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm attention, whose weights are multiplied by a distance filter, and a feed-forward block."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.attention_output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size, config.hidden_size)
+
+    def forward(self, features: Tensor, bias: Tensor, filters: Tensor) -> Tensor:
+        queries_keys_values = self.query_key_value(self.attention_norm(features))
+        queries, keys, values = split_heads(queries_keys_values, 3 * self.num_heads).chunk(3)
+        messages = (attention_weights(queries, keys, bias) * filters) @ values
+        features = features + self.attention_output(merge_heads(messages))
+        return features + self.feed_forward(self.feed_forward_norm(features))
+
+
+class PCBridgeEncoder(nn.Module):
+    """Invariant node features of a structure at diffusion time t.
+
+    Stereo marks are not an input: energies of mirror images are equal, and E must depend on the structure alone.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        num_layers = config.num_hidden_layers
+        self.element_embedding = nn.Embedding(NUM_ELEMENTS, config.hidden_size, padding_idx=0)
+        self.charge_embedding = nn.Embedding(2 * _MAX_FORMAL_CHARGE + 1, config.hidden_size)
+        self.time_embedding = TimeEmbedding(config.hidden_size)
+        self.pair_features = PairFeatures(config)
+        self.pair_projection = PairProjection(
+            num_pair_features(config), config.num_attention_heads, num_biases=num_layers, num_filters=num_layers
+        )
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(num_layers))
+        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, graph, positions: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode (B, N, 3) positions, in angstrom, at `timesteps` (B,).
+
+        Returns:
+            Node features (B, N, C) and pair features (F, B, N, N).
+        """
+        time = self.time_embedding(timesteps)
+        charges = graph.formal_charges.clamp(-_MAX_FORMAL_CHARGE, _MAX_FORMAL_CHARGE) + _MAX_FORMAL_CHARGE
+        features = self.element_embedding(graph.atomic_numbers) + self.charge_embedding(charges) + time.unsqueeze(1)
+        pairs = self.pair_features(graph.atomic_numbers, graph.pair_types, positions, time)
+        biases, filters = self.pair_projection(pairs)
+        for layer, bias, layer_filter in zip(self.layers, biases, filters, strict=True):
+            features = layer(features, bias, layer_filter)
+        return self.final_norm(features), pairs

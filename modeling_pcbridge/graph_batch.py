@@ -1,0 +1,65 @@
+"""A padded batch of molecular graphs: the conditioning input of every part of the model."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GraphBatch:
+    """B molecules padded to N atoms; see `MolecularGraph` for the codes.
+
+    Attributes:
+        atomic_numbers: (B, N) int64, 0 on padding.
+        formal_charges: (B, N) int64.
+        atom_mask: (B, N) bool, True on real atoms.
+        pair_types: (B, N, N) uint8, 0 where either atom is padding.
+        stereo_pair_types: (B, N, N) uint8.
+        stereo_quadruples: (B, M, 4) int64 atom indices, -1 on padding; M may be 0.
+    """
+
+    atomic_numbers: Tensor
+    formal_charges: Tensor
+    atom_mask: Tensor
+    pair_types: Tensor
+    stereo_pair_types: Tensor
+    stereo_quadruples: Tensor
+
+    def __getitem__(self, rows: slice) -> "GraphBatch":
+        return self._map(lambda tensor: tensor[rows])
+
+    def repeat(self, times: int) -> "GraphBatch":
+        """Each molecule `times` times in a row: (B * times, ...)."""
+        return self._map(lambda tensor: tensor.repeat_interleave(times, dim=0))
+
+    def outside_inference_mode(self) -> "GraphBatch":
+        """Tensors made under `torch.inference_mode` copied, so that autograd may save them."""
+        return self._map(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
+
+    def _map(self, function) -> "GraphBatch":
+        return GraphBatch(**{field.name: function(getattr(self, field.name)) for field in fields(self)})
+
+
+def pad_graphs(graphs) -> dict[str, Tensor]:
+    """Stack `MolecularGraph`s into the tensors of `GraphBatch`, padded to the largest molecule."""
+    batch_size = len(graphs)
+    num_atoms = max(graph.num_atoms for graph in graphs)
+    num_quadruples = max(len(graph.stereo_quadruples) for graph in graphs)
+    batch = {
+        "atomic_numbers": torch.zeros(batch_size, num_atoms, dtype=torch.int64),
+        "formal_charges": torch.zeros(batch_size, num_atoms, dtype=torch.int64),
+        "atom_mask": torch.zeros(batch_size, num_atoms, dtype=torch.bool),
+        "pair_types": torch.zeros(batch_size, num_atoms, num_atoms, dtype=torch.uint8),
+        "stereo_pair_types": torch.zeros(batch_size, num_atoms, num_atoms, dtype=torch.uint8),
+        "stereo_quadruples": torch.full((batch_size, num_quadruples, 4), -1, dtype=torch.int64),
+    }
+    for i, graph in enumerate(graphs):
+        n = graph.num_atoms
+        batch["atomic_numbers"][i, :n] = torch.from_numpy(graph.atomic_numbers)
+        batch["formal_charges"][i, :n] = torch.from_numpy(graph.formal_charges)
+        batch["atom_mask"][i, :n] = True
+        batch["pair_types"][i, :n, :n] = torch.from_numpy(graph.pair_types)
+        batch["stereo_pair_types"][i, :n, :n] = torch.from_numpy(graph.stereo_pair_types)
+        batch["stereo_quadruples"][i, : len(graph.stereo_quadruples)] = torch.from_numpy(graph.stereo_quadruples)
+    return batch

@@ -1,0 +1,157 @@
+"""The losses of the method (Eqs. 7 to 12), one value a molecule, and the settings that switch and weigh them.
+
+Every function takes tensors and returns (B,) losses; `reduce_mean` averages over the molecules that have the label.
+Energies are in eV, positions in angstrom. Symbols: S is the denoiser, E the energy model, R a structure.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Weights and constants of the losses; a term of weight 0 is not computed.
+
+    The defaults are the paper's (force weight and `sigma_max`: not stated there) with the consistency losses off,
+    which is the multi-task setting.
+
+    Attributes:
+        energy_weight, denoising_weight, force_weight: Eq. 7 and Eq. 12; paper 1.0, 0.01, not stated.
+        optimality_weight, score_weight: Eqs. 8 to 10 and Eq. 11; paper 0.1 and 1.0 in stage 2.
+        optimality_timesteps: tau ~ U[first, last] at which pure noise is denoised; paper 400 to 700.
+        sigma_max: width of the perturbation eta at most, angstrom; 0.1 in a later configuration of the authors.
+        score_timesteps: tau ~ U[first, last] of the score consistency; paper 5 to 300.
+        score_form: "noisy" is Eq. 11, the energy gradient at R_tau over kT. "denoised" asks for the gradient at
+            S(R_tau) instead and moves S down it by `gradient_step`; it keeps the minimum of E without thermal width.
+        kT: temperature of Eq. 11, eV; paper 0.1.
+        gradient_step: step of the "denoised" form, square angstrom per eV, about one over the stiffness of a bond.
+        denoising_exponent: the time of the denoising term is T u^exponent with u ~ U(0, 1); 1 is uniform as in the
+            paper, larger values train small noise more.
+        align_targets: rotate R onto the noisy structure before Eq. 7 compares, as AlphaFold 3 does. The paper does
+            not; without it the denoiser of nearly pure noise shrinks to a point (Proposition 1).
+    """
+
+    energy_weight: float = 1.0
+    denoising_weight: float = 0.01
+    force_weight: float = 0.0
+    optimality_weight: float = 0.0
+    score_weight: float = 0.0
+    optimality_timesteps: tuple[int, int] = (400, 700)
+    sigma_max: float = 0.1
+    score_timesteps: tuple[int, int] = (5, 300)
+    score_form: str = "noisy"
+    kT: float = 0.1
+    gradient_step: float = 0.03
+    denoising_exponent: float = 1.0
+    align_targets: bool = False
+
+    def only(self, **weights: float) -> "LossSettings":
+        """The same constants with the named weights and all others zero."""
+        off = {field.name: 0.0 for field in fields(self) if field.name.endswith("_weight")}
+        return replace(self, **{**off, **weights})
+
+    def __post_init__(self):
+        if self.score_form not in ("noisy", "denoised"):
+            raise ValueError(f"score_form must be 'noisy' or 'denoised', not {self.score_form!r}")
+        for name in ("optimality_timesteps", "score_timesteps"):
+            first, last = getattr(self, name)
+            if not 1 <= first <= last:
+                raise ValueError(f"{name} must be (first, last) with 1 <= first <= last, not {(first, last)}")
+        for name in ("kT", "sigma_max", "gradient_step", "denoising_exponent"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+
+
+def energy_loss(energy: Tensor, label: Tensor) -> Tensor:
+    """|E(R) - E_label|, the first term of Eq. 7; (B,) from (B,) and (B,)."""
+    return (energy - label).abs()
+
+
+def denoising_loss(denoised_positions: Tensor, positions: Tensor, signal_to_noise: Tensor) -> Tensor:
+    """abar / (1 - abar) ||S_t(R_t) - R||^2, the second term of Eq. 7; (B,) from (B, N, 3), (B, N, 3), (B,)."""
+    return signal_to_noise * (denoised_positions - positions).square().sum((-1, -2))
+
+
+def force_loss(forces: Tensor, label: Tensor) -> Tensor:
+    """||grad E(R) + F||^2, Eq. 12; (B,) from predicted and labelled forces (B, N, 3)."""
+    return (forces - label).square().sum((-1, -2))
+
+
+def optimality_consistency_loss(
+    positions: Tensor, energy: Tensor, forces: Tensor, perturbed_energy: Tensor, perturbed_forces: Tensor
+) -> Tensor:
+    """max(0, E(R_pred) - E(R_pred + eta)), Eq. 10; its gradient flows into R_pred only.
+
+    Args:
+        positions: (B, N, 3), R_pred, from the structure decoder.
+        energy, forces: (B,) and (B, N, 3), of E at R_pred, detached.
+        perturbed_energy, perturbed_forces: the same at R_pred + eta.
+    """
+    gap = energy - perturbed_energy
+    # d gap / d R_pred = grad E(R_pred) - grad E(R_pred + eta)
+    gap = attach_gradient(gap, positions, perturbed_forces - forces)
+    return gap.clamp(min=0)
+
+
+def score_consistency_loss(score: Tensor, forces: Tensor, kT: float) -> Tensor:
+    """||s_tau(R_tau) + grad E(R_tau) / kT||^2, Eq. 11; (B,) from score and detached forces (B, N, 3)."""
+    return (score - forces.detach() / kT).square().sum((-1, -2))
+
+
+def denoised_point_consistency_loss(
+    denoised_positions: Tensor, forces: Tensor, signal_to_noise: Tensor, gradient_step: float
+) -> Tensor:
+    """abar / (1 - abar) ||S - (S + step F(S))||^2 with the bracket held fixed; the "denoised" form of Eq. 11.
+
+    S is pulled to where a gradient step of `gradient_step` on E takes it, so the loss is zero exactly at minima of E.
+
+    Args:
+        denoised_positions: (B, N, 3), S(R_tau).
+        forces: (B, N, 3), -grad E at S(R_tau).
+        signal_to_noise: (B,), as in the denoising loss it works beside.
+        gradient_step: square angstrom per eV.
+    """
+    target = (denoised_positions + gradient_step * forces).detach()
+    return signal_to_noise * (denoised_positions - target).square().sum((-1, -2))
+
+
+def attach_gradient(values: Tensor, inputs: Tensor, gradients: Tensor) -> Tensor:
+    """`values` (B,) unchanged, with d values / d inputs set to `gradients` (B, N, 3).
+
+    This is how an energy reaches the structure decoder through its input while no parameter of the energy model is
+    part of the graph.
+    """
+    # inputs - inputs.detach() is exactly zero but carries the derivative.
+    linear = ((inputs - inputs.detach()) * gradients.detach()).sum((-1, -2))
+    return values.detach() + linear
+
+
+def reduce_mean(losses: Tensor, mask: Tensor, count: Tensor | None = None) -> Tensor:
+    """Mean of the (B,) losses where `mask` is True; zero when it never is.
+
+    Args:
+        losses: (B,).
+        mask: (B,) bool.
+        count: the number to divide by; by default that of this batch. With many processes or accumulation it is the
+            count of labels in the whole update.
+    """
+    total = torch.where(mask, losses, 0.0).sum()
+    return total / (mask.sum() if count is None else count).clamp(min=1)
+
+
+def align(positions: Tensor, reference: Tensor, atom_mask: Tensor) -> Tensor:
+    """Rotate centred `positions` onto centred `reference` (Kabsch, proper rotations only); all (B, N, 3)."""
+    rotation = kabsch_rotation(positions, reference, atom_mask)
+    return positions @ rotation.mT.to(positions.dtype)
+
+
+def kabsch_rotation(positions: Tensor, reference: Tensor, atom_mask: Tensor) -> Tensor:
+    """The proper rotation Q (B, 3, 3) that minimises sum |Q p - r|^2 over the real atoms; (B, N, 3) centred inputs."""
+    weights = atom_mask.unsqueeze(-1)
+    covariance = (reference * weights).double().mT @ (positions * weights).double()
+    left, _, right_t = torch.linalg.svd(covariance)
+    handedness = torch.det(left @ right_t)
+    flip = torch.stack([torch.ones_like(handedness), torch.ones_like(handedness), handedness], dim=-1)
+    return (left * flip.unsqueeze(-2)) @ right_t

@@ -1,0 +1,429 @@
+"""PCBridge: energies, forces and equilibrium structures of molecules from one shared encoder."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_pcbridge import PCBridgeConfig
+from .diffusion import DiffusionSchedule, centre, centred_noise
+from .encoder import PCBridgeEncoder
+from .energy_decoder import EnergyDecoder, ReferenceEnergies
+from .graph_batch import GraphBatch
+from .losses import (
+    LossSettings,
+    align,
+    denoised_point_consistency_loss,
+    denoising_loss,
+    energy_loss,
+    force_loss,
+    optimality_consistency_loss,
+    reduce_mean,
+    score_consistency_loss,
+)
+from .pair_features import PairFeatures, PairProjection
+from .structure_decoder import StructureDecoder
+
+# Ratio of the last layer's initial weights to the others': the untrained model starts close to the reference
+# energies and to the preconditioned input.
+_OUTPUT_INIT_SCALE = 0.1
+
+
+@dataclass
+class PCBridgeOutput(ModelOutput):
+    """What `PCBridgeModel` returns; absent where it was not asked for or has no label.
+
+    Attributes:
+        loss: weighted sum of the terms below, scalar.
+        energy_loss: Eq. 7, first term, mean over labelled molecules, eV.
+        denoising_loss: Eq. 7, second term.
+        force_loss: Eq. 12, square (eV/angstrom), summed over the atoms of a molecule.
+        optimality_consistency_loss: Eq. 10, eV.
+        score_consistency_loss: Eq. 11, or its "denoised" form.
+        energy: (B,) float64, total electronic energy, eV.
+        forces: (B, N, 3), minus the gradient of `energy`, eV/angstrom; zero on padding.
+    """
+
+    loss: Tensor | None = None
+    energy_loss: Tensor | None = None
+    denoising_loss: Tensor | None = None
+    force_loss: Tensor | None = None
+    optimality_consistency_loss: Tensor | None = None
+    score_consistency_loss: Tensor | None = None
+    energy: Tensor | None = None
+    forces: Tensor | None = None
+
+
+@dataclass
+class StructureOutput(ModelOutput):
+    """Generated structures.
+
+    Attributes:
+        positions: (B, num_samples, N, 3), angstrom, each centred; zero on padding.
+    """
+
+    positions: Tensor | None = None
+
+
+class PCBridgePreTrainedModel(PreTrainedModel):
+    """Weight initialisation and loading shared by PCBridge models."""
+
+    config_class = PCBridgeConfig
+    base_model_prefix = "pcbridge"
+    main_input_name = "atomic_numbers"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=std)
+            if module.padding_idx is not None:
+                init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, PairFeatures):
+            module.init_parameters()
+        elif isinstance(module, PairProjection):
+            init.normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, DiffusionSchedule):
+            init.copy_(module.alphas_cumprod, module.compute_alphas_cumprod())
+        elif isinstance(module, ReferenceEnergies):
+            init.zeros_(module.energies)
+        elif isinstance(module, StructureDecoder):
+            init.normal_(module.displacement.weight, mean=0.0, std=std * _OUTPUT_INIT_SCALE)
+
+
+class PCBridgeModel(PCBridgePreTrainedModel):
+    """Encoder, energy decoder and structure decoder (Ren et al. 2024, Eq. 6).
+
+    Inputs are those of `PCBridgeProcessor`. E is invariant and S equivariant under rotations, translations and
+    permutations of atoms; S obeys the stereo marks of the graph.
+    """
+
+    def __init__(self, config: PCBridgeConfig):
+        super().__init__(config)
+        self.encoder = PCBridgeEncoder(config)
+        self.energy_decoder = EnergyDecoder(config)
+        self.structure_decoder = StructureDecoder(config)
+        self.diffusion = DiffusionSchedule(
+            config.num_train_timesteps, config.beta_start, config.beta_end, config.length_unit
+        )
+        self.post_init()
+
+    # --- The two functions of the model: E(R) and S_t(R_t) ------------------------------------------------------
+
+    def interaction_energy(self, graph: GraphBatch, positions: Tensor) -> Tensor:
+        """E_G(R) without the reference energies, (B,), eV; differentiable in parameters and positions (B, N, 3)."""
+        timesteps = torch.zeros(len(positions), dtype=torch.int64, device=positions.device)
+        node_features, _ = self.encoder(graph, positions.to(self._geometry_dtype), timesteps)
+        return self.energy_decoder(node_features, graph.atom_mask)
+
+    def energy_and_forces(self, graph: GraphBatch, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """E_G(R) in eV, (B,) float64, and F = -dE/dR in eV/angstrom, (B, N, 3), at `positions` (B, N, 3).
+
+        Both are detached, also from the parameters. Works under `torch.no_grad` and `torch.inference_mode`.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            graph = graph.outside_inference_mode()
+            positions = positions.clone() if positions.is_inference() else positions
+            positions = positions.detach().requires_grad_()
+            interaction = self.interaction_energy(graph, positions)
+            (gradient,) = torch.autograd.grad(interaction.sum(), positions)
+        return self._total_energy(graph, interaction.detach()), -gradient
+
+    def _total_energy(self, graph: GraphBatch, interaction: Tensor) -> Tensor:
+        return interaction.double() + self.energy_decoder.reference_energies(graph.atomic_numbers)
+
+    def denoise(
+        self, graph: GraphBatch, noisy_positions: Tensor, timesteps: Tensor, detach_encoder: bool = False
+    ) -> Tensor:
+        """S_t(R_t): denoised positions (B, N, 3), centred, from `noisy_positions` (B, N, 3) at `timesteps` (B,).
+
+        With `detach_encoder` only the structure decoder's parameters get a gradient, as the consistency losses need.
+        """
+        noisy_positions = noisy_positions.to(self._geometry_dtype)
+        c_in, c_skip, c_out = (
+            factor.to(noisy_positions.dtype)
+            for factor in self.diffusion.preconditioning(timesteps, self.config.position_std)
+        )
+        inputs = c_in * noisy_positions
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not detach_encoder):
+            node_features, pairs = self.encoder(graph, inputs, timesteps)
+        displacements = self.structure_decoder(graph, node_features, pairs, inputs)
+        return c_skip * noisy_positions + c_out * displacements
+
+    @property
+    def _geometry_dtype(self) -> torch.dtype:
+        """Coordinates are never held in less than float32, whatever the weights are."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    # --- Losses ---------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        atomic_numbers: Tensor,
+        formal_charges: Tensor,
+        atom_mask: Tensor,
+        pair_types: Tensor,
+        stereo_pair_types: Tensor,
+        stereo_quadruples: Tensor,
+        positions: Tensor | None = None,
+        energy: Tensor | None = None,
+        forces: Tensor | None = None,
+        is_equilibrium: Tensor | None = None,
+        loss_settings: LossSettings | None = None,
+        label_counts: dict[str, Tensor] | None = None,
+        labelled_rows: slice = slice(None),
+        structure_rows: slice = slice(None),
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+    ) -> PCBridgeOutput:
+        """Energies and forces, and the losses for the labels that are given.
+
+        Args:
+            atomic_numbers, formal_charges, atom_mask, pair_types, stereo_pair_types, stereo_quadruples: the graphs,
+                see `GraphBatch`.
+            positions: (B, N, 3), angstrom, finite also on padding.
+            energy: label, (B,) float64, eV; NaN where absent.
+            forces: label, (B, N, 3), eV/angstrom; NaN where absent.
+            is_equilibrium: (B,) bool; True where `positions` may train the structure decoder.
+            loss_settings: which losses, how weighed; by default energy, denoising, and force where labelled.
+            label_counts: what each mean is divided by, see `reduce_mean`; keys `energy`, `forces`, `equilibrium`.
+            labelled_rows, structure_rows: the rows outside which no energy or force label, and no equilibrium
+                structure, occurs; nothing is computed for the others. The collator orders its rows for this.
+            generator: of the noise and the time steps.
+
+        Raises:
+            ValueError: no positions.
+        """
+        if positions is None:
+            raise ValueError("energies, forces and losses need positions; for structures call predict_structure")
+        graph = GraphBatch(
+            atomic_numbers, formal_charges, atom_mask, pair_types, stereo_pair_types, stereo_quadruples
+        )
+        if energy is None and forces is None and is_equilibrium is None:
+            predicted_energy, predicted_forces = self.energy_and_forces(graph, positions)
+            output = PCBridgeOutput(energy=predicted_energy, forces=predicted_forces)
+            return output if return_dict else output.to_tuple()
+
+        settings = loss_settings or LossSettings(force_weight=0.0 if forces is None else 1.0)
+        if is_equilibrium is None:
+            is_equilibrium = torch.zeros_like(atom_mask[:, 0])
+        counts = label_counts or {}
+        output = PCBridgeOutput()
+        if settings.energy_weight > 0 or settings.force_weight > 0:
+            labels = (None if label is None else label[labelled_rows] for label in (energy, forces))
+            self._add_label_terms(output, graph[labelled_rows], positions[labelled_rows], *labels, settings, counts)
+        structures = (
+            graph[structure_rows],
+            centre(positions, atom_mask).to(self._geometry_dtype)[structure_rows],
+            is_equilibrium[structure_rows],
+            settings,
+            counts.get("equilibrium"),
+            generator,
+        )
+        if settings.denoising_weight > 0:
+            output.denoising_loss = self._denoising_term(*structures)
+        if settings.optimality_weight > 0:
+            output.optimality_consistency_loss = self._optimality_term(*structures)
+        if settings.score_weight > 0:
+            output.score_consistency_loss = self._score_term(*structures)
+
+        weighted = (
+            (settings.energy_weight, output.energy_loss),
+            (settings.denoising_weight, output.denoising_loss),
+            (settings.force_weight, output.force_loss),
+            (settings.optimality_weight, output.optimality_consistency_loss),
+            (settings.score_weight, output.score_consistency_loss),
+        )
+        output.loss = sum(weight * term for weight, term in weighted if term is not None)
+        return output if return_dict else output.to_tuple()
+
+    def multi_task_loss(self, loss_settings: LossSettings | None = None, **batch) -> Tensor:
+        """Eq. 7 on a batch with labels: weighted energy and denoising loss, scalar. Arguments as in `forward`."""
+        settings = loss_settings or LossSettings()
+        return self(
+            **batch,
+            loss_settings=settings.only(energy_weight=settings.energy_weight, denoising_weight=settings.denoising_weight),
+        ).loss
+
+    def force_loss(self, **batch) -> Tensor:
+        """Eq. 12 on a batch with force labels, unweighted scalar. Arguments as in `forward`."""
+        return self(**batch, loss_settings=LossSettings().only(force_weight=1.0)).loss
+
+    def optimality_consistency_loss(self, loss_settings: LossSettings | None = None, **batch) -> Tensor:
+        """Eq. 10 on a batch, unweighted scalar; only the structure decoder gets a gradient. Arguments as in `forward`.
+
+        It uses the graphs of molecules whose `is_equilibrium` is True.
+        """
+        settings = (loss_settings or LossSettings()).only(optimality_weight=1.0)
+        return self(**batch, loss_settings=settings).loss
+
+    def score_consistency_loss(self, loss_settings: LossSettings | None = None, **batch) -> Tensor:
+        """Eq. 11 on a batch, unweighted scalar; only the structure decoder gets a gradient. Arguments as in `forward`.
+
+        It uses the structures of molecules whose `is_equilibrium` is True; `loss_settings.score_form` selects the
+        form.
+        """
+        settings = (loss_settings or LossSettings()).only(score_weight=1.0)
+        return self(**batch, loss_settings=settings).loss
+
+    def _add_label_terms(self, output, graph, positions, energy, forces, settings, counts) -> None:
+        """Eq. 7, first term, and Eq. 12, from one evaluation of E."""
+        with_forces = settings.force_weight > 0 and forces is not None
+        positions = positions.detach().requires_grad_(with_forces)
+        interaction = self.interaction_energy(graph, positions)
+        if settings.energy_weight > 0 and energy is not None:
+            # The reference energies go off in float64, before the difference is rounded.
+            label = energy.double() - self.energy_decoder.reference_energies(graph.atomic_numbers)
+            mask = ~label.isnan()
+            label = label.nan_to_num().to(interaction.dtype)
+            output.energy_loss = reduce_mean(energy_loss(interaction, label), mask, counts.get("energy"))
+        if with_forces:
+            (gradient,) = torch.autograd.grad(interaction.sum(), positions, create_graph=True)
+            mask = ~(forces.isnan() & graph.atom_mask.unsqueeze(-1)).flatten(1).any(1)
+            label = forces.to(gradient.dtype).nan_to_num() * graph.atom_mask.unsqueeze(-1)
+            output.force_loss = reduce_mean(force_loss(-gradient, label), mask, counts.get("forces"))
+
+    def _denoising_term(self, graph, positions, mask, settings, count, generator) -> Tensor:
+        """Eq. 7, second term."""
+        uniform = _uniform(positions, generator)
+        last = self.config.num_train_timesteps
+        timesteps = (last * uniform.pow(settings.denoising_exponent)).long().clamp(max=last - 1) + 1
+        noise = centred_noise(graph.atom_mask, positions.dtype, generator)
+        noisy_positions = self.diffusion.add_noise(positions, noise, timesteps)
+        denoised = self.denoise(graph, noisy_positions, timesteps)
+        target = align(positions, noisy_positions, graph.atom_mask) if settings.align_targets else positions
+        weights = self.diffusion.signal_to_noise(timesteps).to(positions.dtype)
+        return reduce_mean(denoising_loss(denoised, target, weights), mask, count)
+
+    def _optimality_term(self, graph, positions, mask, settings, count, generator) -> Tensor:
+        """Eqs. 8 to 10, Algorithm B.1."""
+        timesteps = _random_timesteps(positions, settings.optimality_timesteps, generator)
+        noise = centred_noise(graph.atom_mask, positions.dtype, generator) * self.config.length_unit
+        predicted = self.denoise(graph, noise, timesteps, detach_encoder=True)
+        # sigma^2 ~ U(0, sigma_max^2], one a molecule
+        sigma = settings.sigma_max * (1 - _uniform(positions, generator)).sqrt()[:, None, None]
+        perturbation = sigma * centred_noise(graph.atom_mask, positions.dtype, generator)
+        energy, forces = self._detached_energy(graph, predicted)
+        perturbed_energy, perturbed_forces = self._detached_energy(graph, predicted + perturbation)
+        losses = optimality_consistency_loss(predicted, energy, forces, perturbed_energy, perturbed_forces)
+        return reduce_mean(losses, mask, count)
+
+    def _score_term(self, graph, positions, mask, settings, count, generator) -> Tensor:
+        """Eq. 11, Algorithm B.2, or its form at the denoised point."""
+        timesteps = _random_timesteps(positions, settings.score_timesteps, generator)
+        noise = centred_noise(graph.atom_mask, positions.dtype, generator)
+        noisy_positions = self.diffusion.add_noise(positions, noise, timesteps)
+        denoised = self.denoise(graph, noisy_positions, timesteps, detach_encoder=True)
+        if settings.score_form == "noisy":
+            _, forces = self._detached_energy(graph, noisy_positions)
+            score = self.diffusion.score(denoised, noisy_positions, timesteps)
+            losses = score_consistency_loss(score, forces, settings.kT)
+        else:
+            _, forces = self._detached_energy(graph, denoised)
+            weights = self.diffusion.signal_to_noise(timesteps).to(positions.dtype)
+            losses = denoised_point_consistency_loss(denoised, forces, weights, settings.gradient_step)
+        return reduce_mean(losses, mask, count)
+
+    def _detached_energy(self, graph: GraphBatch, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Interaction energy (B,) and forces (B, N, 3) as constants: no parameter of the energy model is reached."""
+        energy, forces = self.energy_and_forces(graph, positions)
+        return (energy - self.energy_decoder.reference_energies(graph.atomic_numbers)).to(forces.dtype), forces
+
+    # --- Inference --------------------------------------------------------------------------------------------------
+
+    def predict_energy(self, positions: Tensor | None = None, **graph: Tensor) -> PCBridgeOutput:
+        """Total electronic energy and forces of structures; takes the processor's output.
+
+        The energy is the total electronic energy at the level of theory of the training labels
+        (`config.energy_level_of_theory`), nuclear repulsion included.
+
+        Returns:
+            `.energy` (B,) float64, eV, and `.forces` (B, N, 3), eV/angstrom, zero on padding.
+
+        Raises:
+            ValueError: no positions.
+        """
+        if positions is None:
+            raise ValueError("predict_energy needs positions; give the processor molecules that have a conformer")
+        energy, forces = self.energy_and_forces(GraphBatch(**graph), positions)
+        return PCBridgeOutput(energy=energy, forces=forces)
+
+    @torch.no_grad()
+    def predict_structure(
+        self,
+        method: str = "ddim",
+        num_inference_steps: int = 20,
+        num_samples: int = 1,
+        generator: torch.Generator | None = None,
+        positions: Tensor | None = None,
+        **graph: Tensor,
+    ) -> StructureOutput:
+        """Generate equilibrium structures from graphs; takes the processor's output and ignores its `positions`.
+
+        Args:
+            method: "ddim" integrates the reverse process (Eq. 3); "denoising" is one evaluation on pure noise at
+                `config.denoising_timestep` (Eq. 9).
+            num_inference_steps: model evaluations of "ddim"; 1 to `config.num_train_timesteps`.
+            num_samples: structures a molecule.
+            generator: of the initial noise.
+
+        Returns:
+            `.positions` (B, num_samples, N, 3), angstrom.
+
+        Raises:
+            ValueError: an unknown method, or numbers out of range.
+        """
+        if method not in ("ddim", "denoising"):
+            raise ValueError(f"method must be 'ddim' or 'denoising', not {method!r}")
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+        if not 1 <= num_inference_steps <= self.config.num_train_timesteps:
+            raise ValueError(
+                f"num_inference_steps must lie in 1..{self.config.num_train_timesteps}, not {num_inference_steps}"
+            )
+        batch_size = len(graph["atomic_numbers"])
+        graphs = GraphBatch(**graph).repeat(num_samples)
+        noise = centred_noise(graphs.atom_mask, self._geometry_dtype, generator)
+        if method == "ddim":
+            samples = self._ddim(graphs, noise, num_inference_steps)
+        else:
+            timesteps = _full_timesteps(noise, self.config.denoising_timestep)
+            samples = self.denoise(graphs, noise * self.config.length_unit, timesteps)
+        return StructureOutput(positions=samples.unflatten(0, (batch_size, num_samples)))
+
+    def _ddim(self, graphs: GraphBatch, noise: Tensor, num_inference_steps: int) -> Tensor:
+        """Eq. 3: from unit `noise` at t = T to structures in angstrom, (B, N, 3)."""
+        scheduler = self.diffusion.ddim_scheduler()
+        scheduler.set_timesteps(num_inference_steps)
+        samples = noise  # in units of length_unit
+        for timestep in scheduler.timesteps.tolist():
+            timesteps = _full_timesteps(noise, timestep)
+            denoised = self.denoise(graphs, samples * self.config.length_unit, timesteps) / self.config.length_unit
+            samples = scheduler.step(denoised, timestep, samples).prev_sample
+        return samples * self.config.length_unit
+
+
+def _full_timesteps(positions: Tensor, timestep: int) -> Tensor:
+    return torch.full((len(positions),), timestep, dtype=torch.int64, device=positions.device)
+
+
+def _uniform(positions: Tensor, generator: torch.Generator | None) -> Tensor:
+    """(B,) from U[0, 1), on the device of `positions`, drawn on the generator's."""
+    device = generator.device if generator is not None else positions.device
+    return torch.rand(len(positions), generator=generator, device=device).to(positions.device)
+
+
+def _random_timesteps(positions: Tensor, bounds: tuple[int, int], generator: torch.Generator | None) -> Tensor:
+    """(B,) whole time steps, uniform over first..last."""
+    first, last = bounds
+    return first + (_uniform(positions, generator) * (last - first + 1)).long().clamp(max=last - first)

@@ -1,0 +1,160 @@
+"""The structure decoder S: SE(3)-equivariant denoised coordinates from encoder features and coordinates (Eq. 6).
+
+Vector features are stored components first, (3, B, N, C). Without stereo marks every operation is equivariant under
+reflections too, so a graph without marks is not biased to one hand; the marks enter through signed volumes.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .attention import FeedForward, attention_weights, merge_heads, split_heads
+from .diffusion import centre
+from .molecular_graph import NUM_STEREO_PAIR_TYPES
+from .pair_features import DISTANCE_EPS, PairProjection, num_pair_features, one_hot_types
+
+# Signed volumes of real stereocentres are 3 to 9 cubic angstrom.
+_VOLUME_SCALES = (1.0, 6.0)
+_FILTERS_PER_LAYER = 3
+
+
+class StereoUpdate(nn.Module):
+    """Lets the four atoms of each tetrahedral stereo mark feel whether, and where to, the mark is violated.
+
+    The signed volume of an ordered quadruple changes sign under reflection and under odd permutations, so it is the
+    same for every equivalent order of the neighbours. Its gradient with respect to each corner is a vector along
+    which the corner moves towards the right hand.
+    """
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.mlp = FeedForward(hidden_size + len(_VOLUME_SCALES), hidden_size, 2 * hidden_size)
+
+    def forward(self, features: Tensor, positions: Tensor, quadruples: Tensor) -> tuple[Tensor, Tensor]:
+        """Updates of node features (B, N, C) and of vector features (3, B, N, C).
+
+        Args:
+            features: (B, N, C).
+            positions: (B, N, 3), angstrom.
+            quadruples: (B, M, 4) atom indices, padded with -1.
+        """
+        batch_size, num_atoms, hidden_size = features.shape
+        is_real = (quadruples >= 0).flatten(1)
+        index = quadruples.clamp(min=0).flatten(1)  # (B, 4M)
+
+        def at_corners(values: Tensor) -> Tensor:
+            return values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+
+        a, b, c, d = at_corners(positions).unflatten(1, (-1, 4)).unbind(2)  # (B, M, 3) each
+        gradient_b = torch.linalg.cross(c - a, d - a)
+        gradient_c = torch.linalg.cross(d - a, b - a)
+        gradient_d = torch.linalg.cross(b - a, c - a)
+        gradient_a = -(gradient_b + gradient_c + gradient_d)
+        volume = ((b - a) * gradient_b).sum(-1, keepdim=True)
+        directions = torch.stack([gradient_a, gradient_b, gradient_c, gradient_d], dim=2).flatten(1, 2)
+        directions = directions / (1 + directions.square().sum(-1, keepdim=True)).sqrt()
+
+        volumes = torch.cat([torch.tanh(volume / scale) for scale in _VOLUME_SCALES], dim=-1)
+        corners = torch.cat([at_corners(features), volumes.repeat_interleave(4, dim=1)], dim=-1)
+        scalars, gates = (self.mlp(corners) * is_real.unsqueeze(-1)).chunk(2, dim=-1)  # (B, 4M, C)
+
+        def add_to_atoms(updates: Tensor) -> Tensor:
+            zeros = updates.new_zeros(batch_size, num_atoms, updates.shape[-1])
+            return zeros.scatter_add(1, index.unsqueeze(-1).expand_as(updates), updates)
+
+        vectors = add_to_atoms((directions.unsqueeze(-1) * gates.unsqueeze(2)).flatten(2).to(gates.dtype))
+        return add_to_atoms(scalars), vectors.unflatten(-1, (3, hidden_size)).movedim(2, 0)
+
+
+class StructureLayer(nn.Module):
+    """Attention that passes scalars, relative directions and vectors between atoms, then an update on each atom."""
+
+    def __init__(self, config):
+        super().__init__()
+        hidden_size = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        # Queries, keys, and values of the scalar and of the direction messages.
+        self.projections = nn.Linear(hidden_size, 4 * hidden_size)
+        self.vector_values = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.scalar_output = nn.Linear(hidden_size, hidden_size)
+        self.vector_output = nn.Linear(2 * hidden_size, hidden_size, bias=False)
+        self.stereo = StereoUpdate(hidden_size)
+        self.vector_pairs = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
+        self.update_norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.update = FeedForward(2 * hidden_size, config.intermediate_size, 2 * hidden_size)
+
+    def forward(
+        self,
+        features: Tensor,
+        vectors: Tensor,
+        positions: Tensor,
+        directions: Tensor,
+        quadruples: Tensor,
+        bias: Tensor,
+        filters: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """One layer on features (B, N, C), vectors (3, B, N, C), unit directions (3, B, N, N)."""
+        normed = self.norm(features)
+        queries, keys, values, direction_values = split_heads(self.projections(normed), 4 * self.num_heads).chunk(4)
+        attention = attention_weights(queries, keys, bias)
+        scalar_filter, direction_filter, vector_filter = filters
+
+        scalar_messages = merge_heads((attention * scalar_filter) @ values)
+        # (3, H, B, N, N) @ (H, B, N, d)
+        toward = (attention * direction_filter).unsqueeze(0) * directions.unsqueeze(1).to(attention.dtype)
+        direction_messages = (toward @ direction_values).movedim(1, -2).flatten(-2)
+        carried = split_heads(self.vector_values(vectors), self.num_heads)  # (H, 3, B, N, d)
+        vector_messages = merge_heads((attention * vector_filter).unsqueeze(1) @ carried)
+
+        stereo_scalars, stereo_vectors = self.stereo(normed, positions, quadruples)
+        features = features + self.scalar_output(scalar_messages) + stereo_scalars
+        vectors = vectors + self.vector_output(torch.cat([direction_messages, vector_messages], dim=-1))
+        vectors = vectors + stereo_vectors
+
+        first, second = self.vector_pairs(vectors).chunk(2, dim=-1)
+        products = (first * second).sum(0)
+        scalars, gates = self.update(torch.cat([self.update_norm(features), products], dim=-1)).chunk(2, dim=-1)
+        return features + scalars, vectors + gates * second
+
+
+class StructureDecoder(nn.Module):
+    """Equivariant displacement of every atom, from encoder features and coordinates; its parameters are theta_S."""
+
+    def __init__(self, config):
+        super().__init__()
+        num_layers = config.num_structure_layers
+        self.pair_projection = PairProjection(
+            num_pair_features(config) + NUM_STEREO_PAIR_TYPES,
+            config.num_attention_heads,
+            num_biases=num_layers,
+            num_filters=_FILTERS_PER_LAYER * num_layers,
+        )
+        self.layers = nn.ModuleList(StructureLayer(config) for _ in range(num_layers))
+        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gate = FeedForward(config.hidden_size, config.hidden_size, config.hidden_size)
+        self.displacement = nn.Linear(config.hidden_size, 1, bias=False)
+
+    def forward(self, graph, features: Tensor, pairs: Tensor, positions: Tensor) -> Tensor:
+        """Displacements (B, N, 3), centred, unitless.
+
+        Args:
+            graph: the molecular graphs, with stereo marks.
+            features: (B, N, C) from the encoder.
+            pairs: (F, B, N, N) pair features from the encoder.
+            positions: (B, N, 3), the coordinates that the encoder saw.
+        """
+        components = positions.movedim(-1, 0)
+        differences = components.unsqueeze(-1) - components.unsqueeze(-2)  # (3, B, N, N)
+        directions = differences * (differences.square().sum(0) + DISTANCE_EPS).rsqrt()
+        stereo = one_hot_types(graph.stereo_pair_types, NUM_STEREO_PAIR_TYPES, pairs.dtype)
+        biases, filters = self.pair_projection(torch.cat([pairs, stereo]))
+        filters = filters.unflatten(0, (-1, _FILTERS_PER_LAYER))
+
+        vectors = features.new_zeros(3, *features.shape)
+        for layer, bias, layer_filters in zip(self.layers, biases, filters, strict=True):
+            features, vectors = layer(
+                features, vectors, positions, directions, graph.stereo_quadruples, bias, layer_filters
+            )
+        vectors = vectors * self.gate(self.final_norm(features))
+        displacements = self.displacement(vectors).squeeze(-1).movedim(0, -1)
+        return centre(displacements.to(positions.dtype), graph.atom_mask)
