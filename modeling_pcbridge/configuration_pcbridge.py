@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 PAPER_SIZES = {
     "hidden_size": 768,
     "intermediate_size": 768,
+    "vector_size": 384,
     "num_hidden_layers": 24,
     "num_structure_layers": 12,
     "num_attention_heads": 32,
@@ -23,6 +24,7 @@ class PCBridgeConfig(PreTrainedConfig):
         supported_elements: atomic numbers the model has learned; others are refused by the processor.
         hidden_size: width of the node features, a multiple of `num_attention_heads`; 64 to 1024 (768 in the paper).
         intermediate_size: width of the feed-forward blocks (equal to `hidden_size` in the paper).
+        vector_size: width of the vector features of the structure decoder, a multiple of `num_attention_heads`.
         num_hidden_layers: layers of the shared encoder (24 in the paper).
         num_structure_layers: layers of the equivariant structure decoder (not stated in the paper).
         num_attention_heads: heads, and so the resolution of every per-pair tensor (32 in the paper).
@@ -46,12 +48,13 @@ class PCBridgeConfig(PreTrainedConfig):
     supported_elements: list[int] = field(default_factory=lambda: [1, 6, 7, 8, 9])
     hidden_size: int = 128
     intermediate_size: int = 128
+    vector_size: int = 64
     num_hidden_layers: int = 4
     num_structure_layers: int = 3
     num_attention_heads: int = 8
     num_gaussians: int = 48
     max_distance: float | int = 8.0
-    initializer_range: float | int = 0.05
+    initializer_range: float | int = 0.08
     layer_norm_eps: float | int = 1e-5
     num_train_timesteps: int = 1000
     beta_start: float | int = 1e-4
@@ -66,6 +69,7 @@ class PCBridgeConfig(PreTrainedConfig):
         sizes = (
             "hidden_size",
             "intermediate_size",
+            "vector_size",
             "num_hidden_layers",
             "num_structure_layers",
             "num_attention_heads",
@@ -75,11 +79,12 @@ class PCBridgeConfig(PreTrainedConfig):
         for name in sizes:
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
-                f"({self.num_attention_heads})"
-            )
+        for name in ("hidden_size", "vector_size"):
+            if getattr(self, name) % self.num_attention_heads:
+                raise ValueError(
+                    f"{name} ({getattr(self, name)}) must be a multiple of num_attention_heads "
+                    f"({self.num_attention_heads})"
+                )
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(f"need 0 < beta_start <= beta_end < 1, not {self.beta_start} and {self.beta_end}")
         for name in ("length_unit", "position_std", "max_distance"):

@@ -20,6 +20,7 @@ from .losses import (
     denoising_loss,
     energy_loss,
     force_loss,
+    force_norm_loss,
     optimality_consistency_loss,
     reduce_mean,
     score_consistency_loss,
@@ -84,7 +85,7 @@ class PCBridgePreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, mean=0.0, std=std)
-            if module.padding_idx is not None:
+            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
@@ -92,7 +93,7 @@ class PCBridgePreTrainedModel(PreTrainedModel):
         elif isinstance(module, PairFeatures):
             module.init_parameters()
         elif isinstance(module, PairProjection):
-            init.normal_(module.weight, mean=0.0, std=std)
+            module.init_parameters(std)
         elif isinstance(module, DiffusionSchedule):
             init.copy_(module.alphas_cumprod, module.compute_alphas_cumprod())
         elif isinstance(module, ReferenceEnergies):
@@ -291,7 +292,11 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             (gradient,) = torch.autograd.grad(interaction.sum(), positions, create_graph=True)
             mask = ~(forces.isnan() & graph.atom_mask.unsqueeze(-1)).flatten(1).any(1)
             label = forces.to(gradient.dtype).nan_to_num() * graph.atom_mask.unsqueeze(-1)
-            output.force_loss = reduce_mean(force_loss(-gradient, label), mask, counts.get("forces"))
+            if settings.force_form == "squared":
+                losses = force_loss(-gradient, label)
+            else:
+                losses = force_norm_loss(-gradient, label, graph.atom_mask)
+            output.force_loss = reduce_mean(losses, mask, counts.get("forces"))
 
     def _denoising_term(self, graph, positions, mask, settings, count, generator) -> Tensor:
         """Eq. 7, second term."""

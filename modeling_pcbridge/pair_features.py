@@ -16,6 +16,8 @@ PADDING_BIAS = -1e4
 DISTANCE_EPS = 1e-8
 NUM_ELEMENTS = 119
 _AFFINE_RANK = 4
+# A filter sums few active Gaussians, and attention averages over atoms; initial messages of order one need this.
+_FILTER_INIT_SCALE = 10.0
 
 
 def one_hot_types(types: Tensor, num_types: int, dtype: torch.dtype) -> Tensor:
@@ -58,7 +60,7 @@ class PairFeatures(nn.Module):
         x, y, z = positions.unbind(-1)
         squared = sum((c.unsqueeze(-1) - c.unsqueeze(-2)).square() for c in (x, y, z))
         distances = (squared + DISTANCE_EPS).sqrt()
-        types = one_hot_types(pair_types, NUM_PAIR_TYPES, distances.dtype)
+        types = one_hot_types(pair_types, NUM_PAIR_TYPES, self.means.dtype)
 
         scale, shift = self.element_factors(atomic_numbers).chunk(2, dim=-1)
         type_shift = (self.type_shifts @ types.flatten(1)).view_as(distances)
@@ -67,7 +69,7 @@ class PairFeatures(nn.Module):
         inverse_width = torch.exp(-self.log_widths).view(-1, 1, 1, 1)
         gaussians = torch.exp(-0.5 * ((distances.unsqueeze(0) - self.means.view(-1, 1, 1, 1)) * inverse_width).square())
         gate = 1 + self.time_gate(time_embedding).mT[..., None, None]  # (K, B, 1, 1)
-        return torch.cat([types, gaussians * gate])
+        return torch.cat([types, gaussians.to(types.dtype) * gate.to(types.dtype)])
 
 
 class PairProjection(nn.Module):
@@ -80,15 +82,18 @@ class PairProjection(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.num_biases = num_biases
-        self.num_filters = num_filters
-        self.weight = nn.Parameter(torch.empty((num_biases + num_filters) * num_heads, num_features))
+        self.bias_weight = nn.Parameter(torch.empty(num_biases * num_heads, num_features))
+        self.filter_weight = nn.Parameter(torch.empty(num_filters * num_heads, num_features))
+
+    def init_parameters(self, std: float) -> None:
+        init.normal_(self.bias_weight, mean=0.0, std=std)
+        init.normal_(self.filter_weight, mean=0.0, std=std * _FILTER_INIT_SCALE)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Biases (num_biases, H, B, N, N) and filters (num_filters, H, B, N, N) from (F, B, N, N)."""
-        bias_rows = self.num_biases * self.num_heads
-        padding = torch.zeros_like(self.weight[:, :1])
-        padding[:bias_rows] = PADDING_BIAS
-        weight = torch.cat([self.weight[:, :PAIR_PADDING], padding, self.weight[:, PAIR_PADDING + 1 :]], dim=1)
-        projected = weight @ features.flatten(1)
+        padding = torch.full_like(self.bias_weight[:, :1], PADDING_BIAS)
+        after = self.bias_weight[:, PAIR_PADDING + 1 :]
+        bias_weight = torch.cat([self.bias_weight[:, :PAIR_PADDING], padding, after], dim=1)
+        projected = torch.cat([bias_weight, self.filter_weight]) @ features.flatten(1)
         projected = projected.view(-1, self.num_heads, *features.shape[1:])
-        return projected[: self.num_biases], 1 + projected[self.num_biases :]
+        return projected[: self.num_biases], projected[self.num_biases :]

@@ -1,6 +1,7 @@
 """The structure decoder S: SE(3)-equivariant denoised coordinates from encoder features and coordinates (Eq. 6).
 
-Vector features are stored components first, (3, B, N, C). Without stereo marks every operation is equivariant under
+Vector features are stored components first, (3, B, N, V); they are half as wide as the scalar features, because each
+costs three times as much. Without stereo marks every operation is equivariant under
 reflections too, so a graph without marks is not biased to one hand; the marks enter through signed volumes.
 """
 
@@ -25,19 +26,19 @@ class StereoUpdate(nn.Module):
     which the corner moves towards the right hand.
     """
 
-    def __init__(self, hidden_size: int):
+    def __init__(self, config):
         super().__init__()
-        self.mlp = FeedForward(hidden_size + len(_VOLUME_SCALES), hidden_size, 2 * hidden_size)
+        self.sizes = (config.hidden_size, config.vector_size)
+        self.mlp = FeedForward(config.hidden_size + len(_VOLUME_SCALES), config.vector_size, sum(self.sizes))
 
     def forward(self, features: Tensor, positions: Tensor, quadruples: Tensor) -> tuple[Tensor, Tensor]:
-        """Updates of node features (B, N, C) and of vector features (3, B, N, C).
+        """Updates of node features (B, N, C) and of vector features (3, B, N, V).
 
         Args:
             features: (B, N, C).
             positions: (B, N, 3), angstrom.
             quadruples: (B, M, 4) atom indices, padded with -1.
         """
-        batch_size, num_atoms, hidden_size = features.shape
         is_real = (quadruples >= 0).flatten(1)
         index = quadruples.clamp(min=0).flatten(1)  # (B, 4M)
 
@@ -53,16 +54,16 @@ class StereoUpdate(nn.Module):
         directions = torch.stack([gradient_a, gradient_b, gradient_c, gradient_d], dim=2).flatten(1, 2)
         directions = directions / (1 + directions.square().sum(-1, keepdim=True)).sqrt()
 
-        volumes = torch.cat([torch.tanh(volume / scale) for scale in _VOLUME_SCALES], dim=-1)
+        volumes = torch.cat([torch.tanh(volume / scale) for scale in _VOLUME_SCALES], dim=-1).to(features.dtype)
         corners = torch.cat([at_corners(features), volumes.repeat_interleave(4, dim=1)], dim=-1)
-        scalars, gates = (self.mlp(corners) * is_real.unsqueeze(-1)).chunk(2, dim=-1)  # (B, 4M, C)
+        scalars, gates = (self.mlp(corners) * is_real.unsqueeze(-1)).split(self.sizes, dim=-1)  # (B, 4M, C), (B, 4M, V)
 
         def add_to_atoms(updates: Tensor) -> Tensor:
-            zeros = updates.new_zeros(batch_size, num_atoms, updates.shape[-1])
+            zeros = updates.new_zeros(*features.shape[:2], updates.shape[-1])
             return zeros.scatter_add(1, index.unsqueeze(-1).expand_as(updates), updates)
 
-        vectors = add_to_atoms((directions.unsqueeze(-1) * gates.unsqueeze(2)).flatten(2).to(gates.dtype))
-        return add_to_atoms(scalars), vectors.unflatten(-1, (3, hidden_size)).movedim(2, 0)
+        vectors = add_to_atoms((directions.unsqueeze(-1) * gates.unsqueeze(2)).flatten(2).to(features.dtype))
+        return add_to_atoms(scalars.to(features.dtype)), vectors.unflatten(-1, (3, -1)).movedim(2, 0)
 
 
 class StructureLayer(nn.Module):
@@ -70,18 +71,18 @@ class StructureLayer(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        hidden_size = config.hidden_size
+        hidden_size, vector_size = config.hidden_size, config.vector_size
         self.num_heads = config.num_attention_heads
         self.norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
-        # Queries, keys, and values of the scalar and of the direction messages.
-        self.projections = nn.Linear(hidden_size, 4 * hidden_size)
-        self.vector_values = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size)
+        self.direction_values = nn.Linear(hidden_size, vector_size)
+        self.vector_values = nn.Linear(vector_size, vector_size, bias=False)
         self.scalar_output = nn.Linear(hidden_size, hidden_size)
-        self.vector_output = nn.Linear(2 * hidden_size, hidden_size, bias=False)
-        self.stereo = StereoUpdate(hidden_size)
-        self.vector_pairs = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
+        self.vector_output = nn.Linear(2 * vector_size, vector_size, bias=False)
+        self.stereo = StereoUpdate(config)
+        self.vector_pairs = nn.Linear(vector_size, 2 * vector_size, bias=False)
         self.update_norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
-        self.update = FeedForward(2 * hidden_size, config.intermediate_size, 2 * hidden_size)
+        self.update = FeedForward(hidden_size + vector_size, config.intermediate_size, hidden_size + vector_size)
 
     def forward(
         self,
@@ -93,9 +94,10 @@ class StructureLayer(nn.Module):
         bias: Tensor,
         filters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """One layer on features (B, N, C), vectors (3, B, N, C), unit directions (3, B, N, N)."""
+        """One layer on features (B, N, C), vectors (3, B, N, V), unit directions (3, B, N, N)."""
         normed = self.norm(features)
-        queries, keys, values, direction_values = split_heads(self.projections(normed), 4 * self.num_heads).chunk(4)
+        queries, keys, values = split_heads(self.query_key_value(normed), 3 * self.num_heads).chunk(3)
+        direction_values = split_heads(self.direction_values(normed), self.num_heads)
         attention = attention_weights(queries, keys, bias)
         scalar_filter, direction_filter, vector_filter = filters
 
@@ -113,7 +115,8 @@ class StructureLayer(nn.Module):
 
         first, second = self.vector_pairs(vectors).chunk(2, dim=-1)
         products = (first * second).sum(0)
-        scalars, gates = self.update(torch.cat([self.update_norm(features), products], dim=-1)).chunk(2, dim=-1)
+        updates = self.update(torch.cat([self.update_norm(features), products], dim=-1))
+        scalars, gates = updates.split((features.shape[-1], vectors.shape[-1]), dim=-1)
         return features + scalars, vectors + gates * second
 
 
@@ -131,8 +134,9 @@ class StructureDecoder(nn.Module):
         )
         self.layers = nn.ModuleList(StructureLayer(config) for _ in range(num_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.gate = FeedForward(config.hidden_size, config.hidden_size, config.hidden_size)
-        self.displacement = nn.Linear(config.hidden_size, 1, bias=False)
+        self.vector_size = config.vector_size
+        self.gate = FeedForward(config.hidden_size, config.hidden_size, config.vector_size)
+        self.displacement = nn.Linear(config.vector_size, 1, bias=False)
 
     def forward(self, graph, features: Tensor, pairs: Tensor, positions: Tensor) -> Tensor:
         """Displacements (B, N, 3), centred, unitless.
@@ -150,7 +154,7 @@ class StructureDecoder(nn.Module):
         biases, filters = self.pair_projection(torch.cat([pairs, stereo]))
         filters = filters.unflatten(0, (-1, _FILTERS_PER_LAYER))
 
-        vectors = features.new_zeros(3, *features.shape)
+        vectors = features.new_zeros(3, *features.shape[:2], self.vector_size)
         for layer, bias, layer_filters in zip(self.layers, biases, filters, strict=True):
             features, vectors = layer(
                 features, vectors, positions, directions, graph.stereo_quadruples, bias, layer_filters

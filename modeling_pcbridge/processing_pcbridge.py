@@ -1,0 +1,134 @@
+"""From molecules as people have them to the padded tensors of the model."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from rdkit import Chem
+from transformers import BatchFeature, ProcessorMixin
+
+from .graph_batch import pad_graphs
+from .molecular_graph import graph_from_mol, mol_from_positions, mol_from_smiles
+
+
+class PCBridgeProcessor(ProcessorMixin):
+    """Turns SMILES, RDKit molecules or (atomic numbers, positions, charge) into the inputs of `PCBridgeModel`.
+
+    Hydrogens are always explicit. Atoms are in the order of RDKit's `AddHs` of the SMILES, or of the given molecule.
+
+    Args:
+        supported_elements: atomic numbers that the model has learned; others are refused.
+    """
+
+    def __init__(self, supported_elements: Sequence[int] = (1, 6, 7, 8, 9), **kwargs):
+        super().__init__()
+        self.supported_elements = [int(z) for z in supported_elements]
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return []  # no tokenizer or image processor inside
+
+    def __call__(self, molecules, **kwargs) -> BatchFeature:
+        """Featurise a list of molecules, or a single one.
+
+        Args:
+            molecules: each a SMILES string, an RDKit molecule (its first conformer gives positions), or a tuple
+                (atomic numbers, positions in angstrom) or (atomic numbers, positions, total charge).
+
+        Returns:
+            The tensors of `GraphBatch`, and `positions` (B, N, 3) when the molecules have them. Feed it to
+            `predict_energy` or `predict_structure` with `**`.
+
+        Raises:
+            ValueError: naming the molecule and the reason: nothing given, unparsable, disconnected or radical input,
+                an unsupported element, positions that are not finite or of the wrong shape, implicit hydrogens beside
+                a conformer, or positions for some molecules only.
+        """
+        if isinstance(molecules, (str, Chem.Mol, tuple)):
+            molecules = [molecules]
+        if len(molecules) == 0:
+            raise ValueError("no molecules given")
+        graphs, positions = [], []
+        for index, molecule in enumerate(molecules):
+            try:
+                mol, coordinates = self._read(molecule)
+                graphs.append(graph_from_mol(mol))
+                self._check(graphs[-1], coordinates)
+            except ValueError as error:
+                raise ValueError(f"molecule {index} ({describe(molecule)}): {error}") from error
+            positions.append(coordinates)
+
+        batch = pad_graphs(graphs)
+        with_positions = [i for i, coordinates in enumerate(positions) if coordinates is not None]
+        if with_positions:
+            if len(with_positions) < len(graphs):
+                without = next(i for i, coordinates in enumerate(positions) if coordinates is None)
+                raise ValueError(
+                    f"molecule {with_positions[0]} has positions but molecule {without} "
+                    f"({describe(molecules[without])}) has none; give positions for all molecules or for none"
+                )
+            batch["positions"] = torch.zeros(*batch["atomic_numbers"].shape, 3)
+            for i, coordinates in enumerate(positions):
+                batch["positions"][i, : len(coordinates)] = torch.from_numpy(coordinates)
+        return BatchFeature(batch)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [
+            "atomic_numbers",
+            "formal_charges",
+            "atom_mask",
+            "pair_types",
+            "stereo_pair_types",
+            "stereo_quadruples",
+            "positions",
+        ]
+
+    def _read(self, molecule) -> tuple[Chem.Mol, np.ndarray | None]:
+        if isinstance(molecule, str):
+            return mol_from_smiles(molecule), None
+        if isinstance(molecule, Chem.Mol):
+            if molecule.GetNumConformers() == 0:
+                return Chem.AddHs(molecule), None
+            if any(atom.GetTotalNumHs() > 0 for atom in molecule.GetAtoms()):
+                raise ValueError("it has a conformer but implicit hydrogens; call Chem.AddHs(mol, addCoords=True) first")
+            return molecule, molecule.GetConformer().GetPositions().astype(np.float32)
+        if isinstance(molecule, (tuple, list)) and len(molecule) in (2, 3):
+            atomic_numbers = np.asarray(molecule[0])
+            coordinates = np.asarray(molecule[1], dtype=np.float32)
+            total_charge = int(molecule[2]) if len(molecule) == 3 else 0
+            if len(atomic_numbers) == 0:
+                raise ValueError("the molecule has no atoms")
+            if coordinates.shape != (len(atomic_numbers), 3):
+                raise ValueError(f"positions have shape {coordinates.shape}, not ({len(atomic_numbers)}, 3)")
+            if not np.isfinite(coordinates).all():
+                raise ValueError("positions are not all finite")
+            self._check_elements(atomic_numbers)
+            return mol_from_positions(atomic_numbers, coordinates, total_charge), coordinates
+        raise ValueError(
+            "expected a SMILES string, an RDKit molecule or a tuple (atomic numbers, positions, total charge)"
+        )
+
+    def _check(self, graph, coordinates: np.ndarray | None) -> None:
+        self._check_elements(graph.atomic_numbers)
+        if coordinates is not None and not np.isfinite(coordinates).all():
+            raise ValueError("positions are not all finite")
+
+    def _check_elements(self, atomic_numbers) -> None:
+        unsupported = sorted({int(z) for z in atomic_numbers} - set(self.supported_elements))
+        if unsupported:
+            table = Chem.GetPeriodicTable()
+            symbols = ", ".join(table.GetElementSymbol(z) if 1 <= z <= 118 else f"Z={z}" for z in unsupported)
+            supported = ", ".join(table.GetElementSymbol(z) for z in self.supported_elements)
+            raise ValueError(f"unsupported element {symbols}; this model knows {supported}")
+
+
+def describe(molecule) -> str:
+    """A short name of a processor input for messages."""
+    if isinstance(molecule, str):
+        return repr(molecule)
+    if isinstance(molecule, Chem.Mol):
+        return Chem.MolToSmiles(Chem.RemoveHs(molecule, sanitize=False))
+    if isinstance(molecule, (tuple, list)) and len(molecule) > 0:
+        return f"atomic numbers {np.asarray(molecule[0]).tolist()}"
+    return type(molecule).__name__
