@@ -19,7 +19,7 @@ from rdkit import Chem, RDLogger
 
 from dataset_scripts.bundled import CONFIG_NAMES, SPLITS, parquet_path
 from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES, PM6
-from modeling_pcbridge.molecular_graph import conformer_from_positions, mapped_smiles, mol_from_positions
+from modeling_pcbridge.molecular_graph import mapped_smiles, mol_from_positions, with_structure
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +63,7 @@ def checked_mol(structure: dict) -> Chem.Mol:
     bonds = np.array([(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in mol.GetBonds()])
     if np.linalg.norm(pm6[bonds[:, 0]] - pm6[bonds[:, 1]], axis=-1).max() > MAX_BOND_LENGTH:
         raise ValueError("PM6 broke a bond")
-    pm6_mol = Chem.Mol(mol)
-    pm6_mol.RemoveAllConformers()
-    pm6_mol.AddConformer(conformer_from_positions(pm6))
-    Chem.AssignStereochemistryFrom3D(pm6_mol)
-    if mapped_smiles(pm6_mol) != mapped_smiles(mol):
+    if mapped_smiles(with_structure(mol, pm6)) != mapped_smiles(mol):
         raise ValueError("PM6 and DFT structures are different stereoisomers")
     return mol
 

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from rdkit import Chem
 from torch import Tensor
 
 from modeling_pcbridge.graph_batch import pad_graphs
-from modeling_pcbridge.molecular_graph import MolecularGraph, graph_from_mol, mol_from_smiles
+from modeling_pcbridge.molecular_graph import MolecularGraph, graph_from_mol, mol_from_smiles, with_structure
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,9 @@ def example_from_row(row: dict, energy_level_of_theory: str) -> Example:
     """
     name = row["molecule_id"]
     try:
-        graph = graph_from_mol(mol_from_smiles(row["mapped_smiles"]))
+        graph = graph_from_mol(mol_from_row(row))
     except ValueError as error:
         raise ValueError(f"molecule {name}: {error}") from error
-    if not np.array_equal(graph.atomic_numbers, row["atomic_numbers"]):
-        raise ValueError(f"molecule {name}: atomic_numbers differ from mapped_smiles")
     same_level = row["energy_level_of_theory"] == energy_level_of_theory
     forces = row["forces"] if same_level else None
     energy = row["energy"] if same_level else None
@@ -49,11 +48,23 @@ def example_from_row(row: dict, energy_level_of_theory: str) -> Example:
     return Example(
         molecule_id=name,
         graph=graph,
-        positions=_vectors(row["positions"], graph.num_atoms, f"molecule {name}: positions"),
+        positions=np.asarray(row["positions"], dtype=np.float32),
         energy=energy,
         forces=None if forces is None else _vectors(forces, graph.num_atoms, f"molecule {name}: forces"),
         is_equilibrium=row["equilibrium_level_of_theory"] is not None,
     )
+
+
+def mol_from_row(row: dict) -> Chem.Mol:
+    """The molecule of a row, in the row's atom order, with its structure and the stereo marks of that structure.
+
+    Raises:
+        ValueError: SMILES, elements and positions do not fit each other.
+    """
+    mol = mol_from_smiles(row["mapped_smiles"])
+    if [atom.GetAtomicNum() for atom in mol.GetAtoms()] != list(row["atomic_numbers"]):
+        raise ValueError("atomic_numbers differ from mapped_smiles")
+    return with_structure(mol, _vectors(row["positions"], mol.GetNumAtoms(), "positions"))
 
 
 def _vectors(values, num_atoms: int, what: str) -> np.ndarray:

@@ -200,8 +200,21 @@ def conformer_from_positions(positions: np.ndarray) -> Chem.Conformer:
 
 
 def mapped_smiles(mol: Chem.Mol) -> str:
-    """SMILES with explicit hydrogens whose map numbers are the 1-based atom indices; `mol_from_smiles` inverts it."""
+    """SMILES with explicit hydrogens whose map numbers are the 1-based atom indices; `mol_from_smiles` inverts it.
+
+    RDKit writes stereo marks that depend on each other (1,3-disubstituted cyclobutanes) as an equivalent choice for
+    unnumbered atoms, which is the other isomer of the numbered ones: where there is a structure, take marks from it.
+    """
     mol = Chem.Mol(mol)
     for atom in mol.GetAtoms():
         atom.SetAtomMapNum(atom.GetIdx() + 1)
     return Chem.MolToSmiles(mol)
+
+
+def with_structure(mol: Chem.Mol, positions: np.ndarray) -> Chem.Mol:
+    """A copy of `mol` whose only conformer is `positions` (N, 3), in angstrom, and whose stereo marks are its."""
+    mol = Chem.Mol(mol)
+    mol.RemoveAllConformers()
+    mol.AddConformer(conformer_from_positions(positions))
+    Chem.AssignStereochemistryFrom3D(mol)
+    return mol

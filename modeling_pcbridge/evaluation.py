@@ -1,0 +1,228 @@
+"""Evaluation of structures, energies and forces on a split: the metrics of the paper and symmetry-aware ones.
+
+`evaluate_model` and `evaluate_reference` give the same record for a model and for a classical method, so that they
+stand in one table.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rdkit import Chem
+from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
+from tqdm.auto import tqdm
+
+from dataset_scripts.bundled import load_bundled
+from dataset_scripts.collator import Example, collate, example_from_row, mol_from_row
+
+from .graph_batch import pad_graphs
+from .modeling_pcbridge import PCBridgeModel
+from .structure_metrics import (
+    bond_angle_error,
+    bond_length_error,
+    distance_errors,
+    heavy_atom_rmsd,
+    kabsch_rmsd,
+    one_three_distance_error,
+    stereo_is_right,
+)
+from .training_config import EvaluationConfig
+
+# A sample covers the reference when it is closer than this, angstrom (QM9; the paper has 1.25 for PCQM4Mv2).
+COVERAGE_RMSD = 0.9
+SAMPLING_METHODS = ("ddim", "denoising")
+_GRAPH_KEYS = (
+    "atomic_numbers",
+    "formal_charges",
+    "atom_mask",
+    "pair_types",
+    "stereo_pair_types",
+    "stereo_quadruples",
+)
+
+
+@dataclass(frozen=True)
+class ReferenceMolecule:
+    """A molecule with the structure that predictions are compared with."""
+
+    example: Example
+    mol: Chem.Mol
+
+    @property
+    def positions(self) -> np.ndarray:
+        return self.example.positions
+
+
+def load_references(evaluation: EvaluationConfig) -> list[ReferenceMolecule]:
+    """DFT equilibrium structures of the split, smallest molecules first."""
+    rows = load_bundled("dft_equilibrium", evaluation.split).sort("molecule_id")
+    if evaluation.max_molecules is not None:
+        # Evenly over the sorted ids, which go from small to large molecules.
+        chosen = np.linspace(0, len(rows) - 1, min(evaluation.max_molecules, len(rows))).round().astype(int)
+        rows = rows.select(chosen)
+    references = [
+        ReferenceMolecule(example_from_row(row, row["energy_level_of_theory"]), mol_from_row(row))
+        for row in rows
+    ]
+    return sorted(references, key=lambda reference: reference.example.graph.num_atoms)
+
+
+def structure_record(reference: ReferenceMolecule, samples: np.ndarray) -> dict[str, float]:
+    """All structure metrics of one molecule: `samples` (S, N, 3) against its reference, means over samples."""
+    graph, target = reference.example.graph, reference.positions
+    rmsd = kabsch_rmsd(samples, target)
+    heavy = heavy_atom_rmsd(reference.mol, samples, target)
+    d_mae, d_rmse = distance_errors(samples, target)
+    return {
+        "rmsd_mean": rmsd.mean(),
+        "rmsd_min": rmsd.min(),
+        "coverage": (rmsd < COVERAGE_RMSD).mean(),
+        "heavy_rmsd_mean": heavy.mean(),
+        "heavy_rmsd_min": heavy.min(),
+        "d_mae": d_mae.mean(),
+        "d_rmse": d_rmse.mean(),
+        "bond_length_error": bond_length_error(graph, samples, target).mean(),
+        "one_three_error": one_three_distance_error(graph, samples, target).mean(),
+        "bond_angle_error": bond_angle_error(graph, samples, target).mean(),
+        # Only molecules with marks count.
+        "stereo_right": stereo_is_right(graph, samples).mean() if _has_stereo(graph) else np.nan,
+    }
+
+
+def _has_stereo(graph) -> bool:
+    return len(graph.stereo_quadruples) > 0 or bool(graph.stereo_pair_types.any())
+
+
+def mean_over_molecules(records: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of every metric over the molecules that have it, with the median of the heavy-atom RMSD beside."""
+    summary = {}
+    for key in records[0]:
+        values = np.array([record[key] for record in records], dtype=np.float64)
+        values = values[~np.isnan(values)]
+        summary[key] = float(values.mean()) if len(values) else None
+    if "heavy_rmsd_mean" in summary:
+        summary["heavy_rmsd_median"] = float(np.median([record["heavy_rmsd_mean"] for record in records]))
+    return summary
+
+
+@torch.no_grad()
+def evaluate_model(
+    model: PCBridgeModel, evaluation: EvaluationConfig, seed: int, progress: bool = True
+) -> dict[str, dict]:
+    """All metrics of a model on a split of the bundled data.
+
+    Returns:
+        For each sampling method ("ddim", "denoising") the structure metrics and EGap, means over molecules; for
+        "energy" the errors on PM6 and displaced structures; under "per_molecule" what the plots need.
+    """
+    model.eval()
+    references = load_references(evaluation)
+    results: dict[str, dict] = {"per_molecule": {}}
+    reference_energies = _model_energies(model, [r.example for r in references], evaluation.batch_size)
+    for method in SAMPLING_METHODS:
+        generator = torch.Generator().manual_seed(seed)
+        records, energies, structures = [], [], []
+        chunk = max(evaluation.batch_size // evaluation.num_samples, 1)
+        for start in tqdm(range(0, len(references), chunk), desc=f"evaluate {method}", disable=not progress):
+            batch = references[start : start + chunk]
+            graphs = pad_graphs([reference.example.graph for reference in batch])
+            graphs = {key: tensor.to(model.device) for key, tensor in graphs.items()}
+            positions = model.predict_structure(
+                **graphs,
+                method=method,
+                num_inference_steps=evaluation.num_inference_steps,
+                num_samples=evaluation.num_samples,
+                generator=generator,
+            ).positions
+            first = positions[:, 0]
+            energies += model.predict_energy(**graphs, positions=first).energy.tolist()
+            for reference, samples in zip(batch, positions.cpu().double().numpy(), strict=True):
+                samples = samples[:, : reference.example.graph.num_atoms]
+                records.append(structure_record(reference, samples))
+                structures.append(samples[0].tolist())
+        for record, energy, reference_energy in zip(records, energies, reference_energies, strict=True):
+            record["energy_above_reference"] = energy - reference_energy
+            record["energy_gap"] = (energy - reference_energy) / abs(reference_energy)
+        results[method] = mean_over_molecules(records)
+        results["per_molecule"][method] = {
+            "molecule_id": [reference.example.molecule_id for reference in references],
+            "energy": energies,
+            "reference_energy": reference_energies,
+            "bond_length_error": [record["bond_length_error"] for record in records],
+            "heavy_rmsd_mean": [record["heavy_rmsd_mean"] for record in records],
+            "first_sample": structures,
+        }
+    results["energy"] = evaluate_energy(model, evaluation)
+    return results
+
+
+def evaluate_energy(model: PCBridgeModel, evaluation: EvaluationConfig) -> dict[str, float]:
+    """Mean absolute errors of energy (eV) and force components (eV/angstrom) where the split has labels."""
+    summary: dict[str, float] = {}
+    for name in ("pm6", "pm6_displaced"):
+        rows = load_bundled(name, evaluation.split)
+        examples = [example_from_row(row, model.config.energy_level_of_theory) for row in rows]
+        examples = [example for example in examples if example.energy is not None and example.forces is not None]
+        energy_errors, force_errors = [], []
+        for start in range(0, len(examples), evaluation.batch_size):
+            batch = collate(examples[start : start + evaluation.batch_size])
+            inputs = {key: batch[key].to(model.device) for key in (*_GRAPH_KEYS, "positions")}
+            predicted = model.predict_energy(**inputs)
+            energy_errors += (predicted.energy.cpu() - batch["energy"]).abs().tolist()
+            errors = (predicted.forces.cpu() - batch["forces"]).abs()[batch["atom_mask"]]
+            force_errors += errors.flatten().tolist()
+        summary[f"{name}_energy_mae"] = float(np.mean(energy_errors))
+        summary[f"{name}_force_mae"] = float(np.mean(force_errors))
+        summary[f"{name}_num_structures"] = len(examples)
+    return summary
+
+
+def _model_energies(model: PCBridgeModel, examples: Sequence[Example], batch_size: int) -> list[float]:
+    energies = []
+    for start in range(0, len(examples), batch_size):
+        chunk = examples[start : start + batch_size]
+        graphs = pad_graphs([example.graph for example in chunk])
+        positions = torch.zeros(*graphs["atomic_numbers"].shape, 3)
+        for i, example in enumerate(chunk):
+            positions[i, : example.graph.num_atoms] = torch.from_numpy(example.positions)
+        inputs = {key: tensor.to(model.device) for key, tensor in {**graphs, "positions": positions}.items()}
+        energies += model.predict_energy(**inputs).energy.tolist()
+    return energies
+
+
+def evaluate_reference(
+    structures: Callable[[ReferenceMolecule], np.ndarray | None], evaluation: EvaluationConfig
+) -> dict[str, float]:
+    """The structure metrics of a classical method: `structures` gives (S, N, 3), or None where it fails."""
+    records, failures = [], 0
+    for reference in load_references(evaluation):
+        samples = structures(reference)
+        if samples is None:
+            failures += 1
+        else:
+            records.append(structure_record(reference, samples))
+    return mean_over_molecules(records) | {"failures": failures}
+
+
+def pm6_structures(evaluation: EvaluationConfig) -> Callable[[ReferenceMolecule], np.ndarray | None]:
+    """The PM6 minima of the bundled data, each from the conformer of its DFT structure."""
+    by_id = {row["molecule_id"]: row["positions"] for row in load_bundled("pm6", evaluation.split)}
+    return lambda reference: np.array([by_id[reference.example.molecule_id]])
+
+
+def mmff_structures(num_samples: int, seed: int) -> Callable[[ReferenceMolecule], np.ndarray | None]:
+    """ETKDGv3 conformers relaxed with MMFF94, from the graph with its stereo marks."""
+
+    def embed(reference: ReferenceMolecule) -> np.ndarray | None:
+        mol = Chem.Mol(reference.mol)
+        mol.RemoveAllConformers()
+        parameters = rdDistGeom.ETKDGv3()
+        parameters.randomSeed = seed
+        conformers = list(rdDistGeom.EmbedMultipleConfs(mol, num_samples, parameters))
+        if not conformers or not rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
+            return None
+        rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(mol, maxIters=2000)
+        return np.array([mol.GetConformer(i).GetPositions() for i in conformers])
+
+    return embed

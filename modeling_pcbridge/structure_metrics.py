@@ -1,0 +1,119 @@
+"""Errors of predicted structures against a reference, one molecule at a time. Lengths in angstrom, NumPy arrays."""
+
+import numpy as np
+from rdkit import Chem
+from rdkit.Chem import rdMolAlign
+
+from .molecular_graph import (
+    PAIR_BONDS,
+    PAIR_PATH_OF_2,
+    STEREO_CIS,
+    MolecularGraph,
+    conformer_from_positions,
+    signed_volumes,
+)
+
+
+def kabsch_align(positions: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Each of (S, N, 3) `positions` translated and rotated, never reflected, onto `reference` (N, 3)."""
+    centroid = reference.mean(0)
+    moved = positions - positions.mean(-2, keepdims=True)
+    left, _, right_t = np.linalg.svd(np.einsum("ni,snj->sij", reference - centroid, moved))
+    left[:, :, 2] *= np.sign(np.linalg.det(left @ right_t))[:, None]
+    return np.einsum("sij,snj->sni", left @ right_t, moved) + centroid
+
+
+def kabsch_rmsd(positions: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Root mean square deviation over all atoms after alignment, (S,); equivalent atoms are told apart by label."""
+    difference = kabsch_align(positions, reference) - reference
+    return np.sqrt(np.square(difference).sum(-1).mean(-1))
+
+
+def heavy_atom_rmsd(mol: Chem.Mol, positions: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Smallest RMSD over heavy atoms under the graph's symmetries, (S,): RDKit's GetBestRMS (C-RMSD).
+
+    Args:
+        mol: the molecule with explicit hydrogens, atoms in the order of the arrays.
+        positions: (S, N, 3).
+        reference: (N, 3).
+    """
+
+    def heavy(conformers: np.ndarray) -> Chem.Mol:
+        copy = Chem.Mol(mol)
+        copy.RemoveAllConformers()
+        for coordinates in conformers:
+            copy.AddConformer(conformer_from_positions(coordinates), assignId=True)
+        return Chem.RemoveAllHs(copy, sanitize=False)
+
+    probe, target = heavy(positions), heavy(reference[None])
+    if probe.GetNumAtoms() == 0:  # H2
+        return np.zeros(len(positions))
+    return np.array([rdMolAlign.GetBestRMS(probe, target, i, 0) for i in range(len(positions))])
+
+
+def distance_errors(positions: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """D-MAE and D-RMSE over all entries of the distance matrix, the zero diagonal counted; (S,) each."""
+
+    def distances(x: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(x[..., :, None, :] - x[..., None, :, :], axis=-1)
+
+    difference = distances(positions) - distances(reference)
+    return np.abs(difference).mean((-1, -2)), np.sqrt(np.square(difference).mean((-1, -2)))
+
+
+def bond_length_error(graph: MolecularGraph, positions: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Mean absolute error over bonds, (S,); NaN without bonds."""
+    bonds = np.argwhere(np.triu(np.isin(graph.pair_types, list(PAIR_BONDS.values()))))
+    return _pair_error(bonds, positions, reference)
+
+
+def one_three_distance_error(graph: MolecularGraph, positions: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Mean absolute error over pairs two bonds apart, (S,); NaN without such pairs."""
+    return _pair_error(np.argwhere(np.triu(graph.pair_types == PAIR_PATH_OF_2)), positions, reference)
+
+
+def _pair_error(pairs: np.ndarray, positions: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    if len(pairs) == 0:
+        return np.full(len(positions), np.nan)
+
+    def lengths(x: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(x[..., pairs[:, 0], :] - x[..., pairs[:, 1], :], axis=-1)
+
+    return np.abs(lengths(positions) - lengths(reference)).mean(-1)
+
+
+def bond_angle_error(graph: MolecularGraph, positions: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Mean absolute error of the angles between bonds at one atom, degrees, (S,); NaN without angles."""
+    bonded = np.isin(graph.pair_types, list(PAIR_BONDS.values()))
+    triples = [
+        (i, centre, j)
+        for centre in range(graph.num_atoms)
+        for i in np.flatnonzero(bonded[centre])
+        for j in np.flatnonzero(bonded[centre])
+        if i < j
+    ]
+    if not triples:
+        return np.full(len(positions), np.nan)
+    i, centre, j = np.array(triples).T
+
+    def angles(x: np.ndarray) -> np.ndarray:
+        u, v = x[..., i, :] - x[..., centre, :], x[..., j, :] - x[..., centre, :]
+        cosine = (u * v).sum(-1) / (np.linalg.norm(u, axis=-1) * np.linalg.norm(v, axis=-1)).clip(1e-8)
+        return np.degrees(np.arccos(cosine.clip(-1, 1)))
+
+    return np.abs(angles(positions) - angles(reference)).mean(-1)
+
+
+def stereo_is_right(graph: MolecularGraph, positions: np.ndarray) -> np.ndarray:
+    """Whether every stereo mark of the graph is obeyed, (S,) bool; True without marks."""
+    right = (signed_volumes(positions, graph.stereo_quadruples) > 0).all(-1)
+    bonded = np.isin(graph.pair_types, list(PAIR_BONDS.values()))
+    double = graph.pair_types == PAIR_BONDS[Chem.BondType.DOUBLE]
+    for i, j in np.argwhere(np.triu(graph.stereo_pair_types)):
+        a, b = next((a, b) for a, b in np.argwhere(double) if bonded[i, a] and bonded[b, j])
+        axis = positions[:, b] - positions[:, a]
+        normal_i = np.cross(positions[:, i] - positions[:, a], axis)
+        normal_j = np.cross(positions[:, j] - positions[:, b], axis)
+        is_cis = (normal_i * normal_j).sum(-1) > 0
+        right &= is_cis == (graph.stereo_pair_types[i, j] == STEREO_CIS)
+    return right

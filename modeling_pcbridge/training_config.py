@@ -1,0 +1,116 @@
+"""Everything a training run can be told, as dataclasses that a YAML file or the command line fills."""
+
+from dataclasses import dataclass, field
+
+from .losses import LossSettings
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """A data source and its share of every batch.
+
+    Attributes:
+        name: a configuration of `dataset_scripts.bundled`.
+        weight: share of the rows of a batch.
+        only_labelled: leave out rows without energy and forces at the model's level of theory.
+    """
+
+    name: str
+    weight: float = 1.0
+    only_labelled: bool = False
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of training.
+
+    Attributes:
+        num_steps: optimiser updates.
+        learning_rate: peak; warmed up linearly over `warmup_steps`, then decayed linearly to zero.
+        warmup_steps: updates.
+        sources: what the batches are mixed from.
+        losses: which losses, how weighed.
+    """
+
+    num_steps: int
+    learning_rate: float
+    warmup_steps: int
+    sources: list[SourceConfig]
+    losses: LossSettings = field(default_factory=LossSettings)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What the evaluation after training does.
+
+    Attributes:
+        split: of the bundled data; choose settings on "validation", report "test".
+        max_molecules: evaluate on the first so many molecules; null for all.
+        num_samples: structures a molecule and sampling method.
+        num_inference_steps: of DDIM.
+        batch_size: structures evaluated at once.
+        num_references: molecules in the picture of predicted over reference structures.
+    """
+
+    split: str = "test"
+    max_molecules: int | None = None
+    num_samples: int = 5
+    num_inference_steps: int = 20
+    batch_size: int = 128
+    num_references: int = 6
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A whole run: stage 1 (Eq. 7), then stage 2 with the consistency losses, then evaluation.
+
+    Attributes:
+        stage1, stage2: the stages; null leaves one out.
+        preset: sizes of the model, see `PCBridgeConfig.from_preset`.
+        model: fields of `PCBridgeConfig` that differ from the preset.
+        init_from: checkpoint to start from, a folder or a hub name; needed when stage 1 is left out.
+        compare_multi_task: also train stage 2 without the consistency losses, from the same stage-1 weights and on
+            the same batches: the paper's baseline.
+        output_dir: where everything goes.
+        resume: go on from the last training state in `output_dir`.
+        checkpoint_every: updates between saved training states.
+        batch_size: molecules a process and micro-batch.
+        gradient_accumulation_steps: micro-batches an update.
+        optimizer: "adam" as in the paper, or "muon" (torch.optim.Muon for the matrices of the layers, Adam for the
+            rest), which needs fewer steps.
+        weight_decay: decoupled.
+        max_grad_norm: gradients are scaled down to this norm.
+        ema_decay: of the exponential moving average of the weights; the average is what is saved and evaluated.
+        mixed_precision: "no", "bf16" or "fp16".
+        seed: of initial weights, batches and noise.
+        cpu: train on the CPU even where there is a GPU.
+        evaluation: what is measured at the end; null to leave it out.
+    """
+
+    stage1: StageConfig | None
+    stage2: StageConfig | None
+    preset: str = "mini"
+    model: dict = field(default_factory=dict)
+    init_from: str | None = None
+    compare_multi_task: bool = True
+    output_dir: str = "outputs/mini"
+    resume: bool = False
+    checkpoint_every: int = 500
+    batch_size: int = 32
+    gradient_accumulation_steps: int = 1
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 10.0
+    ema_decay: float = 0.998
+    mixed_precision: str = "no"
+    seed: int = 0
+    cpu: bool = False
+    evaluation: EvaluationConfig | None = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self):
+        if self.stage1 is None and self.stage2 is None:
+            raise ValueError("both stages are left out; there is nothing to train")
+        if self.stage1 is None and self.init_from is None:
+            raise ValueError("stage 2 alone needs init_from, a checkpoint of stage 1")
+        if self.optimizer not in ("adam", "muon"):
+            raise ValueError(f"optimizer must be 'adam' or 'muon', not {self.optimizer!r}")

@@ -1,0 +1,227 @@
+"""Training one stage: batches, updates, moving average, saved states. Runs on any number of processes."""
+
+import logging
+import math
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from dataset_scripts.bundled import load_bundled
+from dataset_scripts.collator import Example, collate, example_from_row
+from dataset_scripts.mixture import MixtureBatchSampler
+
+from .checkpointing import find_training_state, load_training_state, save_training_state, seed_everything
+from .modeling_pcbridge import PCBridgeModel
+from .training_config import SourceConfig, StageConfig, TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+LOSS_NAMES = (
+    "loss",
+    "energy_loss",
+    "force_loss",
+    "denoising_loss",
+    "optimality_consistency_loss",
+    "score_consistency_loss",
+)
+# The progress bar reads losses from the device only so often, because that waits for it.
+_UPDATES_PER_LOG = 10
+
+
+class BadLossError(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+def load_source(source: SourceConfig, split: str, energy_level_of_theory: str) -> list[Example]:
+    """The examples of one source, with graph features computed once.
+
+    Raises:
+        ValueError: an unknown source, or one without any row.
+    """
+    rows = load_bundled(source.name, split)
+    examples = [example_from_row(row, energy_level_of_theory) for row in rows]
+    if source.only_labelled:
+        examples = [example for example in examples if example.is_labelled]
+    if not examples:
+        raise ValueError(f"data source {source} has no rows at {energy_level_of_theory}")
+    return examples
+
+
+def fit_reference_energies(examples: list[Example]) -> dict[int, float]:
+    """Per-element energies in eV, by least squares over the energy labels: atomic number -> energy.
+
+    Raises:
+        ValueError: no example has an energy.
+    """
+    labelled = [example for example in examples if example.energy is not None]
+    if not labelled:
+        raise ValueError("no training row has an energy, so reference energies cannot be fitted")
+    elements = sorted({int(z) for example in labelled for z in example.graph.atomic_numbers})
+    counts = torch.tensor(
+        [[(example.graph.atomic_numbers == z).sum() for z in elements] for example in labelled], dtype=torch.float64
+    )
+    energies = torch.tensor([example.energy for example in labelled], dtype=torch.float64)
+    # gelsd copes with elements that always come together.
+    solution = torch.linalg.lstsq(counts, energies.unsqueeze(-1), driver="gelsd").solution.squeeze(-1)
+    return dict(zip(elements, solution.tolist(), strict=True))
+
+
+def make_optimizers(model: PCBridgeModel, config: TrainingConfig, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """One Adam, or Muon for the weight matrices of the layers and Adam for everything else."""
+    parameters = dict(model.named_parameters())
+    matrices = []
+    if config.optimizer == "muon":
+        matrices = [name for name, p in parameters.items() if ".layers." in name and p.ndim == 2]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [p for name, p in parameters.items() if name not in matrices],
+            lr=learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+    ]
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(
+                [parameters[name] for name in matrices],
+                lr=learning_rate,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",  # so that one learning rate serves both
+            )
+        )
+    return optimizers
+
+
+def learning_rate_factor(step: int, stage: StageConfig) -> float:
+    """Linear warm-up, then linear decay to zero after `num_steps`; update number `step` counts from 0."""
+    warmup = (step + 1) / max(stage.warmup_steps, 1)
+    decay = (stage.num_steps - step) / max(stage.num_steps - stage.warmup_steps, 1)
+    return min(1.0, warmup, decay)
+
+
+def count_labels(batches: list[dict], accelerator: Accelerator) -> dict[str, Tensor]:
+    """Labels of each kind in all micro-batches of an update on all processes, as scalar tensors."""
+    counts = torch.zeros(3, device=accelerator.device)
+    for batch in batches:
+        counts[0] += (~batch["energy"].isnan()).sum()
+        counts[1] += (~batch["forces"][:, 0, 0].isnan()).sum()
+        counts[2] += batch["is_equilibrium"].sum()
+    energy, forces, equilibrium = accelerator.reduce(counts, reduction="sum")
+    return {"energy": energy, "forces": forces, "equilibrium": equilibrium}
+
+
+def train_stage(
+    name: str, model: PCBridgeModel, stage: StageConfig, config: TrainingConfig, accelerator: Accelerator
+) -> list[dict]:
+    """Train `model` in place through one stage and leave it with the moving average of its weights.
+
+    A finished or interrupted stage in `config.output_dir` is taken up where it stood when `config.resume` is set.
+
+    Returns:
+        The loss history: one record of `LOSS_NAMES`, step and learning rate every few updates.
+
+    Raises:
+        BadLossError: the loss is NaN or infinite.
+    """
+    level = model.config.energy_level_of_theory
+    sources = [load_source(source, "train", level) for source in stage.sources]
+    model.to(accelerator.device).train()
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+    optimizers = make_optimizers(model, config, stage.learning_rate)
+    schedulers = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, stage))
+        for optimizer in optimizers
+    ]
+
+    state_folder = Path(config.output_dir) / "training_state" / name
+    progress: dict = {"step": 0, "history": []}
+    seed_everything(config.seed + 1000 * accelerator.process_index)
+    modules = {"model": model, "average": average}
+    if config.resume and (found := find_training_state(state_folder)) is not None:
+        progress = load_training_state(found, modules, optimizers)
+        for scheduler in schedulers:
+            for _ in range(progress["step"]):
+                scheduler.step()
+        logger.info("%s: resumed at update %d", name, progress["step"])
+
+    micro_batches = config.gradient_accumulation_steps * accelerator.num_processes
+    sampler = MixtureBatchSampler(
+        sizes=[[example.graph.num_atoms for example in source] for source in sources],
+        weights=[source.weight for source in stage.sources],
+        batch_size=config.batch_size,
+        num_batches=stage.num_steps * micro_batches,
+        seed=config.seed,
+        start_batch=progress["step"] * micro_batches,
+    )
+    examples = [example for source in sources for example in source]
+    loader = accelerator.prepare(DataLoader(examples, batch_sampler=sampler, collate_fn=collate))
+    prepared = accelerator.prepare(model)
+
+    bar = tqdm(
+        total=stage.num_steps,
+        initial=progress["step"],
+        desc=name,
+        unit="step",
+        disable=not accelerator.is_main_process,
+        mininterval=1.0,
+    )
+    started, molecules = time.perf_counter(), 0
+    batches = iter(loader)
+    for step in range(progress["step"], stage.num_steps):
+        update = [next(batches) for _ in range(config.gradient_accumulation_steps)]
+        losses = _update(prepared, update, stage, config, accelerator, optimizers)
+        for scheduler in schedulers:
+            scheduler.step()
+        average.update_parameters(model)
+        molecules += config.batch_size * micro_batches
+        if step % _UPDATES_PER_LOG == 0 or step + 1 == stage.num_steps:
+            # Each process holds its share of every mean, so the sum over processes is the loss of the update.
+            record = dict(zip(LOSS_NAMES, accelerator.reduce(losses, reduction="sum").tolist(), strict=True))
+            if not math.isfinite(record["loss"]):
+                raise BadLossError(f"{name}: the loss is {record['loss']} at update {step}")
+            rate = molecules / (time.perf_counter() - started)
+            progress["history"].append({"step": step, "learning_rate": schedulers[0].get_last_lr()[0], **record})
+            bar.set_postfix(
+                {key.removesuffix("_loss"): f"{value:.3g}" for key, value in record.items() if value}
+                | {"molecules/s": f"{rate:.0f}"}
+            )
+        bar.update()
+        progress["step"] = step + 1
+        if (step + 1) % config.checkpoint_every == 0 or step + 1 == stage.num_steps:
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                save_training_state(state_folder, modules, optimizers, progress)
+    bar.close()
+    model.load_state_dict(average.module.state_dict())
+    model.eval()
+    accelerator.free_memory()
+    return progress["history"]
+
+
+def _update(prepared, update: list[dict], stage: StageConfig, config, accelerator, optimizers) -> Tensor:
+    """One optimiser update over its micro-batches; returns this process's share of the `LOSS_NAMES` terms."""
+    counts = count_labels(update, accelerator)
+    totals = torch.zeros(len(LOSS_NAMES), device=accelerator.device)
+    for index, batch in enumerate(update):
+        is_last = index + 1 == len(update)
+        # DDP averages gradients over processes and `backward` divides by the micro-batches; the losses are already
+        # divided by the label counts of the whole update, so both are undone.
+        with nullcontext() if is_last else accelerator.no_sync(prepared):
+            with accelerator.autocast():
+                output = prepared(**batch, loss_settings=stage.losses, label_counts=counts)
+            accelerator.backward(output.loss * accelerator.num_processes * accelerator.gradient_accumulation_steps)
+        terms = [output[name] for name in LOSS_NAMES]
+        totals += torch.stack([totals.new_zeros(()) if term is None else term.detach().float() for term in terms])
+    accelerator.clip_grad_norm_(prepared.parameters(), config.max_grad_norm)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return totals
