@@ -50,7 +50,7 @@ class PCBridgeConfig(PreTrainedConfig):
     intermediate_size: int = 128
     vector_size: int = 64
     num_hidden_layers: int = 4
-    num_structure_layers: int = 3
+    num_structure_layers: int = 2
     num_attention_heads: int = 8
     num_gaussians: int = 48
     max_distance: float | int = 8.0

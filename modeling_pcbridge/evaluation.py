@@ -218,7 +218,7 @@ def mmff_structures(num_samples: int, seed: int) -> Callable[[ReferenceMolecule]
         mol = Chem.Mol(reference.mol)
         mol.RemoveAllConformers()
         parameters = rdDistGeom.ETKDGv3()
-        parameters.randomSeed = seed
+        parameters.randomSeed = seed + 1  # RDKit scales it by the conformer's number: 0 would repeat one conformer
         conformers = list(rdDistGeom.EmbedMultipleConfs(mol, num_samples, parameters))
         if not conformers or not rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
             return None

@@ -46,10 +46,10 @@ class EvaluationConfig:
     Attributes:
         split: of the bundled data; choose settings on "validation", report "test".
         max_molecules: evaluate on the first so many molecules; null for all.
-        num_samples: structures a molecule and sampling method.
+        num_samples: structures a molecule, for each sampling method.
         num_inference_steps: of DDIM.
         batch_size: structures evaluated at once.
-        num_references: molecules in the picture of predicted over reference structures.
+        num_pictures: molecules in the picture of predicted over reference structures.
     """
 
     split: str = "test"
@@ -57,7 +57,7 @@ class EvaluationConfig:
     num_samples: int = 5
     num_inference_steps: int = 20
     batch_size: int = 128
-    num_references: int = 6
+    num_pictures: int = 6
 
 
 @dataclass(frozen=True)

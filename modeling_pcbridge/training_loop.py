@@ -218,7 +218,7 @@ def _update(prepared, update: list[dict], stage: StageConfig, config, accelerato
             with accelerator.autocast():
                 output = prepared(**batch, loss_settings=stage.losses, label_counts=counts)
             accelerator.backward(output.loss * accelerator.num_processes * accelerator.gradient_accumulation_steps)
-        terms = [output[name] for name in LOSS_NAMES]
+        terms = [getattr(output, name) for name in LOSS_NAMES]
         totals += torch.stack([totals.new_zeros(()) if term is None else term.detach().float() for term in terms])
     accelerator.clip_grad_norm_(prepared.parameters(), config.max_grad_norm)
     for optimizer in optimizers:

@@ -1,0 +1,128 @@
+"""A whole run: stages, evaluation, and everything a run leaves in its output folder."""
+
+import json
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from .configuration_pcbridge import PCBridgeConfig
+from .evaluation import evaluate_model, evaluate_reference, load_references, mmff_structures, pm6_structures
+from .modeling_pcbridge import PCBridgeModel
+from .processing_pcbridge import PCBridgeProcessor
+from .report import plot_energy_scatter, plot_losses, plot_structures, results_markdown
+from .training_config import StageConfig, TrainingConfig
+from .training_loop import fit_reference_energies, load_source, seed_everything, train_stage
+
+logger = logging.getLogger(__name__)
+
+CONSISTENCY, MULTI_TASK, STAGE1 = "consistency", "multi-task", "stage1"
+_MODEL_CARD = Path(__file__).parent.parent / "model_card.md"
+
+
+def run(config: TrainingConfig) -> dict:
+    """Train, save, evaluate; returns the metrics that are also in `output_dir`/metrics.json."""
+    accelerator = Accelerator(
+        cpu=config.cpu,
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+    )
+    seed_everything(config.seed)  # the same initial weights on every process
+    output_dir = Path(config.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+
+    model = initial_model(config)
+    histories: dict[str, list[dict]] = {}
+    models: dict[str, Path] = {}
+    if config.stage1 is not None:
+        histories[STAGE1] = train_stage(STAGE1, model, config.stage1, config, accelerator)
+        models[STAGE1] = save_checkpoint(model, output_dir / STAGE1, accelerator)
+    if config.stage2 is not None:
+        # Each branch starts from the same weights.
+        start = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        branches = {CONSISTENCY: config.stage2}
+        if config.compare_multi_task:
+            branches = {MULTI_TASK: without_consistency(config.stage2), **branches}
+        for name, stage in branches.items():
+            model.load_state_dict(start)
+            histories[name] = train_stage(name, model, stage, config, accelerator)
+            models[name] = save_checkpoint(model, output_dir / name, accelerator)
+
+    metrics: dict = {"config": asdict(config), "histories": histories}
+    if accelerator.is_main_process:
+        plot_losses(histories, output_dir / "losses.png")
+        if config.evaluation is not None:
+            metrics |= evaluate_run(config, models, accelerator.device)
+        (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return metrics
+
+
+def initial_model(config: TrainingConfig) -> PCBridgeModel:
+    """A new model with reference energies fitted to the training labels, or the one of `init_from`."""
+    if config.init_from is not None:
+        return PCBridgeModel.from_pretrained(config.init_from)
+    model = PCBridgeModel(PCBridgeConfig.from_preset(config.preset, **config.model))
+    level = model.config.energy_level_of_theory
+    stages = [stage for stage in (config.stage1, config.stage2) if stage is not None]
+    sources = {source for stage in stages for source in stage.sources}
+    examples = [e for source in sorted(sources, key=str) for e in load_source(source, "train", level)]
+    table = model.energy_decoder.reference_energies.energies
+    for atomic_number, energy in fit_reference_energies(examples).items():
+        table[atomic_number] = energy
+    return model
+
+
+def without_consistency(stage: StageConfig) -> StageConfig:
+    """The multi-task baseline: the same stage with both consistency losses off."""
+    return replace(stage, losses=replace(stage.losses, optimality_weight=0.0, score_weight=0.0))
+
+
+def save_checkpoint(model: PCBridgeModel, folder: Path, accelerator: Accelerator) -> Path:
+    """Weights, config, code, processor and card in `folder`, ready for from_pretrained and for a hub."""
+    if accelerator.is_main_process:
+        model.save_pretrained(folder)
+        PCBridgeProcessor(model.config.supported_elements).save_pretrained(folder)
+        if _MODEL_CARD.exists():
+            (folder / "README.md").write_text(_MODEL_CARD.read_text())
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def evaluate_run(config: TrainingConfig, models: dict[str, Path], device: torch.device) -> dict:
+    """Evaluate every final model and the classical references; write the table and the pictures."""
+    evaluation = config.evaluation
+    output_dir = Path(config.output_dir)
+    final = {name: folder for name, folder in models.items() if name != STAGE1 or len(models) == 1}
+    results = {
+        name: evaluate_model(PCBridgeModel.from_pretrained(folder).to(device), evaluation, config.seed)
+        for name, folder in final.items()
+    }
+    references = load_references(evaluation)
+    metrics = {
+        "split": evaluation.split,
+        "num_molecules": len(references),
+        "num_samples": evaluation.num_samples,
+        "seed": config.seed,
+        "models": results,
+        "references": {
+            "PM6 (same conformer)": evaluate_reference(pm6_structures(evaluation), evaluation),
+            "ETKDGv3 + MMFF94": evaluate_reference(mmff_structures(evaluation.num_samples, config.seed), evaluation),
+        },
+    }
+    table = results_markdown(metrics)
+    (output_dir / "results.md").write_text(table)
+    print(table)
+    plot_energy_scatter(results, output_dir / "energy_scatter.png")
+    # Evenly from the smallest to the largest molecule, so nobody chose the good ones.
+    count = min(evaluation.num_pictures, len(references))
+    chosen = [round(i * (len(references) - 1) / max(count - 1, 1)) for i in range(count)]
+    plot_structures(
+        [references[i] for i in chosen],
+        {name: [r["per_molecule"]["ddim"]["first_sample"][i] for i in chosen] for name, r in results.items()},
+        output_dir / "structures.png",
+    )
+    return metrics

@@ -1,0 +1,45 @@
+"""Train PCBridge: stage 1, stage 2 with the consistency losses and without, evaluation, table and pictures.
+
+    accelerate launch train_accelerate.py                                  # the mini preset on the bundled data
+    accelerate launch train_accelerate.py --config configs/paper.yaml
+    accelerate launch train_accelerate.py --seed 1 --output_dir outputs/seed1 --stage2.losses.kT 0.2
+    accelerate launch train_accelerate.py --output_dir outputs/mini --resume true
+
+Every option is a field of `modeling_pcbridge.training_config.TrainingConfig`; `--help` lists them with their meaning.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from modeling_pcbridge.training_config import TrainingConfig
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "mini.yaml"
+
+
+def parse(arguments: list[str] | None = None) -> TrainingConfig:
+    """The configuration of a command line; values not given come from --config, else from configs/mini.yaml."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--config", action="config", help="YAML file; later options override it")
+    parser.add_class_arguments(TrainingConfig)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not any(argument.split("=")[0] == "--config" for argument in arguments):
+        arguments = ["--config", str(DEFAULT_CONFIG), *arguments]
+    values = parser.instantiate(parser.parse_args(arguments)).as_dict()
+    values.pop("config")
+    return TrainingConfig(**values)
+
+
+def main() -> None:
+    config = parse()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    from modeling_pcbridge.training_run import run
+
+    run(config)
+
+
+if __name__ == "__main__":
+    main()
