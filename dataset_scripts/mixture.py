@@ -73,8 +73,7 @@ class MixtureBatchSampler(Sampler[list[int]]):
         offsets = np.cumsum([0] + [len(sizes) for sizes in self.sizes])
         while True:
             rows = [
-                self._window_rows(source, window, count) + offsets[source]
-                for source, count in enumerate(self.counts)
+                self._window_rows(source, window, count) + offsets[source] for source, count in enumerate(self.counts)
             ]
             for batch in np.random.default_rng((self.seed, window)).permutation(BATCHES_PER_WINDOW):
                 yield np.concatenate([source_rows[batch] for source_rows in rows]).tolist()

@@ -55,9 +55,7 @@ def find_training_state(folder: Path) -> Path | None:
     return None
 
 
-def load_training_state(
-    folder: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]
-) -> dict:
+def load_training_state(folder: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]) -> dict:
     """Restore what `save_training_state` wrote; returns the progress."""
     weights = load_file(folder / _MODULES)
     for name, module in modules.items():

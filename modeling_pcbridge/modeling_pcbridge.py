@@ -207,9 +207,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         """
         if positions is None:
             raise ValueError("energies, forces and losses need positions; for structures call predict_structure")
-        graph = GraphBatch(
-            atomic_numbers, formal_charges, atom_mask, pair_types, stereo_pair_types, stereo_quadruples
-        )
+        graph = GraphBatch(atomic_numbers, formal_charges, atom_mask, pair_types, stereo_pair_types, stereo_quadruples)
         if energy is None and forces is None and is_equilibrium is None:
             predicted_energy, predicted_forces = self.energy_and_forces(graph, positions)
             output = PCBridgeOutput(energy=predicted_energy, forces=predicted_forces)
@@ -253,7 +251,9 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         settings = loss_settings or LossSettings()
         return self(
             **batch,
-            loss_settings=settings.only(energy_weight=settings.energy_weight, denoising_weight=settings.denoising_weight),
+            loss_settings=settings.only(
+                energy_weight=settings.energy_weight, denoising_weight=settings.denoising_weight
+            ),
         ).loss
 
     def force_loss(self, **batch) -> Tensor:

@@ -91,7 +91,9 @@ class PCBridgeProcessor(ProcessorMixin):
             if molecule.GetNumConformers() == 0:
                 return Chem.AddHs(molecule), None
             if any(atom.GetTotalNumHs() > 0 for atom in molecule.GetAtoms()):
-                raise ValueError("it has a conformer but implicit hydrogens; call Chem.AddHs(mol, addCoords=True) first")
+                raise ValueError(
+                    "it has a conformer but implicit hydrogens; call Chem.AddHs(mol, addCoords=True) first"
+                )
             return molecule, molecule.GetConformer().GetPositions().astype(np.float32)
         if isinstance(molecule, (tuple, list)) and len(molecule) in (2, 3):
             atomic_numbers = np.asarray(molecule[0])

@@ -42,9 +42,7 @@ def markdown_table(rows: dict[str, dict], columns) -> str:
     """A Markdown table: a row for each entry, a dash where a metric is absent."""
     lines = ["| | " + " | ".join(title for _, title, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, metrics in rows.items():
-        cells = [
-            "-" if metrics.get(key) is None else f"{metrics[key]:.{decimals}f}" for key, _, decimals in columns
-        ]
+        cells = ["-" if metrics.get(key) is None else f"{metrics[key]:.{decimals}f}" for key, _, decimals in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -103,9 +101,7 @@ def plot_energy_scatter(models: dict[str, dict], path: Path) -> None:
     plt.close(figure)
 
 
-def plot_structures(
-    references: list[ReferenceMolecule], predictions: dict[str, list[np.ndarray]], path: Path
-) -> None:
+def plot_structures(references: list[ReferenceMolecule], predictions: dict[str, list[np.ndarray]], path: Path) -> None:
     """Predicted structures (colour) over the references (grey), a row a model, a column a molecule."""
     shape = (len(predictions), len(references))
     figure, axes = plt.subplots(

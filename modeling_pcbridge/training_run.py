@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from .configuration_pcbridge import PCBridgeConfig
 from .evaluation import evaluate_model, evaluate_reference, load_references, mmff_structures, pm6_structures
@@ -28,6 +28,8 @@ def run(config: TrainingConfig) -> dict:
         cpu=config.cpu,
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
+        # A stage without denoising, or without energies, leaves a decoder out of the graph.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     seed_everything(config.seed)  # the same initial weights on every process
     output_dir = Path(config.output_dir)

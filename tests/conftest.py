@@ -1,0 +1,65 @@
+"""Real molecules and a small untrained model, shared by the tests."""
+
+import pytest
+import torch
+from datasets import disable_progress_bars
+
+from dataset_scripts.bundled import load_bundled
+from dataset_scripts.collator import example_from_row
+from dataset_scripts.schema import B3LYP_6_31GD
+from modeling_pcbridge import PCBridgeConfig, PCBridgeModel, PCBridgeProcessor
+
+disable_progress_bars()
+torch.set_num_threads(2)
+
+# With one stereo mark, several, a stereo double bond, none, a ring, charges, and three atoms only.
+SMILES = ["C[C@H](N)C(=O)O", "C[C@@H]1O[C@H]1C", "F/C=C\\F", "CCO", "c1ccoc1", "[NH3+]CC(=O)[O-]", "O"]
+
+
+def small_model(seed: int = 0, dtype: torch.dtype = torch.float64, **overrides) -> PCBridgeModel:
+    """An untrained model whose outputs are large enough to see errors in."""
+    torch.manual_seed(seed)
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "vector_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_gaussians": 16,
+        "initializer_range": 0.2,
+    }
+    return PCBridgeModel(PCBridgeConfig(**{**sizes, **overrides})).to(dtype).eval()
+
+
+def random_positions(graph: dict, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Spread-out random coordinates, zero on padding."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (*graph["atomic_numbers"].shape, 3)
+    return 1.5 * torch.randn(shape, generator=generator, dtype=dtype) * graph["atom_mask"].unsqueeze(-1)
+
+
+@pytest.fixture(scope="session")
+def processor() -> PCBridgeProcessor:
+    return PCBridgeProcessor()
+
+
+@pytest.fixture
+def graph(processor) -> dict:
+    return dict(processor(SMILES))
+
+
+@pytest.fixture
+def model() -> PCBridgeModel:
+    return small_model()
+
+
+def bundled_examples(name: str, split: str, count: int, only_labelled: bool = False):
+    """The first `count` examples of the bundled data."""
+    examples = []
+    for row in load_bundled(name, split):
+        example = example_from_row(row, B3LYP_6_31GD)
+        if example.is_labelled or not only_labelled:
+            examples.append(example)
+        if len(examples) == count:
+            break
+    return examples

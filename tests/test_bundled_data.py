@@ -1,0 +1,112 @@
+"""The bundled data are what their card says: counts, checksums, units, splits without leakage."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from rdkit import Chem
+
+from dataset_scripts.bundled import CONFIG_NAMES, SPLITS, load_bundled, parquet_path
+from dataset_scripts.collator import collate, example_from_row
+from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES, PM6
+
+
+def test_files_match_their_checksums_and_counts():
+    summary = json.loads(parquet_path("pm6", "train").with_name("summary.json").read_text())
+    for name in CONFIG_NAMES:
+        for split in SPLITS:
+            path = parquet_path(name, split)
+            entry = summary["files"][path.name]
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
+            assert len(load_bundled(name, split)) == entry["rows"]
+
+
+def test_splits_share_no_constitution():
+    constitutions = {}
+    for split in SPLITS:
+        mols = [Chem.MolFromSmiles(row["smiles"]) for row in load_bundled("pm6", split)]
+        constitutions[split] = {Chem.MolToSmiles(mol, isomericSmiles=False) for mol in mols}
+    assert not constitutions["train"] & constitutions["test"]
+    assert not constitutions["train"] & constitutions["validation"]
+    assert not constitutions["validation"] & constitutions["test"]
+    assert len(load_bundled("pm6", "test")) >= 300
+
+
+def test_every_configuration_splits_the_same_molecules_alike():
+    for split in SPLITS:
+        ids = {name: {row["molecule_id"] for row in load_bundled(name, split)} for name in CONFIG_NAMES}
+        assert ids["pm6"] == ids["dft_equilibrium"]
+        assert ids["pm6_displaced"] <= ids["pm6"]
+
+
+def test_levels_of_theory_travel_with_the_labels():
+    for row in load_bundled("pm6", "validation"):
+        assert row["equilibrium_level_of_theory"] == PM6
+        assert (row["energy"] is None) == (row["energy_level_of_theory"] is None) == (row["forces"] is None)
+    for row in load_bundled("pm6_displaced", "validation"):
+        assert row["equilibrium_level_of_theory"] is None and row["energy_level_of_theory"] == B3LYP_6_31GD
+    for row in load_bundled("dft_equilibrium", "validation"):
+        assert row["equilibrium_level_of_theory"] == B3LYP_6_31G2DFP and row["forces"] is None
+        # Another level than the model's: not a label for it.
+        assert example_from_row(row, B3LYP_6_31GD).energy is None
+
+
+def test_units_by_known_molecules():
+    """Water at the PM6 minimum: B3LYP/6-31G* has -76.41 hartree, an O-H bond is .95 to .97 angstrom."""
+    rows = [row for split in SPLITS for row in load_bundled("pm6", split)]
+    water = next(row for row in rows if row["smiles"] == "O")
+    assert water["energy"] == pytest.approx(-76.41 * 27.2114, abs=0.5)
+    positions = np.array(water["positions"])
+    assert 0.93 < np.linalg.norm(positions[1] - positions[0]) < 0.98
+    # A displaced structure lies above its minimum by eV, and its forces point back on average.
+    minima = {row["molecule_id"]: row for row in rows}
+    above, work = [], []
+    for row in load_bundled("pm6_displaced", "train"):
+        start = minima[row["molecule_id"]]
+        above.append(row["energy"] - start["energy"])
+        work.append((np.array(row["forces"]) * (np.array(start["positions"]) - np.array(row["positions"]))).sum())
+    assert min(above) > 0 and 2.0 < np.mean(above) < 3.5
+    assert np.mean(work) > np.mean(above)
+
+
+def test_streaming_gives_the_same_rows():
+    rows = load_bundled("pm6_displaced", "test")
+    streamed = list(load_bundled("pm6_displaced", "test", streaming=True))
+    assert rows.features == FEATURES
+    assert streamed == list(rows)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="no bundled configuration 'pm7'; there are pm6"):
+        load_bundled("pm7", "train")
+    with pytest.raises(ValueError, match="no split 'dev'"):
+        load_bundled("pm6", "dev")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"positions": [[0.0, 0.0, 0.0]]}, "positions have shape"),
+        ({"energy": float("nan")}, "the energy is nan"),
+        ({"forces": [[float("inf"), 0.0, 0.0]] * 3}, "forces are not all finite"),
+        ({"atomic_numbers": [8, 1, 6]}, "atomic_numbers differ"),
+        ({"mapped_smiles": "C("}, "cannot parse"),
+    ],
+)
+def test_bad_rows_are_named(change, reason):
+    rows = [row for split in SPLITS for row in load_bundled("pm6", split)]
+    water = next(row for row in rows if row["smiles"] == "O")
+    with pytest.raises(ValueError, match=f"molecule qm9_000003: .*{reason}"):
+        example_from_row(water | change, B3LYP_6_31GD)
+
+
+def test_collate_marks_absent_labels_and_never_gives_an_empty_slice():
+    rows = list(load_bundled("pm6", "train"))
+    unlabelled = next(row for row in rows if row["energy"] is None)
+    batch = collate([example_from_row(unlabelled, B3LYP_6_31GD)])
+    assert batch["energy"].isnan().all() and batch["forces"].isnan().all()
+    assert batch["labelled_rows"] == slice(0, 1)
+    displaced = next(iter(load_bundled("pm6_displaced", "train")))
+    batch = collate([example_from_row(displaced, B3LYP_6_31GD)])
+    assert batch["structure_rows"] == slice(0, 1) and not batch["is_equilibrium"].any()

@@ -1,0 +1,128 @@
+"""Save, load, cast: in this process, and in a fresh one that has only the checkpoint folder."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import SMILES, random_positions, small_model
+
+from modeling_pcbridge import PCBridgeConfig, PCBridgeModel
+
+WATER = ([8, 1, 1], [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]], 0)
+
+FRESH_PROCESS = """
+import json, sys, torch
+from transformers import AutoModel, AutoProcessor
+folder = sys.argv[1]
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+assert "modeling_pcbridge" not in sys.modules
+water = ([8, 1, 1], [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]], 0)
+energy = model.predict_energy(**processor([water]))
+structure = model.predict_structure(**processor(["CCO"]), generator=torch.Generator().manual_seed(0))
+print(json.dumps([energy.energy.tolist(), energy.forces.tolist(), structure.positions.tolist()]))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, processor):
+    model = small_model(dtype=torch.float32, initializer_range=0.1)
+    model.energy_decoder.reference_energies.energies[8] = -2046.123456789
+    model.save_pretrained(tmp_path / "checkpoint")
+    processor.save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def test_fresh_process_without_the_package(folder, processor, tmp_path):
+    model = PCBridgeModel.from_pretrained(folder)
+    energy = model.predict_energy(**processor([WATER]))
+    structure = model.predict_structure(**processor(["CCO"]), generator=torch.Generator().manual_seed(0))
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    # -P and another folder: the package is found only if it is installed, and then it must not be imported.
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", FRESH_PROCESS, str(folder)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    fresh_energy, fresh_forces, fresh_positions = json.loads(result.stdout.splitlines()[-1])
+    assert fresh_energy == energy.energy.tolist()
+    assert fresh_forces == energy.forces.tolist()
+    assert fresh_positions == structure.positions.tolist()
+
+
+def test_every_parameter_and_buffer_survives(folder):
+    saved = small_model(dtype=torch.float32, initializer_range=0.1)
+    saved.energy_decoder.reference_energies.energies[8] = -2046.123456789
+    loaded = PCBridgeModel.from_pretrained(folder)
+    expected, got = saved.state_dict(), loaded.state_dict()
+    assert set(expected) == set(got)
+    assert "diffusion.alphas_cumprod" in got and "energy_decoder.reference_energies.energies" in got
+    for name, tensor in expected.items():
+        assert torch.equal(got[name], tensor) and got[name].dtype == tensor.dtype, name
+
+
+def test_only_safetensors_and_code(folder):
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".py", ".safetensors"}
+
+
+def test_bfloat16_keeps_energies_and_schedule(folder, processor):
+    exact = PCBridgeModel.from_pretrained(folder).predict_energy(**processor([WATER]))
+    for model in (
+        PCBridgeModel.from_pretrained(folder, dtype=torch.bfloat16),
+        PCBridgeModel.from_pretrained(folder).to(torch.bfloat16),
+    ):
+        assert model.dtype == torch.bfloat16
+        assert model.diffusion.alphas_cumprod.dtype == torch.float64
+        rounded = model.predict_energy(**processor([WATER]))
+        assert rounded.energy.dtype == torch.float64 and rounded.forces.dtype == torch.float32
+        # bfloat16 has three digits of the network's part; the reference energy of 2,046 eV is not touched.
+        assert abs(rounded.energy - exact.energy).item() < 0.02 * abs(exact.energy + 2046.123456789).item() + 0.02
+        assert (rounded.forces - exact.forces).abs().max() < 0.05 * exact.forces.abs().max()
+        assert model.predict_structure(**processor(SMILES)).positions.isfinite().all()
+
+
+def test_autocast(folder, processor):
+    model = PCBridgeModel.from_pretrained(folder)
+    graph = dict(processor(SMILES))
+    positions = random_positions(graph, dtype=torch.float32)
+    exact = model.predict_energy(**graph, positions=positions)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = model.predict_energy(**graph, positions=positions)
+    assert 0 < (rounded.energy - exact.energy).abs().max() < 0.05 * exact.energy.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        ({"hidden_size": 30}, "hidden_size"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"beta_start": 0.5, "beta_end": 0.1}, "beta_start"),
+        ({"denoising_timestep": 2000}, "denoising_timestep"),
+        ({"supported_elements": [0]}, "supported_elements"),
+        ({"length_unit": -1.0}, "length_unit"),
+    ],
+)
+def test_config_refuses_nonsense(wrong, name):
+    with pytest.raises(ValueError, match=name):
+        PCBridgeConfig(**wrong)
+
+
+def test_presets():
+    paper = PCBridgeConfig.from_preset("paper")
+    assert (paper.num_hidden_layers, paper.hidden_size, paper.num_attention_heads, paper.num_gaussians) == (
+        24,
+        768,
+        32,
+        128,
+    )
+    assert PCBridgeConfig.from_preset("mini").to_dict() == PCBridgeConfig().to_dict()
+    with pytest.raises(ValueError, match="no preset 'huge'"):
+        PCBridgeConfig.from_preset("huge")

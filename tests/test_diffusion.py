@@ -1,0 +1,99 @@
+"""The schedule against its closed form, the score against a Gaussian's, the sampler against an exact case."""
+
+import math
+
+import pytest
+import torch
+from conftest import small_model
+
+from modeling_pcbridge.diffusion import DiffusionSchedule, centred_noise
+
+
+@pytest.fixture
+def schedule() -> DiffusionSchedule:
+    return DiffusionSchedule(1000, 1e-4, 2e-2, length_unit=1.0)
+
+
+def test_schedule_against_its_closed_form(schedule):
+    product = 1.0
+    assert schedule.alphas_cumprod[0] == 1.0
+    for t in range(1, 1001):
+        x = -6 + 12 * (t - 1) / 999
+        product *= 1 - (1e-4 + (2e-2 - 1e-4) / (1 + math.exp(-x)))
+        assert math.isclose(schedule.alphas_cumprod[t].item(), product, rel_tol=1e-9)
+
+
+def test_schedule_against_published_values(schedule):
+    # Stated for this schedule in the project's description of the method.
+    for t, expected, rounding in ((5, 0.9993, 1e-4), (100, 0.981, 1e-3), (300, 0.844, 1e-3), (400, 0.624, 1e-3)):
+        assert abs(schedule.alphas_cumprod[t].item() - expected) < rounding
+    assert abs(schedule.alphas_cumprod[700].item() - 0.015) < 1e-3
+
+
+def test_add_noise_and_its_unit_of_length():
+    schedule = DiffusionSchedule(1000, 1e-4, 2e-2, length_unit=2.0)
+    timesteps = torch.tensor([0, 300])
+    positions, noise = torch.ones(2, 3, 3, dtype=torch.float64), torch.full((2, 3, 3), 0.5, dtype=torch.float64)
+    noisy = schedule.add_noise(positions, noise, timesteps)
+    abar = schedule.alphas_cumprod[300].item()
+    assert torch.equal(noisy[0], positions[0])
+    expected = math.sqrt(abar) + math.sqrt(1 - abar) * 2.0 * 0.5
+    torch.testing.assert_close(noisy[1], torch.full((3, 3), expected, dtype=torch.float64))
+
+
+def test_score_of_gaussian_data(schedule):
+    """For R_0 ~ N(0, s^2) the posterior mean is known, and Eq. 4 must give the score of N(0, abar s^2 + 1 - abar)."""
+    s, t = 1.7, torch.tensor([250])
+    abar = schedule.alphas_cumprod[250]
+    noisy = torch.randn(1, 5, 3, dtype=torch.float64)
+    posterior_mean = abar.sqrt() * s**2 / (abar * s**2 + 1 - abar) * noisy
+    torch.testing.assert_close(schedule.score(posterior_mean, noisy, t), -noisy / (abar * s**2 + 1 - abar))
+
+
+def test_centred_noise_has_unit_variance_in_the_centred_subspace():
+    mask = torch.ones(4000, 5, dtype=torch.bool)
+    mask[:, 4] = False
+    noise = centred_noise(mask, torch.float64, torch.Generator().manual_seed(0))
+    assert (noise[:, 4] == 0).all() and noise.sum(1).abs().max() < 1e-12
+    # 4 atoms: 3 x 3 degrees of freedom a molecule; the mean square over 36,000 of them is 1 within 4 sigma.
+    assert abs(noise.square().sum().item() / (4000 * 9) - 1) < 4 * math.sqrt(2 / 36000)
+
+
+@pytest.mark.parametrize("position_std", [0.7, 1.3])
+def test_sampler_recovers_an_exact_gaussian(processor, position_std):
+    """With no displacement the preconditioned model is the exact denoiser of N(0, position_std^2)."""
+    model = small_model(position_std=position_std, hidden_size=8, vector_size=8, num_hidden_layers=1)
+    torch.nn.init.zeros_(model.structure_decoder.displacement.weight)
+    graph = dict(processor(["CC"]))
+    samples = model.predict_structure(
+        **graph, num_inference_steps=100, num_samples=400, generator=torch.Generator().manual_seed(0)
+    ).positions
+    assert samples.shape == (1, 400, 8, 3)
+    measured = math.sqrt(samples.square().sum().item() / (400 * 7 * 3))
+    # 8,400 degrees of freedom: 0.8 % of sampling noise (one sigma); the 100 steps' error is below that.
+    assert abs(measured / position_std - 1) < 0.03
+
+
+def test_fewer_steps_follow_the_same_trajectory(processor):
+    """DDIM is deterministic: from the same noise, 100 and 200 steps of the exact denoiser end close together."""
+    model = small_model()
+    torch.nn.init.zeros_(model.structure_decoder.displacement.weight)
+    graph = dict(processor(["CCO"]))
+    ends = [
+        model.predict_structure(
+            **graph, num_inference_steps=steps, generator=torch.Generator().manual_seed(3)
+        ).positions
+        for steps in (100, 200)
+    ]
+    assert (ends[0] - ends[1]).abs().max() < 0.03
+
+
+def test_bad_requests_name_the_argument(model, graph):
+    for arguments, word in (
+        ({"method": "euler"}, "method"),
+        ({"num_samples": 0}, "num_samples"),
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"num_inference_steps": 1001}, "num_inference_steps"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            model.predict_structure(**graph, **arguments)

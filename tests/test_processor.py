@@ -1,0 +1,93 @@
+"""The processor on what people have, and on what they get wrong."""
+
+import numpy as np
+import pytest
+import torch
+from rdkit import Chem
+from rdkit.Chem import rdDistGeom
+
+WATER = ([8, 1, 1], [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
+
+
+def test_smiles_in_the_order_of_add_hs(processor):
+    batch = processor(["CCO", "O"])
+    assert batch["atomic_numbers"].tolist() == [[6, 6, 8, 1, 1, 1, 1, 1, 1], [8, 1, 1, 0, 0, 0, 0, 0, 0]]
+    assert batch["atom_mask"].sum(1).tolist() == [9, 3]
+    assert "positions" not in batch
+    assert (batch["pair_types"][1, 3:] == 0).all() and (batch["pair_types"][1, :, 3:] == 0).all()
+
+
+def test_one_molecule_is_a_batch_of_one(processor):
+    assert processor("CCO")["atomic_numbers"].shape == (1, 9)
+    assert processor(WATER)["positions"].shape == (1, 3, 3)
+
+
+def test_rdkit_molecule_with_a_conformer_keeps_order_and_positions(processor):
+    mol = Chem.AddHs(Chem.MolFromSmiles("OC"))
+    rdDistGeom.EmbedMolecule(mol, randomSeed=1)
+    mol = Chem.RenumberAtoms(mol, [5, 1, 0, 2, 3, 4])
+    batch = processor([mol])
+    assert batch["atomic_numbers"].tolist() == [[1, 6, 8, 1, 1, 1]]
+    expected = torch.tensor(mol.GetConformer().GetPositions(), dtype=torch.float32)
+    torch.testing.assert_close(batch["positions"][0], expected)
+
+
+def test_rdkit_molecule_without_a_conformer_gets_hydrogens(processor):
+    assert processor([Chem.MolFromSmiles("CO")])["atomic_numbers"].shape == (1, 6)
+
+
+def test_elements_positions_and_charge(processor):
+    hydroxide = ([8, 1], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.97]], -1)
+    batch = processor([WATER, hydroxide])
+    assert batch["formal_charges"].tolist() == [[0, 0, 0], [-1, 0, 0]]
+    assert (batch["positions"][1, 2] == 0).all()
+
+
+def test_save_and_load(processor, tmp_path):
+    from modeling_pcbridge import PCBridgeProcessor
+
+    PCBridgeProcessor(supported_elements=[1, 8]).save_pretrained(tmp_path)
+    loaded = PCBridgeProcessor.from_pretrained(tmp_path)
+    assert loaded.supported_elements == [1, 8]
+    with pytest.raises(ValueError, match="unsupported element C"):
+        loaded(["CO"])
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ("", "empty"),
+        ("C(", "cannot parse"),
+        ("C.C", "disconnected"),
+        ("[CH3]", "radical"),
+        ("CS", "unsupported element S; this model knows H, C, N, O, F"),
+        ((*WATER[:1], [[0.0, 0.0, np.nan], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]]), "not all finite"),
+        ((*WATER[:1], WATER[1][:2]), r"shape \(2, 3\)"),
+        (([], []), "no atoms"),
+        (([26, 1], WATER[1][:2]), "unsupported element Fe"),
+        ((WATER[0], WATER[1], 1), "total charge 1"),
+        (17, "expected a SMILES"),
+    ],
+)
+def test_bad_molecules_are_named_with_the_reason(processor, bad, reason):
+    with pytest.raises(ValueError, match=f"molecule 1 .*{reason}"):
+        processor(["CCO" if isinstance(bad, str) else WATER, bad])
+
+
+def test_mixed_positions_and_empty_lists(processor):
+    with pytest.raises(ValueError, match="molecule 0 has positions but molecule 1"):
+        processor([WATER, "CCO"])
+    with pytest.raises(ValueError, match="no molecules"):
+        processor([])
+
+
+def test_conformer_with_implicit_hydrogens(processor):
+    mol = Chem.MolFromSmiles("CC")
+    rdDistGeom.EmbedMolecule(mol, randomSeed=1)
+    with pytest.raises(ValueError, match="implicit hydrogens"):
+        processor([mol])
+
+
+def test_energy_without_positions_says_what_to_do(processor, model):
+    with pytest.raises(ValueError, match="needs positions"):
+        model.predict_energy(**processor(["CCO"]))

@@ -1,0 +1,210 @@
+"""The training script end to end on a small model, its resume, and two processes against one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modeling_pcbridge import LossSettings, PCBridgeModel, PCBridgeProcessor, training_loop
+from modeling_pcbridge.training_config import SourceConfig, StageConfig, TrainingConfig
+from modeling_pcbridge.training_loop import fit_reference_energies, learning_rate_factor, load_source
+from modeling_pcbridge.training_run import run, without_consistency
+from train_accelerate import parse
+
+ROOT = Path(__file__).parent.parent
+SMALL_MODEL = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "vector_size": 16,
+    "num_hidden_layers": 2,
+    "num_structure_layers": 1,
+    "num_attention_heads": 4,
+    "num_gaussians": 16,
+}
+LABELLED = [SourceConfig("pm6", 1.0, only_labelled=True), SourceConfig("pm6_displaced", 1.0)]
+
+
+def small_config(output_dir: Path, **changes) -> TrainingConfig:
+    losses = LossSettings(
+        force_weight=0.5, force_form="norm", optimality_weight=0.1, score_weight=0.1, score_form="denoised"
+    )
+    values = {
+        "stage1": StageConfig(12, 3e-3, 2, LABELLED, losses),
+        "stage2": None,
+        "model": SMALL_MODEL,
+        "output_dir": str(output_dir),
+        "checkpoint_every": 5,
+        "batch_size": 8,
+        "optimizer": "muon",
+        "cpu": True,
+        "evaluation": None,
+        "compare_multi_task": False,
+    }
+    return TrainingConfig(**{**values, **changes})
+
+
+def test_script_trains_both_stages_evaluates_and_leaves_everything(tmp_path):
+    overrides = [
+        f"--output_dir={tmp_path}",
+        f"--model={json.dumps(SMALL_MODEL)}",
+        "--stage1.num_steps=80",
+        "--stage2.num_steps=15",
+        "--evaluation.max_molecules=8",
+        "--evaluation.num_samples=2",
+        "--evaluation.num_inference_steps=4",
+        "--evaluation.split=validation",
+    ]
+    environment = dict(os.environ, OMP_NUM_THREADS="2")
+    result = subprocess.run(
+        [sys.executable, "train_accelerate.py", *overrides],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    energy = [record["energy_loss"] for record in metrics["histories"]["stage1"]]
+    denoising = [record["denoising_loss"] for record in metrics["histories"]["stage1"]]
+    assert np.mean(energy[-3:]) < 0.5 * energy[0]
+    assert np.mean(denoising[-3:]) < 0.9 * denoising[0]
+    assert {record["score_consistency_loss"] for record in metrics["histories"]["multi-task"]} == {0.0}
+    assert all(record["score_consistency_loss"] > 0 for record in metrics["histories"]["consistency"])
+    assert set(metrics["models"]) == {"multi-task", "consistency"}
+    for results in metrics["models"].values():
+        assert results["ddim"]["bond_length_error"] > 0 and results["energy"]["pm6_force_mae"] > 0
+    table = (tmp_path / "results.md").read_text()
+    assert table in result.stdout
+    assert "| multi-task, ddim |" in table and "| ETKDGv3 + MMFF94 |" in table
+    for picture in ("losses.png", "energy_scatter.png", "structures.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+    checkpoint = tmp_path / "consistency"
+    assert {"model.safetensors", "config.json", "processor_config.json", "README.md", "modeling_pcbridge.py"} <= {
+        path.name for path in checkpoint.iterdir()
+    }
+    model = PCBridgeModel.from_pretrained(checkpoint)
+    processor = PCBridgeProcessor.from_pretrained(checkpoint)
+    assert model.predict_structure(**processor(["CCO"]), num_inference_steps=2).positions.isfinite().all()
+    water = processor([([8, 1, 1], [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])])
+    # With fitted reference energies even a model trained for seconds is within a percent of -76.4 hartree.
+    assert model.predict_energy(**water).energy.item() == pytest.approx(-76.4 * 27.2114, rel=0.01)
+
+
+def test_resume_is_bit_for_bit(tmp_path, monkeypatch):
+    whole = run(small_config(tmp_path / "whole"))
+    save = training_loop.save_training_state
+
+    def save_and_die(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training_loop, "save_training_state", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run(small_config(tmp_path / "cut"))
+    monkeypatch.undo()
+    resumed = run(small_config(tmp_path / "cut", resume=True))
+    assert resumed["histories"] == whole["histories"]
+    expected = load_file(tmp_path / "whole" / "stage1" / "model.safetensors")
+    got = load_file(tmp_path / "cut" / "stage1" / "model.safetensors")
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+    # Without resume the run starts anew and ends the same, since nothing else than the seed enters.
+    assert run(small_config(tmp_path / "cut"))["histories"] == whole["histories"]
+
+
+def test_two_processes_equal_one_with_the_same_global_batch(tmp_path):
+    """Two processes of one micro-batch see the same rows as one process that accumulates two."""
+    overrides = [
+        f"--model={json.dumps(SMALL_MODEL)}",
+        "--compare_multi_task=false",
+        "--evaluation=null",
+        "--cpu=true",
+        "--stage1=null",
+        "--stage2.num_steps=6",
+        # Losses without noise, since each process draws its own.
+        "--stage2.losses.denoising_weight=0",
+        "--stage2.losses.optimality_weight=0",
+        "--stage2.losses.score_weight=0",
+    ]
+    start = tmp_path / "start"
+    run(small_config(start, stage1=StageConfig(1, 1e-5, 1, LABELLED, LossSettings())))
+    overrides.append(f"--init_from={start / 'stage1'}")
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    for command, name in (
+        ([*launch, "train_accelerate.py", "--gradient_accumulation_steps=1"], "two"),
+        ([sys.executable, "train_accelerate.py", "--gradient_accumulation_steps=2"], "one"),
+    ):
+        result = subprocess.run(
+            [*command, *overrides, f"--output_dir={tmp_path / name}"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+    one, two = (
+        json.loads((tmp_path / name / "metrics.json").read_text())["histories"]["consistency"]
+        for name in ("one", "two")
+    )
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["force_loss"] > 0
+    initial = load_file(start / "stage1" / "model.safetensors")
+    weights = [load_file(tmp_path / name / "consistency" / "model.safetensors") for name in ("one", "two")]
+    moved = max((weights[0][name] - tensor).abs().max().item() for name, tensor in initial.items())
+    apart = max((weights[0][name] - tensor).abs().max().item() for name, tensor in weights[1].items())
+    assert apart < 0.02 * moved
+
+
+def test_learning_rate_warms_up_and_decays_to_zero():
+    stage = StageConfig(num_steps=10, learning_rate=1.0, warmup_steps=4, sources=[])
+    factors = [learning_rate_factor(step, stage) for step in range(11)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4:] == pytest.approx([1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0.0])
+
+
+def test_reference_energies_leave_small_residuals():
+    examples = load_source(SourceConfig("pm6", only_labelled=True), "train", "B3LYP/6-31G*")
+    energies = fit_reference_energies(examples)
+    assert set(energies) == {1, 6, 7, 8, 9}
+    assert energies[6] == pytest.approx(-38.0 * 27.2114, rel=0.01)
+    residuals = [e.energy - sum(energies[int(z)] for z in e.graph.atomic_numbers) for e in examples]
+    assert abs(np.mean(residuals)) < 0.05 and np.std(residuals) < 1.5
+
+
+def test_multi_task_baseline_differs_in_the_two_consistency_weights_only():
+    stage = parse([]).stage2
+    baseline = without_consistency(stage)
+    assert stage.losses.optimality_weight > 0 and stage.losses.score_weight > 0
+    assert (baseline.losses.optimality_weight, baseline.losses.score_weight) == (0.0, 0.0)
+    assert baseline.losses.force_weight == stage.losses.force_weight and baseline.sources == stage.sources
+
+
+def test_paper_configuration_has_the_papers_constants():
+    config = parse(["--config", str(ROOT / "configs" / "paper.yaml"), "--seed=5"])
+    assert (config.stage1.num_steps, config.stage2.num_steps, config.seed) == (300_000, 200_000, 5)
+    losses = config.stage2.losses
+    assert (losses.energy_weight, losses.denoising_weight) == (1.0, 0.01)
+    assert (losses.optimality_weight, losses.score_weight) == (0.1, 1.0)
+    assert (losses.optimality_timesteps, losses.score_timesteps, losses.kT) == ((400, 700), (5, 300), 0.1)
+    assert (losses.score_form, losses.force_form) == ("noisy", "squared")
+    assert (config.stage1.learning_rate, config.stage1.warmup_steps) == (2e-4, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [(["--optimizer=sgd"], "optimizer"), (["--stage1=null"], "init_from"), (["--nonsense=1"], "nonsense")],
+)
+def test_wrong_options_say_why(wrong, reason, capsys):
+    with pytest.raises((SystemExit, ValueError)) as caught:
+        parse(wrong)
+    assert reason in capsys.readouterr().err + str(caught.value)

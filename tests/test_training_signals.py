@@ -1,0 +1,158 @@
+"""What each loss may and may not move, on real rows of the bundled data."""
+
+import math
+
+import pytest
+import torch
+from conftest import bundled_examples, small_model
+
+from dataset_scripts.collator import collate
+from modeling_pcbridge import LossSettings
+from modeling_pcbridge.graph_batch import GraphBatch
+
+CONSISTENCY = LossSettings().only(optimality_weight=0.1, score_weight=1.0)
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict:
+    """Rows with both labels, with a structure only, and with labels only."""
+    return collate(
+        bundled_examples("pm6", "train", 4, only_labelled=True)
+        + bundled_examples("pm6", "train", 620)[-4:]
+        + bundled_examples("pm6_displaced", "train", 4)
+    )
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_the_batch_has_every_kind_of_row(batch):
+    has_energy = ~batch["energy"].isnan()
+    assert has_energy.tolist() == [True] * 8 + [False] * 4
+    assert batch["is_equilibrium"].tolist() == [False] * 4 + [True] * 8
+    assert (batch["labelled_rows"], batch["structure_rows"]) == (slice(0, 8), slice(4, 12))
+
+
+@pytest.mark.parametrize("form", ["noisy", "denoised"])
+def test_consistency_losses_move_only_the_structure_decoder(batch, form):
+    model = small_model(dtype=torch.float32).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    settings = LossSettings(score_form=form).only(optimality_weight=0.1, score_weight=1.0)
+    model(**batch, loss_settings=settings, generator=generator()).loss.backward()
+    optimizer.step()
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved and all(name.startswith("structure_decoder.") for name in moved)
+    outside = [name for name, p in model.named_parameters() if not name.startswith("structure_decoder.")]
+    assert all(model.get_parameter(name).grad is None for name in outside)
+
+
+def test_optimality_gradient_arrives_through_the_energy(batch):
+    """Descending along the gradient lowers E(R_pred); with a constant energy there is no gradient."""
+    model = small_model(dtype=torch.float64).train()
+    settings = LossSettings().only(optimality_weight=1.0)
+    loss = model.optimality_consistency_loss(**batch, loss_settings=settings, generator=generator())
+    loss.backward()
+    assert loss.item() > 0
+    weight = model.structure_decoder.displacement.weight
+    gradient = weight.grad.clone()
+    assert gradient.abs().max() > 0
+    index = gradient.abs().argmax()
+    values = []
+    with torch.no_grad():
+        for shift in (1e-6, -1e-6):
+            weight.flatten()[index] += shift
+            values.append(model.optimality_consistency_loss(**batch, generator=generator()).item())
+            weight.flatten()[index] -= shift
+    assert gradient.flatten()[index].item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)
+
+    torch.nn.init.zeros_(model.energy_decoder.mlp.down.weight)
+    model.zero_grad()
+    model.optimality_consistency_loss(**batch, generator=generator()).backward()
+    assert weight.grad.abs().max() == 0
+
+
+def test_force_loss_moves_the_energy_model_and_not_the_structure_decoder(batch):
+    model = small_model(dtype=torch.float32).train()
+    model.force_loss(**batch).backward()
+    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert any(name.startswith("encoder.") for name in with_gradient)
+    assert any(name.startswith("energy_decoder.") for name in with_gradient)
+    assert not any(name.startswith("structure_decoder.") for name in with_gradient)
+
+
+def test_structures_that_are_no_minima_do_not_train_the_structure_decoder():
+    model = small_model(dtype=torch.float32).train()
+    batch = collate(bundled_examples("pm6_displaced", "train", 4))
+    output = model(**batch, loss_settings=LossSettings(force_weight=1.0, optimality_weight=1.0, score_weight=1.0))
+    assert output.denoising_loss == 0 and output.score_consistency_loss == 0
+    assert output.optimality_consistency_loss == 0
+    output.loss.backward()
+    gradients = [p.grad for p in model.structure_decoder.parameters()]
+    assert all(g is None or g.abs().max() == 0 for g in gradients)
+
+
+def test_absent_labels_contribute_nothing(batch):
+    """The mean over labelled rows is that of the labelled rows alone, in loss and gradient."""
+    model = small_model(dtype=torch.float64).train()
+    settings = LossSettings().only(energy_weight=1.0, force_weight=1.0)
+    rows = torch.arange(12) < 8
+    labelled = {k: v[rows] for k, v in batch.items() if isinstance(v, torch.Tensor)}
+    everything = {k: v for k, v in batch.items() if isinstance(v, torch.Tensor)}
+    gradients = []
+    for inputs in (everything, labelled, batch):
+        model.zero_grad()
+        output = model(**inputs, loss_settings=settings)
+        output.loss.backward()
+        gradients.append((output.loss.item(), model.encoder.pair_projection.filter_weight.grad.clone()))
+    for loss, gradient in gradients[1:]:
+        assert loss == pytest.approx(gradients[0][0], rel=1e-12)
+        torch.testing.assert_close(gradient, gradients[0][1], rtol=1e-9, atol=1e-12)
+    # A zero in place of an absent label would have been seen.
+    zeros = dict(everything, energy=everything["energy"].nan_to_num(0.0))
+    assert abs(model(**zeros, loss_settings=settings).loss.item() - gradients[0][0]) > 1.0
+
+
+def test_public_losses_are_the_terms_of_forward(batch):
+    model = small_model(dtype=torch.float64).train()
+    settings = LossSettings(energy_weight=2.0, denoising_weight=0.5)
+    output = model(**batch, loss_settings=settings, generator=generator())
+    assert output.loss.item() == pytest.approx(2.0 * output.energy_loss.item() + 0.5 * output.denoising_loss.item())
+    multi_task = model.multi_task_loss(**batch, loss_settings=settings, generator=generator())
+    assert multi_task.item() == pytest.approx(output.loss.item())
+    force = model(**batch, loss_settings=LossSettings(force_weight=1.0), generator=generator()).force_loss
+    assert model.force_loss(**batch).item() == pytest.approx(force.item())
+
+
+def test_score_consistency_against_equation_11(batch):
+    """Recomputed from the model's own public parts, with the same random numbers."""
+    from modeling_pcbridge.diffusion import centre, centred_noise
+
+    model = small_model(dtype=torch.float64)
+    loss = model.score_consistency_loss(**batch, generator=generator())
+    rows = batch["structure_rows"]
+    names = ("atomic_numbers", "formal_charges", "atom_mask", "pair_types", "stereo_pair_types", "stereo_quadruples")
+    graph = GraphBatch(**{name: batch[name][rows] for name in names})
+    random = generator()
+    tau = 5 + (torch.rand(8, generator=random) * 296).long()
+    noise = centred_noise(graph.atom_mask, torch.float64, random)
+    abar = model.diffusion.alphas_cumprod[tau][:, None, None]
+    clean = centre(batch["positions"], batch["atom_mask"]).double()[rows]
+    noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
+    gradient = -model.predict_energy(**graph.__dict__, positions=noisy).forces
+    with torch.no_grad():
+        score = (abar.sqrt() * model.denoise(graph, noisy, tau) - noisy) / (1 - abar)
+    expected = (score + gradient / 0.1).square().sum((1, 2)).mean().item()
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_total_energy_is_exact_despite_float32(processor):
+    """Reference energies of thousands of eV must not round what the network adds."""
+    model = small_model(dtype=torch.float32, initializer_range=0.1)
+    inputs = dict(processor([([8, 1, 1], [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]], 0)]))
+    interaction = model.predict_energy(**inputs).energy.item()
+    model.energy_decoder.reference_energies.energies[[1, 8]] = torch.tensor([-16.5, -2046.123456789]).double()
+    total = model.predict_energy(**inputs).energy
+    expected = torch.tensor(-2046.123456789, dtype=torch.float32).double().item() - 33.0 + interaction
+    assert total.dtype == torch.float64 and math.isclose(total.item(), expected, abs_tol=1e-9)
