@@ -46,10 +46,10 @@ class PCBridgeConfig(PreTrainedConfig):
     model_type = "pcbridge"
 
     supported_elements: list[int] = field(default_factory=lambda: [1, 6, 7, 8, 9])
-    hidden_size: int = 128
-    intermediate_size: int = 128
-    vector_size: int = 64
-    num_hidden_layers: int = 4
+    hidden_size: int = 96
+    intermediate_size: int = 96
+    vector_size: int = 48
+    num_hidden_layers: int = 3
     num_structure_layers: int = 2
     num_attention_heads: int = 8
     num_gaussians: int = 48

@@ -18,6 +18,7 @@ from dataset_scripts.collator import Example, collate, example_from_row, mol_fro
 
 from .graph_batch import pad_graphs
 from .modeling_pcbridge import PCBridgeModel
+from .molecular_graph import stereo_is_right
 from .structure_metrics import (
     bond_angle_error,
     bond_length_error,
@@ -25,7 +26,6 @@ from .structure_metrics import (
     heavy_atom_rmsd,
     kabsch_rmsd,
     one_three_distance_error,
-    stereo_is_right,
 )
 from .training_config import EvaluationConfig
 
@@ -85,12 +85,8 @@ def structure_record(reference: ReferenceMolecule, samples: np.ndarray) -> dict[
         "one_three_error": one_three_distance_error(graph, samples, target).mean(),
         "bond_angle_error": bond_angle_error(graph, samples, target).mean(),
         # Only molecules with marks count.
-        "stereo_right": stereo_is_right(graph, samples).mean() if _has_stereo(graph) else np.nan,
+        "stereo_right": stereo_is_right(graph, samples).mean() if graph.has_stereo else np.nan,
     }
-
-
-def _has_stereo(graph) -> bool:
-    return len(graph.stereo_quadruples) > 0 or bool(graph.stereo_pair_types.any())
 
 
 def mean_over_molecules(records: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -1,9 +1,13 @@
 """A padded batch of molecular graphs: the conditioning input of every part of the model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from .molecular_graph import MolecularGraph
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,28 @@ class GraphBatch:
     stereo_pair_types: Tensor
     stereo_quadruples: Tensor
 
-    def __getitem__(self, rows: slice) -> "GraphBatch":
+    def __getitem__(self, rows: slice | Tensor) -> "GraphBatch":
         return self._map(lambda tensor: tensor[rows])
 
     def repeat(self, times: int) -> "GraphBatch":
         """Each molecule `times` times in a row: (B * times, ...)."""
         return self._map(lambda tensor: tensor.repeat_interleave(times, dim=0))
+
+    def molecule(self, row: int) -> MolecularGraph:
+        """The graph of one molecule, without padding, on the CPU."""
+        n = int(self.atom_mask[row].sum())
+        quadruples = self.stereo_quadruples[row]
+
+        def array(tensor: Tensor) -> np.ndarray:
+            return tensor.cpu().numpy()
+
+        return MolecularGraph(
+            atomic_numbers=array(self.atomic_numbers[row, :n]),
+            formal_charges=array(self.formal_charges[row, :n]),
+            pair_types=array(self.pair_types[row, :n, :n]),
+            stereo_pair_types=array(self.stereo_pair_types[row, :n, :n]),
+            stereo_quadruples=array(quadruples[quadruples[:, 0] >= 0]),
+        )
 
     def outside_inference_mode(self) -> "GraphBatch":
         """Tensors made under `torch.inference_mode` copied, so that autograd may save them."""
@@ -41,7 +61,7 @@ class GraphBatch:
         return GraphBatch(**{field.name: function(getattr(self, field.name)) for field in fields(self)})
 
 
-def pad_graphs(graphs) -> dict[str, Tensor]:
+def pad_graphs(graphs: Sequence[MolecularGraph]) -> dict[str, Tensor]:
     """Stack `MolecularGraph`s into the tensors of `GraphBatch`, padded to the largest molecule."""
     batch_size = len(graphs)
     num_atoms = max(graph.num_atoms for graph in graphs)

@@ -25,6 +25,7 @@ from .losses import (
     reduce_mean,
     score_consistency_loss,
 )
+from .molecular_graph import MolecularGraph, stereo_is_right
 from .pair_features import PairFeatures, PairProjection
 from .structure_decoder import StructureDecoder
 
@@ -64,9 +65,11 @@ class StructureOutput(ModelOutput):
 
     Attributes:
         positions: (B, num_samples, N, 3), angstrom, each centred; zero on padding.
+        stereo_right: (B, num_samples) bool, whether the structure obeys every stereo mark of its graph.
     """
 
     positions: Tensor | None = None
+    stereo_right: Tensor | None = None
 
 
 class PCBridgePreTrainedModel(PreTrainedModel):
@@ -370,6 +373,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         num_inference_steps: int = 20,
         num_samples: int = 1,
         generator: torch.Generator | None = None,
+        max_stereo_attempts: int = 5,
         positions: Tensor | None = None,
         **graph: Tensor,
     ) -> StructureOutput:
@@ -381,30 +385,48 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             num_inference_steps: model evaluations of "ddim"; 1 to `config.num_train_timesteps`.
             num_samples: structures a molecule.
             generator: of the initial noise.
+            max_stereo_attempts: a sample that violates a stereo mark of its graph is drawn again until so many
+                attempts are used up, as RDKit's embedding does; the last one is kept. 1 draws once.
 
         Returns:
-            `.positions` (B, num_samples, N, 3), angstrom.
+            `.positions` (B, num_samples, N, 3), angstrom, and `.stereo_right` (B, num_samples).
 
         Raises:
             ValueError: an unknown method, or numbers out of range.
         """
         if method not in ("ddim", "denoising"):
             raise ValueError(f"method must be 'ddim' or 'denoising', not {method!r}")
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+        for name, number in (("num_samples", num_samples), ("max_stereo_attempts", max_stereo_attempts)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, not {number}")
         if not 1 <= num_inference_steps <= self.config.num_train_timesteps:
             raise ValueError(
                 f"num_inference_steps must lie in 1..{self.config.num_train_timesteps}, not {num_inference_steps}"
             )
         batch_size = len(graph["atomic_numbers"])
         graphs = GraphBatch(**graph).repeat(num_samples)
+        molecules = [GraphBatch(**graph).molecule(row) for row in range(batch_size)]
+
+        samples = self._sample(graphs, method, num_inference_steps, generator)
+        stereo_right = _check_stereo(molecules, samples, range(len(samples)), num_samples)
+        for _ in range(max_stereo_attempts - 1):
+            wrong = (~stereo_right).nonzero().squeeze(-1)
+            if len(wrong) == 0:
+                break
+            samples[wrong] = self._sample(graphs[wrong], method, num_inference_steps, generator)
+            stereo_right[wrong] = _check_stereo(molecules, samples[wrong], wrong.tolist(), num_samples)
+        return StructureOutput(
+            positions=samples.unflatten(0, (batch_size, num_samples)),
+            stereo_right=stereo_right.unflatten(0, (batch_size, num_samples)),
+        )
+
+    def _sample(self, graphs: GraphBatch, method: str, num_inference_steps: int, generator) -> Tensor:
+        """One structure a graph, (B, N, 3), angstrom."""
         noise = centred_noise(graphs.atom_mask, self._geometry_dtype, generator)
         if method == "ddim":
-            samples = self._ddim(graphs, noise, num_inference_steps)
-        else:
-            timesteps = _full_timesteps(noise, self.config.denoising_timestep)
-            samples = self.denoise(graphs, noise * self.config.length_unit, timesteps)
-        return StructureOutput(positions=samples.unflatten(0, (batch_size, num_samples)))
+            return self._ddim(graphs, noise, num_inference_steps)
+        timesteps = _full_timesteps(noise, self.config.denoising_timestep)
+        return self.denoise(graphs, noise * self.config.length_unit, timesteps)
 
     def _ddim(self, graphs: GraphBatch, noise: Tensor, num_inference_steps: int) -> Tensor:
         """Eq. 3: from unit `noise` at t = T to structures in angstrom, (B, N, 3)."""
@@ -416,6 +438,17 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             denoised = self.denoise(graphs, samples * self.config.length_unit, timesteps) / self.config.length_unit
             samples = scheduler.step(denoised, timestep, samples).prev_sample
         return samples * self.config.length_unit
+
+
+def _check_stereo(molecules: list[MolecularGraph], samples: Tensor, rows, num_samples: int) -> Tensor:
+    """(len(rows),) bool: whether `samples[k]`, of molecule `rows[k] // num_samples`, obeys its stereo marks."""
+    right = torch.ones(len(samples), dtype=torch.bool, device=samples.device)
+    for k, row in enumerate(rows):
+        molecule = molecules[row // num_samples]
+        if molecule.has_stereo:
+            structure = samples[k, : molecule.num_atoms].double().cpu().numpy()
+            right[k] = bool(stereo_is_right(molecule, structure[None])[0])
+    return right
 
 
 def _full_timesteps(positions: Tensor, timestep: int) -> Tensor:

@@ -55,6 +55,10 @@ class MolecularGraph:
     def num_atoms(self) -> int:
         return len(self.atomic_numbers)
 
+    @property
+    def has_stereo(self) -> bool:
+        return len(self.stereo_quadruples) > 0 or bool(self.stereo_pair_types.any())
+
 
 def graph_from_mol(mol: Chem.Mol) -> MolecularGraph:
     """The graph of a molecule whose hydrogens are explicit; the atom order is kept.
@@ -137,6 +141,21 @@ def signed_volumes(positions: np.ndarray, quadruples: np.ndarray) -> np.ndarray:
     """
     a, b, c, d = (positions[..., quadruples[:, k], :] for k in range(4))
     return np.einsum("...i,...i->...", np.cross(b - a, c - a), d - a)
+
+
+def stereo_is_right(graph: MolecularGraph, positions: np.ndarray) -> np.ndarray:
+    """Whether every stereo mark of the graph is obeyed by (S, N, 3) positions, (S,) bool; True without marks."""
+    right = (signed_volumes(positions, graph.stereo_quadruples) > 0).all(-1)
+    bonded = np.isin(graph.pair_types, list(PAIR_BONDS.values()))
+    double = graph.pair_types == PAIR_BONDS[Chem.BondType.DOUBLE]
+    for i, j in np.argwhere(np.triu(graph.stereo_pair_types)):
+        a, b = next((a, b) for a, b in np.argwhere(double) if bonded[i, a] and bonded[b, j])
+        axis = positions[:, b] - positions[:, a]
+        normal_i = np.cross(positions[:, i] - positions[:, a], axis)
+        normal_j = np.cross(positions[:, j] - positions[:, b], axis)
+        is_cis = (normal_i * normal_j).sum(-1) > 0
+        right &= is_cis == (graph.stereo_pair_types[i, j] == STEREO_CIS)
+    return right
 
 
 def mol_from_smiles(smiles: str) -> Chem.Mol:

@@ -7,10 +7,8 @@ from rdkit.Chem import rdMolAlign
 from .molecular_graph import (
     PAIR_BONDS,
     PAIR_PATH_OF_2,
-    STEREO_CIS,
     MolecularGraph,
     conformer_from_positions,
-    signed_volumes,
 )
 
 
@@ -102,18 +100,3 @@ def bond_angle_error(graph: MolecularGraph, positions: np.ndarray, reference: np
         return np.degrees(np.arccos(cosine.clip(-1, 1)))
 
     return np.abs(angles(positions) - angles(reference)).mean(-1)
-
-
-def stereo_is_right(graph: MolecularGraph, positions: np.ndarray) -> np.ndarray:
-    """Whether every stereo mark of the graph is obeyed, (S,) bool; True without marks."""
-    right = (signed_volumes(positions, graph.stereo_quadruples) > 0).all(-1)
-    bonded = np.isin(graph.pair_types, list(PAIR_BONDS.values()))
-    double = graph.pair_types == PAIR_BONDS[Chem.BondType.DOUBLE]
-    for i, j in np.argwhere(np.triu(graph.stereo_pair_types)):
-        a, b = next((a, b) for a, b in np.argwhere(double) if bonded[i, a] and bonded[b, j])
-        axis = positions[:, b] - positions[:, a]
-        normal_i = np.cross(positions[:, i] - positions[:, a], axis)
-        normal_j = np.cross(positions[:, j] - positions[:, b], axis)
-        is_cis = (normal_i * normal_j).sum(-1) > 0
-        right &= is_cis == (graph.stereo_pair_types[i, j] == STEREO_CIS)
-    return right

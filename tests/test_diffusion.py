@@ -7,6 +7,7 @@ import torch
 from conftest import small_model
 
 from modeling_pcbridge.diffusion import DiffusionSchedule, centred_noise
+from modeling_pcbridge.molecular_graph import signed_volumes
 
 
 @pytest.fixture
@@ -92,8 +93,30 @@ def test_bad_requests_name_the_argument(model, graph):
     for arguments, word in (
         ({"method": "euler"}, "method"),
         ({"num_samples": 0}, "num_samples"),
+        ({"max_stereo_attempts": 0}, "max_stereo_attempts"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"num_inference_steps": 1001}, "num_inference_steps"),
     ):
         with pytest.raises(ValueError, match=word):
             model.predict_structure(**graph, **arguments)
+
+
+def test_wrong_stereo_is_drawn_again(processor):
+    """Gaussian samples obey one mark half of the time: six attempts leave 1 in 64, and the flag tells which."""
+    model = small_model(hidden_size=8, vector_size=8, num_hidden_layers=1)
+    torch.nn.init.zeros_(model.structure_decoder.displacement.weight)
+    graph = dict(processor(["C[C@H](N)O", "CC"]))
+    shares = []
+    for attempts in (1, 6):
+        output = model.predict_structure(
+            **graph,
+            num_inference_steps=2,
+            num_samples=300,
+            max_stereo_attempts=attempts,
+            generator=torch.Generator().manual_seed(0),
+        )
+        volumes = signed_volumes(output.positions[0].numpy(), graph["stereo_quadruples"][0].numpy())
+        assert ((volumes > 0).all(-1) == output.stereo_right[0].numpy()).all()
+        assert output.stereo_right[1].all()
+        shares.append(output.stereo_right[0].double().mean().item())
+    assert 0.4 < shares[0] < 0.6 and shares[1] > 0.95

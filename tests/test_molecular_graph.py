@@ -12,9 +12,9 @@ from modeling_pcbridge.molecular_graph import (
     mol_from_positions,
     mol_from_smiles,
     signed_volumes,
+    stereo_is_right,
     with_structure,
 )
-from modeling_pcbridge.structure_metrics import stereo_is_right
 
 STEREO_SMILES = [
     "C[C@H](N)C(=O)O",
