@@ -7,7 +7,7 @@ import torch
 from rdkit import Chem
 from torch import Tensor
 
-from modeling_pcbridge.graph_batch import pad_graphs
+from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
 from modeling_pcbridge.molecular_graph import MolecularGraph, graph_from_mol, mol_from_smiles, with_structure
 
 
@@ -85,17 +85,15 @@ def collate(examples: list[Example]) -> dict[str, Tensor | slice]:
     examples = sorted(examples, key=lambda example: (example.is_equilibrium, not example.is_labelled))
     batch: dict[str, Tensor | slice] = pad_graphs([example.graph for example in examples])
     batch_size, num_atoms = batch["atomic_numbers"].shape
-    batch["positions"] = torch.zeros(batch_size, num_atoms, 3)
+    batch["positions"] = pad_positions([example.positions for example in examples])
     batch["energy"] = torch.full((batch_size,), torch.nan, dtype=torch.float64)
     batch["forces"] = torch.full((batch_size, num_atoms, 3), torch.nan)
     batch["is_equilibrium"] = torch.tensor([example.is_equilibrium for example in examples])
     for i, example in enumerate(examples):
-        n = example.graph.num_atoms
-        batch["positions"][i, :n] = torch.from_numpy(example.positions)
         if example.energy is not None:
             batch["energy"][i] = example.energy
         if example.forces is not None:
-            batch["forces"][i, :n] = torch.from_numpy(example.forces)
+            batch["forces"][i, : example.graph.num_atoms] = torch.from_numpy(example.forces)
     num_labelled = sum(example.is_labelled for example in examples)
     num_label_only = sum(not example.is_equilibrium for example in examples)
     batch["labelled_rows"] = slice(0, max(num_labelled, 1))

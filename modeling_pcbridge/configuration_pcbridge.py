@@ -40,6 +40,8 @@ class PCBridgeConfig(PreTrainedConfig):
             preconditioning of the denoiser, not its target.
         denoising_timestep: tau at which "denoising" generation evaluates pure noise; inside the range the
             optimality loss trains, U[400, 700] in the paper.
+        refinement_timestep: t whose noise "refine" adds to a structure; 30 is .07 `length_unit`s with the paper's
+            schedule, a few times the difference between PM6 and DFT bond lengths.
         energy_level_of_theory: the method whose total electronic energy the model predicts.
     """
 
@@ -62,6 +64,7 @@ class PCBridgeConfig(PreTrainedConfig):
     length_unit: float | int = 1.0
     position_std: float | int = 1.3
     denoising_timestep: int = 550
+    refinement_timestep: int = 30
     energy_level_of_theory: str = "B3LYP/6-31G*"
 
     def __post_init__(self, **kwargs):
@@ -90,8 +93,9 @@ class PCBridgeConfig(PreTrainedConfig):
         for name in ("length_unit", "position_std", "max_distance"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        if not 1 <= self.denoising_timestep <= self.num_train_timesteps:
-            raise ValueError(f"denoising_timestep must lie in 1..num_train_timesteps, not {self.denoising_timestep}")
+        for name in ("denoising_timestep", "refinement_timestep"):
+            if not 1 <= getattr(self, name) <= self.num_train_timesteps:
+                raise ValueError(f"{name} must lie in 1..num_train_timesteps, not {getattr(self, name)}")
         if not self.supported_elements or not all(1 <= z <= 118 for z in self.supported_elements):
             raise ValueError(f"supported_elements must be atomic numbers in 1..118, not {self.supported_elements}")
 

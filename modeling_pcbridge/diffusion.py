@@ -93,8 +93,8 @@ class DiffusionSchedule(Float64Buffers):
         c_out = position_std * noise_variance.sqrt() / width
         return position_std / width, c_skip, c_out
 
-    def ddim_scheduler(self):
-        """The `diffusers` DDIM sampler (Eq. 3) of this schedule, in units of `length_unit`.
+    def ddim_scheduler(self, num_inference_steps: int):
+        """The `diffusers` DDIM sampler (Eq. 3) of this schedule, set to `num_inference_steps`; in `length_unit`s.
 
         The table has T + 1 entries with abar_0 = 1, so its time steps are those of the method.
         """
@@ -102,7 +102,7 @@ class DiffusionSchedule(Float64Buffers):
 
         alphas_cumprod = self.alphas_cumprod.cpu()
         betas = torch.cat([torch.zeros(1, dtype=torch.float64), 1 - alphas_cumprod[1:] / alphas_cumprod[:-1]])
-        return DDIMScheduler(
+        scheduler = DDIMScheduler(
             num_train_timesteps=len(betas),
             trained_betas=betas.tolist(),
             prediction_type="sample",
@@ -110,3 +110,5 @@ class DiffusionSchedule(Float64Buffers):
             timestep_spacing="leading",
             steps_offset=1,  # the last model call is at t = 1, then comes t = 0
         )
+        scheduler.set_timesteps(num_inference_steps)
+        return scheduler

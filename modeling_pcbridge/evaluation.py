@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 from tqdm.auto import tqdm
@@ -16,7 +17,7 @@ from tqdm.auto import tqdm
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import Example, collate, example_from_row, mol_from_row
 
-from .graph_batch import pad_graphs
+from .graph_batch import GRAPH_KEYS, pad_graphs, pad_positions
 from .modeling_pcbridge import PCBridgeModel
 from .molecular_graph import stereo_is_right
 from .structure_metrics import (
@@ -31,15 +32,8 @@ from .training_config import EvaluationConfig
 
 # A sample covers the reference when it is closer than this, angstrom (QM9; the paper has 1.25 for PCQM4Mv2).
 COVERAGE_RMSD = 0.9
-SAMPLING_METHODS = ("ddim", "denoising")
-_GRAPH_KEYS = (
-    "atomic_numbers",
-    "formal_charges",
-    "atom_mask",
-    "pair_types",
-    "stereo_pair_types",
-    "stereo_quadruples",
-)
+# "refine" starts from the PM6 structures.
+SAMPLING_METHODS = ("ddim", "denoising", "refine")
 
 
 @dataclass(frozen=True)
@@ -108,12 +102,13 @@ def evaluate_model(
     """All metrics of a model on a split of the bundled data.
 
     Returns:
-        For each sampling method ("ddim", "denoising") the structure metrics and EGap, means over molecules; for
+        For each of `SAMPLING_METHODS` the structure metrics and EGap, means over molecules; for
         "energy" the errors on PM6 and displaced structures; under "per_molecule" what the plots need.
     """
     model.eval()
     references = load_references(evaluation)
     results: dict[str, dict] = {"per_molecule": {}}
+    starts = pm6_structures(evaluation)
     reference_energies = _model_energies(model, [r.example for r in references], evaluation.batch_size)
     for method in SAMPLING_METHODS:
         generator = torch.Generator().manual_seed(seed)
@@ -122,12 +117,15 @@ def evaluate_model(
         for start in tqdm(range(0, len(references), chunk), desc=f"evaluate {method}", disable=not progress):
             batch = references[start : start + chunk]
             graphs = pad_graphs([reference.example.graph for reference in batch])
-            graphs = {key: tensor.to(model.device) for key, tensor in graphs.items()}
+            start_positions = pad_positions([starts(reference)[0] for reference in batch])
+            graphs, start_positions = send_to_device((graphs, start_positions), model.device)
             positions = model.predict_structure(
                 **graphs,
+                positions=start_positions,
                 method=method,
                 num_inference_steps=evaluation.num_inference_steps,
                 num_samples=evaluation.num_samples,
+                eta=evaluation.eta,
                 generator=generator,
             ).positions
             first = positions[:, 0]
@@ -162,7 +160,7 @@ def evaluate_energy(model: PCBridgeModel, evaluation: EvaluationConfig) -> dict[
         energy_errors, force_errors = [], []
         for start in range(0, len(examples), evaluation.batch_size):
             batch = collate(examples[start : start + evaluation.batch_size])
-            inputs = {key: batch[key].to(model.device) for key in (*_GRAPH_KEYS, "positions")}
+            inputs = send_to_device({key: batch[key] for key in (*GRAPH_KEYS, "positions")}, model.device)
             predicted = model.predict_energy(**inputs)
             energy_errors += (predicted.energy.cpu() - batch["energy"]).abs().tolist()
             errors = (predicted.forces.cpu() - batch["forces"]).abs()[batch["atom_mask"]]
@@ -177,11 +175,9 @@ def _model_energies(model: PCBridgeModel, examples: Sequence[Example], batch_siz
     energies = []
     for start in range(0, len(examples), batch_size):
         chunk = examples[start : start + batch_size]
-        graphs = pad_graphs([example.graph for example in chunk])
-        positions = torch.zeros(*graphs["atomic_numbers"].shape, 3)
-        for i, example in enumerate(chunk):
-            positions[i, : example.graph.num_atoms] = torch.from_numpy(example.positions)
-        inputs = {key: tensor.to(model.device) for key, tensor in {**graphs, "positions": positions}.items()}
+        inputs = pad_graphs([example.graph for example in chunk])
+        inputs["positions"] = pad_positions([example.positions for example in chunk])
+        inputs = send_to_device(inputs, model.device)
         energies += model.predict_energy(**inputs).energy.tolist()
     return energies
 

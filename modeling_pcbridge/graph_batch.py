@@ -61,6 +61,9 @@ class GraphBatch:
         return GraphBatch(**{field.name: function(getattr(self, field.name)) for field in fields(self)})
 
 
+GRAPH_KEYS = tuple(field.name for field in fields(GraphBatch))
+
+
 def pad_graphs(graphs: Sequence[MolecularGraph]) -> dict[str, Tensor]:
     """Stack `MolecularGraph`s into the tensors of `GraphBatch`, padded to the largest molecule."""
     batch_size = len(graphs)
@@ -83,3 +86,11 @@ def pad_graphs(graphs: Sequence[MolecularGraph]) -> dict[str, Tensor]:
         batch["stereo_pair_types"][i, :n, :n] = torch.from_numpy(graph.stereo_pair_types)
         batch["stereo_quadruples"][i, : len(graph.stereo_quadruples)] = torch.from_numpy(graph.stereo_quadruples)
     return batch
+
+
+def pad_positions(positions: Sequence[np.ndarray]) -> Tensor:
+    """Stack (N_i, 3) arrays into (B, N, 3) float32, zero on padding."""
+    padded = torch.zeros(len(positions), max(len(array) for array in positions), 3)
+    for i, array in enumerate(positions):
+        padded[i, : len(array)] = torch.as_tensor(array)
+    return padded

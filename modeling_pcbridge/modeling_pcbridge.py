@@ -372,30 +372,36 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         method: str = "ddim",
         num_inference_steps: int = 20,
         num_samples: int = 1,
+        eta: float = 1.0,
         generator: torch.Generator | None = None,
         max_stereo_attempts: int = 5,
         positions: Tensor | None = None,
         **graph: Tensor,
     ) -> StructureOutput:
-        """Generate equilibrium structures from graphs; takes the processor's output and ignores its `positions`.
+        """Generate equilibrium structures from graphs; takes the processor's output.
 
         Args:
-            method: "ddim" integrates the reverse process (Eq. 3); "denoising" is one evaluation on pure noise at
-                `config.denoising_timestep` (Eq. 9).
-            num_inference_steps: model evaluations of "ddim"; 1 to `config.num_train_timesteps`.
+            method: "ddim" integrates the reverse process from noise (Eq. 3); "denoising" is one evaluation on pure
+                noise at `config.denoising_timestep` (Eq. 9); "refine" adds the little noise of
+                `config.refinement_timestep` to the given `positions` and integrates back, which keeps the conformer.
+            num_inference_steps: model evaluations of "ddim" and, at most, of "refine"; 1 to
+                `config.num_train_timesteps`.
             num_samples: structures a molecule.
-            generator: of the initial noise.
+            eta: share of fresh noise in each reverse step: 0 is the deterministic sampler of Eq. 3, 1 the ancestral
+                one, which corrects errors of earlier steps.
+            generator: of all noise.
             max_stereo_attempts: a sample that violates a stereo mark of its graph is drawn again until so many
                 attempts are used up, as RDKit's embedding does; the last one is kept. 1 draws once.
+            positions: (B, N, 3), angstrom; where "refine" starts, ignored by the other methods.
 
         Returns:
             `.positions` (B, num_samples, N, 3), angstrom, and `.stereo_right` (B, num_samples).
 
         Raises:
-            ValueError: an unknown method, or numbers out of range.
+            ValueError: an unknown method, numbers out of range, or "refine" without positions.
         """
-        if method not in ("ddim", "denoising"):
-            raise ValueError(f"method must be 'ddim' or 'denoising', not {method!r}")
+        if method not in ("ddim", "denoising", "refine"):
+            raise ValueError(f"method must be 'ddim', 'denoising' or 'refine', not {method!r}")
         for name, number in (("num_samples", num_samples), ("max_stereo_attempts", max_stereo_attempts)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, not {number}")
@@ -403,41 +409,62 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             raise ValueError(
                 f"num_inference_steps must lie in 1..{self.config.num_train_timesteps}, not {num_inference_steps}"
             )
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must lie in 0..1, not {eta}")
+        if method == "refine" and positions is None:
+            raise ValueError("refine needs positions; give the processor molecules that have a conformer")
         batch_size = len(graph["atomic_numbers"])
-        graphs = GraphBatch(**graph).repeat(num_samples)
         molecules = [GraphBatch(**graph).molecule(row) for row in range(batch_size)]
+        graphs = GraphBatch(**graph).repeat(num_samples)
+        if method == "refine":
+            starts = centre(positions.to(self._geometry_dtype), graph["atom_mask"]).repeat_interleave(num_samples, 0)
 
-        samples = self._sample(graphs, method, num_inference_steps, generator)
+        def sample(rows) -> Tensor:
+            if method == "ddim":
+                return self._ddim(graphs[rows], num_inference_steps, eta, generator)
+            if method == "refine":
+                return self._refine(graphs[rows], starts[rows], num_inference_steps, eta, generator)
+            noise = centred_noise(graphs[rows].atom_mask, self._geometry_dtype, generator) * self.config.length_unit
+            return self.denoise(graphs[rows], noise, _full_timesteps(noise, self.config.denoising_timestep))
+
+        samples = sample(slice(None))
         stereo_right = _check_stereo(molecules, samples, range(len(samples)), num_samples)
         for _ in range(max_stereo_attempts - 1):
             wrong = (~stereo_right).nonzero().squeeze(-1)
             if len(wrong) == 0:
                 break
-            samples[wrong] = self._sample(graphs[wrong], method, num_inference_steps, generator)
+            samples[wrong] = sample(wrong)
             stereo_right[wrong] = _check_stereo(molecules, samples[wrong], wrong.tolist(), num_samples)
         return StructureOutput(
             positions=samples.unflatten(0, (batch_size, num_samples)),
             stereo_right=stereo_right.unflatten(0, (batch_size, num_samples)),
         )
 
-    def _sample(self, graphs: GraphBatch, method: str, num_inference_steps: int, generator) -> Tensor:
-        """One structure a graph, (B, N, 3), angstrom."""
-        noise = centred_noise(graphs.atom_mask, self._geometry_dtype, generator)
-        if method == "ddim":
-            return self._ddim(graphs, noise, num_inference_steps)
-        timesteps = _full_timesteps(noise, self.config.denoising_timestep)
-        return self.denoise(graphs, noise * self.config.length_unit, timesteps)
+    def _ddim(self, graphs: GraphBatch, num_steps: int, eta: float, generator) -> Tensor:
+        """Eq. 3, from noise at t = T to structures in angstrom, (B, N, 3)."""
+        scheduler = self.diffusion.ddim_scheduler(num_steps)
+        noise = centred_noise(graphs.atom_mask, self._geometry_dtype, generator) * self.config.length_unit
+        return self._reverse(graphs, noise, scheduler, scheduler.timesteps.tolist(), eta, generator)
 
-    def _ddim(self, graphs: GraphBatch, noise: Tensor, num_inference_steps: int) -> Tensor:
-        """Eq. 3: from unit `noise` at t = T to structures in angstrom, (B, N, 3)."""
-        scheduler = self.diffusion.ddim_scheduler()
-        scheduler.set_timesteps(num_inference_steps)
-        samples = noise  # in units of length_unit
-        for timestep in scheduler.timesteps.tolist():
-            timesteps = _full_timesteps(noise, timestep)
-            denoised = self.denoise(graphs, samples * self.config.length_unit, timesteps) / self.config.length_unit
-            samples = scheduler.step(denoised, timestep, samples).prev_sample
-        return samples * self.config.length_unit
+    def _refine(self, graphs: GraphBatch, starts: Tensor, num_steps: int, eta: float, generator) -> Tensor:
+        """Eq. 3 from a structure at a small time, in angstrom, (B, N, 3)."""
+        first = self.config.refinement_timestep
+        stride = -(-first // num_steps)  # rounded up
+        scheduler = self.diffusion.ddim_scheduler((self.config.num_train_timesteps + 1) // stride)
+        timesteps = [t for t in scheduler.timesteps.tolist() if t <= first]
+        noise = centred_noise(graphs.atom_mask, starts.dtype, generator)
+        noisy = self.diffusion.add_noise(starts, noise, _full_timesteps(starts, timesteps[0]))
+        return self._reverse(graphs, noisy, scheduler, timesteps, eta, generator)
+
+    def _reverse(self, graphs: GraphBatch, samples: Tensor, scheduler, timesteps: list[int], eta, generator) -> Tensor:
+        unit = self.config.length_unit
+        for timestep in timesteps:
+            denoised = self.denoise(graphs, samples, _full_timesteps(samples, timestep))
+            # Ours, because the scheduler's own noise is not centred.
+            fresh = centred_noise(graphs.atom_mask, samples.dtype, generator) if eta > 0 else None
+            step = scheduler.step(denoised / unit, timestep, samples / unit, eta=eta, variance_noise=fresh)
+            samples = step.prev_sample * unit
+        return samples
 
 
 def _check_stereo(molecules: list[MolecularGraph], samples: Tensor, rows, num_samples: int) -> Tensor:

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from rdkit import Chem
 from transformers import BatchFeature, ProcessorMixin
 
-from .graph_batch import pad_graphs
+from .graph_batch import GRAPH_KEYS, pad_graphs, pad_positions
 from .molecular_graph import graph_from_mol, mol_from_positions, mol_from_smiles
 
 
@@ -67,22 +66,12 @@ class PCBridgeProcessor(ProcessorMixin):
                     f"molecule {with_positions[0]} has positions but molecule {without} "
                     f"({describe(molecules[without])}) has none; give positions for all molecules or for none"
                 )
-            batch["positions"] = torch.zeros(*batch["atomic_numbers"].shape, 3)
-            for i, coordinates in enumerate(positions):
-                batch["positions"][i, : len(coordinates)] = torch.from_numpy(coordinates)
+            batch["positions"] = pad_positions(positions)
         return BatchFeature(batch)
 
     @property
     def model_input_names(self) -> list[str]:
-        return [
-            "atomic_numbers",
-            "formal_charges",
-            "atom_mask",
-            "pair_types",
-            "stereo_pair_types",
-            "stereo_quadruples",
-            "positions",
-        ]
+        return [*GRAPH_KEYS, "positions"]
 
     def _read(self, molecule) -> tuple[Chem.Mol, np.ndarray | None]:
         if isinstance(molecule, str):

@@ -8,7 +8,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from .evaluation import ReferenceMolecule
+from .evaluation import SAMPLING_METHODS, ReferenceMolecule
 from .molecular_graph import PAIR_BONDS
 from .structure_metrics import kabsch_align
 
@@ -52,8 +52,9 @@ def results_markdown(metrics: dict) -> str:
     structure_rows, energy_rows = {}, {}
     for name, results in metrics["models"].items():
         energy_rows[name] = results["energy"]
-        for method in ("ddim", "denoising"):
-            structure_rows[f"{name}, {method}"] = results[method]
+        for method in SAMPLING_METHODS:
+            label = f"{name}, refine PM6" if method == "refine" else f"{name}, {method}"
+            structure_rows[label] = results[method]
     structure_rows |= metrics["references"]
     return (
         f"Structures against DFT equilibrium structures (angstrom), {metrics['split']} split, "

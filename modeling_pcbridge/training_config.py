@@ -47,7 +47,7 @@ class EvaluationConfig:
         split: of the bundled data; choose settings on "validation", report "test".
         max_molecules: evaluate on the first so many molecules; null for all.
         num_samples: structures a molecule, for each sampling method.
-        num_inference_steps: of DDIM.
+        num_inference_steps, eta: of DDIM, see `PCBridgeModel.predict_structure`.
         batch_size: structures evaluated at once.
         num_pictures: molecules in the picture of predicted over reference structures.
     """
@@ -56,6 +56,7 @@ class EvaluationConfig:
     max_molecules: int | None = None
     num_samples: int = 5
     num_inference_steps: int = 20
+    eta: float = 1.0
     batch_size: int = 128
     num_pictures: int = 6
 

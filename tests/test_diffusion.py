@@ -60,18 +60,18 @@ def test_centred_noise_has_unit_variance_in_the_centred_subspace():
     assert abs(noise.square().sum().item() / (4000 * 9) - 1) < 4 * math.sqrt(2 / 36000)
 
 
-@pytest.mark.parametrize("position_std", [0.7, 1.3])
-def test_sampler_recovers_an_exact_gaussian(processor, position_std):
+@pytest.mark.parametrize(("position_std", "eta", "steps"), [(0.7, 0.0, 100), (1.3, 0.0, 100), (1.3, 1.0, 250)])
+def test_sampler_recovers_an_exact_gaussian(processor, position_std, eta, steps):
     """With no displacement the preconditioned model is the exact denoiser of N(0, position_std^2)."""
     model = small_model(position_std=position_std, hidden_size=8, vector_size=8, num_hidden_layers=1)
     torch.nn.init.zeros_(model.structure_decoder.displacement.weight)
     graph = dict(processor(["CC"]))
     samples = model.predict_structure(
-        **graph, num_inference_steps=100, num_samples=400, generator=torch.Generator().manual_seed(0)
+        **graph, num_inference_steps=steps, num_samples=400, eta=eta, generator=torch.Generator().manual_seed(0)
     ).positions
     assert samples.shape == (1, 400, 8, 3)
     measured = math.sqrt(samples.square().sum().item() / (400 * 7 * 3))
-    # 8,400 degrees of freedom: 0.8 % of sampling noise (one sigma); the 100 steps' error is below that.
+    # 8,400 degrees of freedom: 0.8 % of sampling noise (one sigma); the error of the steps is below that.
     assert abs(measured / position_std - 1) < 0.03
 
 
@@ -82,7 +82,7 @@ def test_fewer_steps_follow_the_same_trajectory(processor):
     graph = dict(processor(["CCO"]))
     ends = [
         model.predict_structure(
-            **graph, num_inference_steps=steps, generator=torch.Generator().manual_seed(3)
+            **graph, num_inference_steps=steps, eta=0.0, generator=torch.Generator().manual_seed(3)
         ).positions
         for steps in (100, 200)
     ]
@@ -92,6 +92,8 @@ def test_fewer_steps_follow_the_same_trajectory(processor):
 def test_bad_requests_name_the_argument(model, graph):
     for arguments, word in (
         ({"method": "euler"}, "method"),
+        ({"method": "refine"}, "refine needs positions"),
+        ({"eta": 1.5}, "eta"),
         ({"num_samples": 0}, "num_samples"),
         ({"max_stereo_attempts": 0}, "max_stereo_attempts"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
@@ -120,3 +122,21 @@ def test_wrong_stereo_is_drawn_again(processor):
         assert output.stereo_right[1].all()
         shares.append(output.stereo_right[0].double().mean().item())
     assert 0.4 < shares[0] < 0.6 and shares[1] > 0.95
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_refinement_stays_near_its_start(processor, eta):
+    """Noise of refinement_timestep is added and removed: an exact broad-Gaussian denoiser keeps the structure."""
+    model = small_model(position_std=100.0, hidden_size=8, vector_size=8, num_hidden_layers=1)
+    torch.nn.init.zeros_(model.structure_decoder.displacement.weight)
+    inputs = dict(processor([([8, 1, 1], [[5.0, 0.0, 0.0], [5.96, 0.0, 0.0], [4.76, 0.93, 0.0]])]))
+    refined = model.predict_structure(
+        **inputs, method="refine", num_samples=200, eta=eta, generator=torch.Generator().manual_seed(0)
+    ).positions
+    moved = refined - (inputs["positions"] - inputs["positions"].mean(1, keepdim=True)).unsqueeze(1)
+    sigma = (1 / model.diffusion.signal_to_noise(torch.tensor([29]))).sqrt().item()  # 29: the grid of 15 steps
+    # The denoiser of a broad prior returns what it sees. Deterministic: the added noise stays (two of three atoms'
+    # worth is free after centring). Ancestral: up to as much again is drawn from the posterior.
+    added = sigma * (2 / 3) ** 0.5
+    ratio = moved.square().mean().sqrt().item() / added
+    assert ratio == pytest.approx(1.0, rel=0.1) if eta == 0 else 1.1 < ratio < 2**0.5

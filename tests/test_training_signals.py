@@ -8,7 +8,7 @@ from conftest import bundled_examples, small_model
 
 from dataset_scripts.collator import collate
 from modeling_pcbridge import LossSettings
-from modeling_pcbridge.graph_batch import GraphBatch
+from modeling_pcbridge.graph_batch import GRAPH_KEYS, GraphBatch
 
 CONSISTENCY = LossSettings().only(optimality_weight=0.1, score_weight=1.0)
 
@@ -132,8 +132,7 @@ def test_score_consistency_against_equation_11(batch):
     model = small_model(dtype=torch.float64)
     loss = model.score_consistency_loss(**batch, generator=generator())
     rows = batch["structure_rows"]
-    names = ("atomic_numbers", "formal_charges", "atom_mask", "pair_types", "stereo_pair_types", "stereo_quadruples")
-    graph = GraphBatch(**{name: batch[name][rows] for name in names})
+    graph = GraphBatch(**{name: batch[name][rows] for name in GRAPH_KEYS})
     random = generator()
     tau = 5 + (torch.rand(8, generator=random) * 296).long()
     noise = centred_noise(graph.atom_mask, torch.float64, random)
