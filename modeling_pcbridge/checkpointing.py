@@ -2,11 +2,9 @@
 
 import json
 import os
-import random
 import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,7 +17,7 @@ _PROGRESS = "progress.json"
 def save_training_state(
     folder: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer], progress: dict
 ) -> None:
-    """Write weights, optimiser moments, random states and `progress` to `folder`, replacing what is there."""
+    """Write weights, optimiser moments and `progress` to `folder`, replacing what is there."""
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -29,11 +27,11 @@ def save_training_state(
         for key, tensor in module.state_dict().items()
     }
     save_file(weights, aside / _MODULES)
-    moments = {"random/torch": torch.get_rng_state()}
+    moments = {}
     for index, optimizer in enumerate(optimizers):
         for parameter, values in optimizer.state_dict()["state"].items():
             for key, value in values.items():
-                moments[f"optimizer/{index}/{parameter}/{key}"] = torch.as_tensor(value).contiguous()
+                moments[f"{index}/{parameter}/{key}"] = torch.as_tensor(value).contiguous()
     save_file(moments, aside / _OPTIMIZERS)
     (aside / _PROGRESS).write_text(json.dumps(progress))
     for path in aside.iterdir():
@@ -62,18 +60,10 @@ def load_training_state(folder: Path, modules: dict[str, nn.Module], optimizers:
         prefix = f"{name}/"
         module.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
     moments = load_file(folder / _OPTIMIZERS)
-    torch.set_rng_state(moments.pop("random/torch"))
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for name, value in moments.items():
-        _, index, parameter, key = name.split("/")
+        index, parameter, key = name.split("/")
         states[int(index)].setdefault(int(parameter), {})[key] = value
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return json.loads((folder / _PROGRESS).read_text())
-
-
-def seed_everything(seed: int) -> None:
-    """Seed every random generator of the process."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)

@@ -13,11 +13,13 @@ class SourceConfig:
         name: a configuration of `dataset_scripts.bundled`.
         weight: share of the rows of a batch.
         only_labelled: leave out rows without energy and forces at the model's level of theory.
+        max_rows: take only the first so many rows, to try something out.
     """
 
     name: str
     weight: float = 1.0
     only_labelled: bool = False
+    max_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class TrainingConfig:
             the same batches: the paper's baseline.
         output_dir: where everything goes.
         resume: go on from the last training state in `output_dir`.
-        checkpoint_every: updates between saved training states.
+        checkpoint_every: updates between saved training states; a multiple of 10.
         batch_size: molecules a process and micro-batch.
         gradient_accumulation_steps: micro-batches an update.
         optimizer: "adam" as in the paper, or "muon" (torch.optim.Muon for the matrices of the layers, Adam for the
@@ -113,5 +115,7 @@ class TrainingConfig:
             raise ValueError("both stages are left out; there is nothing to train")
         if self.stage1 is None and self.init_from is None:
             raise ValueError("stage 2 alone needs init_from, a checkpoint of stage 1")
+        if self.checkpoint_every < 1 or self.checkpoint_every % 10:
+            raise ValueError(f"checkpoint_every must be a positive multiple of 10, not {self.checkpoint_every}")
         if self.optimizer not in ("adam", "muon"):
             raise ValueError(f"optimizer must be 'adam' or 'muon', not {self.optimizer!r}")

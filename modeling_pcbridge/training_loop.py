@@ -4,8 +4,10 @@ import logging
 import math
 import time
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -17,7 +19,7 @@ from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import Example, collate, example_from_row
 from dataset_scripts.mixture import MixtureBatchSampler
 
-from .checkpointing import find_training_state, load_training_state, save_training_state, seed_everything
+from .checkpointing import find_training_state, load_training_state, save_training_state
 from .modeling_pcbridge import PCBridgeModel
 from .training_config import SourceConfig, StageConfig, TrainingConfig
 
@@ -39,8 +41,9 @@ class BadLossError(RuntimeError):
     """The loss became NaN or infinite."""
 
 
+@cache
 def load_source(source: SourceConfig, split: str, energy_level_of_theory: str) -> list[Example]:
-    """The examples of one source, with graph features computed once.
+    """The examples of one source, with graph features computed once a process.
 
     Raises:
         ValueError: an unknown source, or one without any row.
@@ -49,6 +52,7 @@ def load_source(source: SourceConfig, split: str, energy_level_of_theory: str) -
     examples = [example_from_row(row, energy_level_of_theory) for row in rows]
     if source.only_labelled:
         examples = [example for example in examples if example.is_labelled]
+    examples = examples[: source.max_rows]
     if not examples:
         raise ValueError(f"data source {source} has no rows at {energy_level_of_theory}")
     return examples
@@ -118,6 +122,24 @@ def count_labels(batches: list[dict], accelerator: Accelerator) -> dict[str, Ten
     return {"energy": energy, "forces": forces, "equilibrium": equilibrium}
 
 
+def make_loader(
+    stage: StageConfig, energy_level_of_theory: str, config: TrainingConfig, accelerator: Accelerator, start_step: int
+) -> DataLoader:
+    """The batches of a stage from update `start_step` on; each process gets every so many-th micro-batch."""
+    sources = [load_source(source, "train", energy_level_of_theory) for source in stage.sources]
+    batches_per_update = config.gradient_accumulation_steps * accelerator.num_processes
+    sampler = MixtureBatchSampler(
+        sizes=[[example.graph.num_atoms for example in source] for source in sources],
+        weights=[source.weight for source in stage.sources],
+        batch_size=config.batch_size,
+        num_batches=stage.num_steps * batches_per_update,
+        seed=config.seed,
+        start_batch=start_step * batches_per_update,
+    )
+    examples = [example for source in sources for example in source]
+    return accelerator.prepare(DataLoader(examples, batch_sampler=sampler, collate_fn=collate))
+
+
 def train_stage(
     name: str, model: PCBridgeModel, stage: StageConfig, config: TrainingConfig, accelerator: Accelerator
 ) -> list[dict]:
@@ -126,45 +148,24 @@ def train_stage(
     A finished or interrupted stage in `config.output_dir` is taken up where it stood when `config.resume` is set.
 
     Returns:
-        The loss history: one record of `LOSS_NAMES`, step and learning rate every few updates.
+        The loss history: every few updates one record of step, learning rate, and `LOSS_NAMES` averaged since the
+        record before.
 
     Raises:
         BadLossError: the loss is NaN or infinite.
     """
-    level = model.config.energy_level_of_theory
-    sources = [load_source(source, "train", level) for source in stage.sources]
     model.to(accelerator.device).train()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     optimizers = make_optimizers(model, config, stage.learning_rate)
-    schedulers = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, stage))
-        for optimizer in optimizers
-    ]
-
+    modules = {"model": model, "average": average}
     state_folder = Path(config.output_dir) / "training_state" / name
     progress: dict = {"step": 0, "history": []}
-    seed_everything(config.seed + 1000 * accelerator.process_index)
-    modules = {"model": model, "average": average}
     if config.resume and (found := find_training_state(state_folder)) is not None:
         progress = load_training_state(found, modules, optimizers)
-        for scheduler in schedulers:
-            for _ in range(progress["step"]):
-                scheduler.step()
         logger.info("%s: resumed at update %d", name, progress["step"])
 
-    micro_batches = config.gradient_accumulation_steps * accelerator.num_processes
-    sampler = MixtureBatchSampler(
-        sizes=[[example.graph.num_atoms for example in source] for source in sources],
-        weights=[source.weight for source in stage.sources],
-        batch_size=config.batch_size,
-        num_batches=stage.num_steps * micro_batches,
-        seed=config.seed,
-        start_batch=progress["step"] * micro_batches,
-    )
-    examples = [example for source in sources for example in source]
-    loader = accelerator.prepare(DataLoader(examples, batch_sampler=sampler, collate_fn=collate))
+    loader = make_loader(stage, model.config.energy_level_of_theory, config, accelerator, progress["step"])
     prepared = accelerator.prepare(model)
-
     bar = tqdm(
         total=stage.num_steps,
         initial=progress["step"],
@@ -174,21 +175,27 @@ def train_stage(
         mininterval=1.0,
     )
     started, molecules = time.perf_counter(), 0
+    window, updates_in_window = torch.zeros(len(LOSS_NAMES), device=accelerator.device), 0
     batches = iter(loader)
     for step in range(progress["step"], stage.num_steps):
         update = [next(batches) for _ in range(config.gradient_accumulation_steps)]
-        losses = _update(prepared, update, stage, config, accelerator, optimizers)
-        for scheduler in schedulers:
-            scheduler.step()
+        learning_rate = stage.learning_rate * learning_rate_factor(step, stage)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = learning_rate
+        window += _update(prepared, update, step, stage, config, accelerator, optimizers)
         average.update_parameters(model)
-        molecules += config.batch_size * micro_batches
-        if step % _UPDATES_PER_LOG == 0 or step + 1 == stage.num_steps:
+        molecules += config.batch_size * len(update) * accelerator.num_processes
+        updates_in_window += 1
+        if (step + 1) % _UPDATES_PER_LOG == 0 or step + 1 == stage.num_steps:
             # Each process holds its share of every mean, so the sum over processes is the loss of the update.
-            record = dict(zip(LOSS_NAMES, accelerator.reduce(losses, reduction="sum").tolist(), strict=True))
+            means = accelerator.reduce(window, reduction="sum") / updates_in_window
+            record = dict(zip(LOSS_NAMES, means.tolist(), strict=True))
+            window.zero_()
+            updates_in_window = 0
             if not math.isfinite(record["loss"]):
                 raise BadLossError(f"{name}: the loss is {record['loss']} at update {step}")
             rate = molecules / (time.perf_counter() - started)
-            progress["history"].append({"step": step, "learning_rate": schedulers[0].get_last_lr()[0], **record})
+            progress["history"].append({"step": step, "learning_rate": learning_rate, **record})
             bar.set_postfix(
                 {key.removesuffix("_loss"): f"{value:.3g}" for key, value in record.items() if value}
                 | {"molecules/s": f"{rate:.0f}"}
@@ -206,7 +213,14 @@ def train_stage(
     return progress["history"]
 
 
-def _update(prepared, update: list[dict], stage: StageConfig, config, accelerator, optimizers) -> Tensor:
+def noise_generator(config: TrainingConfig, step: int, micro_batch: int, accelerator: Accelerator) -> torch.Generator:
+    """The noise of one micro-batch depends on the seed and its place in the run only, so resuming needs no state."""
+    entropy = (config.seed, step, micro_batch, accelerator.process_index)
+    seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator(accelerator.device).manual_seed(seed)
+
+
+def _update(prepared, update: list[dict], step: int, stage: StageConfig, config, accelerator, optimizers) -> Tensor:
     """One optimiser update over its micro-batches; returns this process's share of the `LOSS_NAMES` terms."""
     counts = count_labels(update, accelerator)
     totals = torch.zeros(len(LOSS_NAMES), device=accelerator.device)
@@ -216,7 +230,8 @@ def _update(prepared, update: list[dict], stage: StageConfig, config, accelerato
         # divided by the label counts of the whole update, so both are undone.
         with nullcontext() if is_last else accelerator.no_sync(prepared):
             with accelerator.autocast():
-                output = prepared(**batch, loss_settings=stage.losses, label_counts=counts)
+                generator = noise_generator(config, step, index, accelerator)
+                output = prepared(**batch, loss_settings=stage.losses, label_counts=counts, generator=generator)
             accelerator.backward(output.loss * accelerator.num_processes * accelerator.gradient_accumulation_steps)
         terms = [getattr(output, name) for name in LOSS_NAMES]
         totals += torch.stack([totals.new_zeros(()) if term is None else term.detach().float() for term in terms])

@@ -14,7 +14,7 @@ from .modeling_pcbridge import PCBridgeModel
 from .processing_pcbridge import PCBridgeProcessor
 from .report import plot_energy_scatter, plot_losses, plot_structures, results_markdown
 from .training_config import StageConfig, TrainingConfig
-from .training_loop import fit_reference_energies, load_source, seed_everything, train_stage
+from .training_loop import fit_reference_energies, load_source, train_stage
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def run(config: TrainingConfig) -> dict:
         # A stage without denoising, or without energies, leaves a decoder out of the graph.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    seed_everything(config.seed)  # the same initial weights on every process
+    torch.manual_seed(config.seed)  # the same initial weights on every process
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
 
