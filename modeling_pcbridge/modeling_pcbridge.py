@@ -469,13 +469,13 @@ class PCBridgeModel(PCBridgePreTrainedModel):
 
 def _check_stereo(molecules: list[MolecularGraph], samples: Tensor, rows, num_samples: int) -> Tensor:
     """(len(rows),) bool: whether `samples[k]`, of molecule `rows[k] // num_samples`, obeys its stereo marks."""
-    right = torch.ones(len(samples), dtype=torch.bool, device=samples.device)
+    right = torch.ones(len(samples), dtype=torch.bool)
+    structures = samples.double().cpu().numpy()
     for k, row in enumerate(rows):
         molecule = molecules[row // num_samples]
         if molecule.has_stereo:
-            structure = samples[k, : molecule.num_atoms].double().cpu().numpy()
-            right[k] = bool(stereo_is_right(molecule, structure[None])[0])
-    return right
+            right[k] = bool(stereo_is_right(molecule, structures[k : k + 1, : molecule.num_atoms])[0])
+    return right.to(samples.device)
 
 
 def _full_timesteps(positions: Tensor, timestep: int) -> Tensor:
