@@ -37,6 +37,18 @@ def centred_noise(atom_mask: Tensor, dtype: torch.dtype, generator: torch.Genera
     return centre(noise.to(atom_mask.device), atom_mask)
 
 
+def noise_by_molecule(atom_mask: Tensor, seeds: list[int], num_draws: int, dtype: torch.dtype) -> Tensor:
+    """(num_draws, B, N, 3) centred noise in which a molecule's share depends on its own seed only.
+
+    So what is sampled for a molecule does not depend on what else is in the batch, or on padding.
+    """
+    noise = torch.zeros(num_draws, *atom_mask.shape, 3, dtype=dtype)
+    for row, (seed, num_atoms) in enumerate(zip(seeds, atom_mask.sum(-1).tolist(), strict=True)):
+        generator = torch.Generator().manual_seed(seed)
+        noise[:, row, :num_atoms] = torch.randn(num_draws, num_atoms, 3, dtype=dtype, generator=generator)
+    return centre(noise.to(atom_mask.device), atom_mask)
+
+
 class DiffusionSchedule(Float64Buffers):
     """The variance-preserving process R_t = sqrt(abar_t) R_0 + sqrt(1 - abar_t) eps, lengths in `length_unit`.
 

@@ -9,7 +9,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_pcbridge import PCBridgeConfig
-from .diffusion import DiffusionSchedule, centre, centred_noise
+from .diffusion import DiffusionSchedule, centre, centred_noise, noise_by_molecule
 from .encoder import PCBridgeEncoder
 from .energy_decoder import EnergyDecoder, ReferenceEnergies
 from .graph_batch import GraphBatch
@@ -389,7 +389,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             num_samples: structures a molecule.
             eta: share of fresh noise in each reverse step: 0 is the deterministic sampler of Eq. 3, 1 the ancestral
                 one, which corrects errors of earlier steps.
-            generator: of all noise.
+            generator: of all noise; with the same generator a sample is the same whatever else is in the batch.
             max_stereo_attempts: a sample that violates a stereo mark of its graph is drawn again until so many
                 attempts are used up, as RDKit's embedding does; the last one is kept. 1 draws once.
             positions: (B, N, 3), angstrom; where "refine" starts, ignored by the other methods.
@@ -416,52 +416,61 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         batch_size = len(graph["atomic_numbers"])
         molecules = [GraphBatch(**graph).molecule(row) for row in range(batch_size)]
         graphs = GraphBatch(**graph).repeat(num_samples)
+        starts = None
         if method == "refine":
             starts = centre(positions.to(self._geometry_dtype), graph["atom_mask"]).repeat_interleave(num_samples, 0)
+        # A seed a sample, so that a sample does not depend on what else is in the batch.
+        seed_device = "cpu" if generator is None else generator.device
+        seeds = torch.randint(2**53, (len(graphs.atomic_numbers),), generator=generator, device=seed_device).cpu()
+        scheduler, timesteps = self._reverse_schedule(method, num_inference_steps)
+        num_draws = 1 if eta == 0 else 1 + len(timesteps)
 
-        def sample(rows) -> Tensor:
-            if method == "ddim":
-                return self._ddim(graphs[rows], num_inference_steps, eta, generator)
-            if method == "refine":
-                return self._refine(graphs[rows], starts[rows], num_inference_steps, eta, generator)
-            noise = centred_noise(graphs[rows].atom_mask, self._geometry_dtype, generator) * self.config.length_unit
-            return self.denoise(graphs[rows], noise, _full_timesteps(noise, self.config.denoising_timestep))
+        def sample(rows: Tensor, attempt: int) -> Tensor:
+            """The structures of some rows, (len(rows), N, 3), angstrom."""
+            row_seeds = (seeds[rows.cpu()] + attempt).tolist()
+            noise = noise_by_molecule(graphs.atom_mask[rows], row_seeds, num_draws, self._geometry_dtype)
+            if method == "denoising":
+                noisy = noise[0] * self.config.length_unit
+                return self.denoise(graphs[rows], noisy, _full_timesteps(noisy, self.config.denoising_timestep))
+            row_starts = None if starts is None else starts[rows]
+            return self._reverse(graphs[rows], row_starts, noise, scheduler, timesteps, eta)
 
-        samples = sample(slice(None))
+        samples = sample(torch.arange(len(seeds), device=graphs.atom_mask.device), attempt=0)
         stereo_right = _check_stereo(molecules, samples, range(len(samples)), num_samples)
-        for _ in range(max_stereo_attempts - 1):
+        for attempt in range(1, max_stereo_attempts):
             wrong = (~stereo_right).nonzero().squeeze(-1)
             if len(wrong) == 0:
                 break
-            samples[wrong] = sample(wrong)
+            samples[wrong] = sample(wrong, attempt)
             stereo_right[wrong] = _check_stereo(molecules, samples[wrong], wrong.tolist(), num_samples)
         return StructureOutput(
             positions=samples.unflatten(0, (batch_size, num_samples)),
             stereo_right=stereo_right.unflatten(0, (batch_size, num_samples)),
         )
 
-    def _ddim(self, graphs: GraphBatch, num_steps: int, eta: float, generator) -> Tensor:
-        """Eq. 3, from noise at t = T to structures in angstrom, (B, N, 3)."""
+    def _reverse_schedule(self, method: str, num_steps: int):
+        """The DDIM scheduler and its time steps, last to first; those up to `refinement_timestep` for "refine"."""
+        if method == "refine":
+            first = self.config.refinement_timestep
+            stride = -(-first // num_steps)  # rounded up
+            scheduler = self.diffusion.ddim_scheduler((self.config.num_train_timesteps + 1) // stride)
+            return scheduler, [t for t in scheduler.timesteps.tolist() if t <= first]
         scheduler = self.diffusion.ddim_scheduler(num_steps)
-        noise = centred_noise(graphs.atom_mask, self._geometry_dtype, generator) * self.config.length_unit
-        return self._reverse(graphs, noise, scheduler, scheduler.timesteps.tolist(), eta, generator)
+        return scheduler, scheduler.timesteps.tolist()
 
-    def _refine(self, graphs: GraphBatch, starts: Tensor, num_steps: int, eta: float, generator) -> Tensor:
-        """Eq. 3 from a structure at a small time, in angstrom, (B, N, 3)."""
-        first = self.config.refinement_timestep
-        stride = -(-first // num_steps)  # rounded up
-        scheduler = self.diffusion.ddim_scheduler((self.config.num_train_timesteps + 1) // stride)
-        timesteps = [t for t in scheduler.timesteps.tolist() if t <= first]
-        noise = centred_noise(graphs.atom_mask, starts.dtype, generator)
-        noisy = self.diffusion.add_noise(starts, noise, _full_timesteps(starts, timesteps[0]))
-        return self._reverse(graphs, noisy, scheduler, timesteps, eta, generator)
+    def _reverse(self, graphs: GraphBatch, starts: Tensor | None, noise: Tensor, scheduler, timesteps, eta) -> Tensor:
+        """Eq. 3, from pure noise or from noised `starts`, to structures (B, N, 3) in angstrom.
 
-    def _reverse(self, graphs: GraphBatch, samples: Tensor, scheduler, timesteps: list[int], eta, generator) -> Tensor:
+        `noise` holds unit centred noise for the first time step and, where eta > 0, for each step after it.
+        """
         unit = self.config.length_unit
-        for timestep in timesteps:
+        samples = noise[0] * unit
+        if starts is not None:
+            samples = self.diffusion.add_noise(starts, noise[0], _full_timesteps(starts, timesteps[0]))
+        for k, timestep in enumerate(timesteps):
             denoised = self.denoise(graphs, samples, _full_timesteps(samples, timestep))
-            # Ours, because the scheduler's own noise is not centred.
-            fresh = centred_noise(graphs.atom_mask, samples.dtype, generator) if eta > 0 else None
+            # Our own noise, because the scheduler's is not centred.
+            fresh = noise[k + 1] if eta > 0 else None
             step = scheduler.step(denoised / unit, timestep, samples / unit, eta=eta, variance_noise=fresh)
             samples = step.prev_sample * unit
         return samples

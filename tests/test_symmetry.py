@@ -163,3 +163,18 @@ def test_results_do_not_depend_on_batch_or_padding(processor):
             denoise(model, alone, positions[i : i + 1, :n])[0], denoised[i, :n], atol=1e-5, rtol=1e-4
         )
         assert (together.forces[i, n:] == 0).all() and (denoised[i, n:] == 0).all()
+
+
+@pytest.mark.parametrize("method", ["ddim", "denoising"])
+def test_samples_do_not_depend_on_the_batch(processor, method):
+    model = small_model(initializer_range=0.1)
+    arguments = {"method": method, "num_inference_steps": 5, "num_samples": 2}
+    alone = model.predict_structure(
+        **processor(SMILES[:1]), **arguments, generator=torch.Generator().manual_seed(0)
+    ).positions
+    together = model.predict_structure(
+        **processor([SMILES[0], "CCCCCO"]), **arguments, generator=torch.Generator().manual_seed(0)
+    ).positions
+    torch.testing.assert_close(together[:1, :, : alone.shape[2]], alone, atol=1e-9, rtol=0)
+    other = model.predict_structure(**processor(SMILES[:1]), **arguments, generator=torch.Generator().manual_seed(1))
+    assert (other.positions - alone).abs().max() > 0.1
