@@ -9,10 +9,10 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from .configuration_pcbridge import PCBridgeConfig
-from .evaluation import evaluate_model, evaluate_reference, load_references, mmff_structures, pm6_structures
+from .evaluate_checkpoints import evaluate_checkpoints
 from .modeling_pcbridge import PCBridgeModel
 from .processing_pcbridge import PCBridgeProcessor
-from .report import plot_energy_scatter, plot_losses, plot_structures, results_markdown
+from .report import plot_losses
 from .training_config import StageConfig, TrainingConfig
 from .training_loop import fit_reference_energies, load_source, train_stage
 
@@ -56,7 +56,10 @@ def run(config: TrainingConfig) -> dict:
     if accelerator.is_main_process:
         plot_losses(histories, output_dir / "losses.png")
         if config.evaluation is not None:
-            metrics |= evaluate_run(config, models, accelerator.device)
+            final = {name: str(folder) for name, folder in models.items() if name != STAGE1 or len(models) == 1}
+            metrics |= evaluate_checkpoints(
+                final, config.output_dir, config.evaluation, config.seed, str(accelerator.device)
+            )
         (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=1))
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -92,39 +95,3 @@ def save_checkpoint(model: PCBridgeModel, folder: Path, accelerator: Accelerator
             (folder / "README.md").write_text(_MODEL_CARD.read_text())
     accelerator.wait_for_everyone()
     return folder
-
-
-def evaluate_run(config: TrainingConfig, models: dict[str, Path], device: torch.device) -> dict:
-    """Evaluate every final model and the classical references; write the table and the pictures."""
-    evaluation = config.evaluation
-    output_dir = Path(config.output_dir)
-    final = {name: folder for name, folder in models.items() if name != STAGE1 or len(models) == 1}
-    results = {
-        name: evaluate_model(PCBridgeModel.from_pretrained(folder).to(device), evaluation, config.seed)
-        for name, folder in final.items()
-    }
-    references = load_references(evaluation)
-    metrics = {
-        "split": evaluation.split,
-        "num_molecules": len(references),
-        "num_samples": evaluation.num_samples,
-        "seed": config.seed,
-        "models": results,
-        "references": {
-            "PM6 (same conformer)": evaluate_reference(pm6_structures(evaluation), evaluation),
-            "ETKDGv3 + MMFF94": evaluate_reference(mmff_structures(evaluation.num_samples, config.seed), evaluation),
-        },
-    }
-    table = results_markdown(metrics)
-    (output_dir / "results.md").write_text(table)
-    print(table)
-    plot_energy_scatter(results, output_dir / "energy_scatter.png")
-    # Evenly from the smallest to the largest molecule, so nobody chose the good ones.
-    count = min(evaluation.num_pictures, len(references))
-    chosen = [round(i * (len(references) - 1) / max(count - 1, 1)) for i in range(count)]
-    plot_structures(
-        [references[i] for i in chosen],
-        {name: [r["per_molecule"]["ddim"]["first_sample"][i] for i in chosen] for name, r in results.items()},
-        output_dir / "structures.png",
-    )
-    return metrics
