@@ -33,6 +33,7 @@ LOSS_NAMES = (
     "optimality_consistency_loss",
     "score_consistency_loss",
 )
+RECORD_NAMES = (*LOSS_NAMES, "gradient_norm")
 # The progress bar reads losses from the device only so often, because that waits for it.
 _UPDATES_PER_LOG = 10
 
@@ -148,8 +149,8 @@ def train_stage(
     A finished or interrupted stage in `config.output_dir` is taken up where it stood when `config.resume` is set.
 
     Returns:
-        The loss history: every few updates one record of step, learning rate, and `LOSS_NAMES` averaged since the
-        record before.
+        The loss history: every few updates one record of step, learning rate, and `RECORD_NAMES` averaged since
+        the record before.
 
     Raises:
         BadLossError: the loss is NaN or infinite.
@@ -175,7 +176,7 @@ def train_stage(
         mininterval=1.0,
     )
     started, molecules = time.perf_counter(), 0
-    window, updates_in_window = torch.zeros(len(LOSS_NAMES), device=accelerator.device), 0
+    window, updates_in_window = torch.zeros(len(RECORD_NAMES), device=accelerator.device), 0
     batches = iter(loader)
     for step in range(progress["step"], stage.num_steps):
         update = [next(batches) for _ in range(config.gradient_accumulation_steps)]
@@ -189,7 +190,7 @@ def train_stage(
         if (step + 1) % _UPDATES_PER_LOG == 0 or step + 1 == stage.num_steps:
             # Each process holds its share of every mean, so the sum over processes is the loss of the update.
             means = accelerator.reduce(window, reduction="sum") / updates_in_window
-            record = dict(zip(LOSS_NAMES, means.tolist(), strict=True))
+            record = dict(zip(RECORD_NAMES, means.tolist(), strict=True))
             window.zero_()
             updates_in_window = 0
             if not math.isfinite(record["loss"]):
@@ -221,7 +222,7 @@ def noise_generator(config: TrainingConfig, step: int, micro_batch: int, acceler
 
 
 def _update(prepared, update: list[dict], step: int, stage: StageConfig, config, accelerator, optimizers) -> Tensor:
-    """One optimiser update over its micro-batches; returns this process's share of the `LOSS_NAMES` terms."""
+    """One optimiser update over its micro-batches; returns this process's share of `RECORD_NAMES`."""
     counts = count_labels(update, accelerator)
     totals = torch.zeros(len(LOSS_NAMES), device=accelerator.device)
     for index, batch in enumerate(update):
@@ -235,8 +236,10 @@ def _update(prepared, update: list[dict], step: int, stage: StageConfig, config,
             accelerator.backward(output.loss * accelerator.num_processes * accelerator.gradient_accumulation_steps)
         terms = [getattr(output, name) for name in LOSS_NAMES]
         totals += torch.stack([totals.new_zeros(()) if term is None else term.detach().float() for term in terms])
-    accelerator.clip_grad_norm_(prepared.parameters(), config.max_grad_norm)
+    gradient_norm = accelerator.clip_grad_norm_(prepared.parameters(), config.max_grad_norm)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return totals
+    # Every process has the same gradient, so a share of it adds up to it.
+    share = gradient_norm.detach().float() / accelerator.num_processes
+    return torch.cat([totals, share.reshape(1)])

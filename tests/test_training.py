@@ -160,6 +160,8 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path):
     )
     for a, b in zip(one, two, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        # Adam and Muon do not see the scale of the gradient; its norm before clipping does.
+        assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-3)
         assert a["force_loss"] > 0
     initial = load_file(start / "stage1" / "model.safetensors")
     weights = [load_file(tmp_path / name / "consistency" / "model.safetensors") for name in ("one", "two")]
