@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from rdkit import Chem, RDLogger
 
 from dataset_scripts.bundled import CONFIG_NAMES, SPLITS, parquet_path
+from dataset_scripts.label_generation import read_lines
 from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES, PM6
 from modeling_pcbridge.molecular_graph import mapped_smiles, mol_from_positions, with_structure
 
@@ -103,11 +104,19 @@ def rows_of_molecule(structure: dict, mol: Chem.Mol, labels: dict[str, dict]) ->
     return rows
 
 
+def read_labels(path: Path) -> list[dict]:
+    """Raw labels from Parquet, or from the lines of `label_generation` without its failures."""
+    if path.suffix != ".jsonl":
+        return pq.read_table(path).to_pylist()
+    lines = [line for line in read_lines(path) if "error" not in line]
+    return [{**line, "qm9_index": int(line["molecule_id"].removeprefix("qm9_"))} for line in lines]
+
+
 def build(structures_path: Path, label_paths: list[Path]) -> dict:
     """Write the Parquet files and return the summary that is also written to bundled/summary.json."""
     labels: dict[int, dict[str, dict]] = {}
     for path in label_paths:
-        for label in pq.read_table(path).to_pylist():
+        for label in read_labels(path):
             labels.setdefault(label["qm9_index"], {})[label["geometry"]] = label
 
     rows = {(name, split): [] for name in CONFIG_NAMES for split in SPLITS}

@@ -9,7 +9,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_pcbridge import PCBridgeConfig
-from .diffusion import DiffusionSchedule, centre, centred_noise, noise_by_molecule
+from .diffusion import DiffusionSchedule, centre, centred_noise
 from .encoder import PCBridgeEncoder
 from .energy_decoder import EnergyDecoder, ReferenceEnergies
 from .graph_batch import GraphBatch
@@ -25,8 +25,8 @@ from .losses import (
     reduce_mean,
     score_consistency_loss,
 )
-from .molecular_graph import MolecularGraph, stereo_is_right
 from .pair_features import PairFeatures, PairProjection
+from .sampling import sample_structures
 from .structure_decoder import StructureDecoder
 
 # Ratio of the last layer's initial weights to the others': the untrained model starts close to the reference
@@ -413,82 +413,18 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             raise ValueError(f"eta must lie in 0..1, not {eta}")
         if method == "refine" and positions is None:
             raise ValueError("refine needs positions; give the processor molecules that have a conformer")
-        batch_size = len(graph["atomic_numbers"])
-        molecules = [GraphBatch(**graph).molecule(row) for row in range(batch_size)]
-        graphs = GraphBatch(**graph).repeat(num_samples)
-        starts = None
-        if method == "refine":
-            starts = centre(positions.to(self._geometry_dtype), graph["atom_mask"]).repeat_interleave(num_samples, 0)
-        # A seed a sample, so that a sample does not depend on what else is in the batch.
-        seed_device = "cpu" if generator is None else generator.device
-        seeds = torch.randint(2**53, (len(graphs.atomic_numbers),), generator=generator, device=seed_device).cpu()
-        scheduler, timesteps = self._reverse_schedule(method, num_inference_steps)
-        num_draws = 1 if eta == 0 else 1 + len(timesteps)
-
-        def sample(rows: Tensor, attempt: int) -> Tensor:
-            """The structures of some rows, (len(rows), N, 3), angstrom."""
-            row_seeds = (seeds[rows.cpu()] + attempt).tolist()
-            noise = noise_by_molecule(graphs.atom_mask[rows], row_seeds, num_draws, self._geometry_dtype)
-            if method == "denoising":
-                noisy = noise[0] * self.config.length_unit
-                return self.denoise(graphs[rows], noisy, _full_timesteps(noisy, self.config.denoising_timestep))
-            row_starts = None if starts is None else starts[rows]
-            return self._reverse(graphs[rows], row_starts, noise, scheduler, timesteps, eta)
-
-        samples = sample(torch.arange(len(seeds), device=graphs.atom_mask.device), attempt=0)
-        stereo_right = _check_stereo(molecules, samples, range(len(samples)), num_samples)
-        for attempt in range(1, max_stereo_attempts):
-            wrong = (~stereo_right).nonzero().squeeze(-1)
-            if len(wrong) == 0:
-                break
-            samples[wrong] = sample(wrong, attempt)
-            stereo_right[wrong] = _check_stereo(molecules, samples[wrong], wrong.tolist(), num_samples)
-        return StructureOutput(
-            positions=samples.unflatten(0, (batch_size, num_samples)),
-            stereo_right=stereo_right.unflatten(0, (batch_size, num_samples)),
+        samples, stereo_right = sample_structures(
+            self,
+            GraphBatch(**graph),
+            positions if method == "refine" else None,
+            method=method,
+            num_inference_steps=num_inference_steps,
+            num_samples=num_samples,
+            eta=eta,
+            generator=generator,
+            max_stereo_attempts=max_stereo_attempts,
         )
-
-    def _reverse_schedule(self, method: str, num_steps: int):
-        """The DDIM scheduler and its time steps, last to first; those up to `refinement_timestep` for "refine"."""
-        if method == "refine":
-            first = self.config.refinement_timestep
-            stride = -(-first // num_steps)  # rounded up
-            scheduler = self.diffusion.ddim_scheduler((self.config.num_train_timesteps + 1) // stride)
-            return scheduler, [t for t in scheduler.timesteps.tolist() if t <= first]
-        scheduler = self.diffusion.ddim_scheduler(num_steps)
-        return scheduler, scheduler.timesteps.tolist()
-
-    def _reverse(self, graphs: GraphBatch, starts: Tensor | None, noise: Tensor, scheduler, timesteps, eta) -> Tensor:
-        """Eq. 3, from pure noise or from noised `starts`, to structures (B, N, 3) in angstrom.
-
-        `noise` holds unit centred noise for the first time step and, where eta > 0, for each step after it.
-        """
-        unit = self.config.length_unit
-        samples = noise[0] * unit
-        if starts is not None:
-            samples = self.diffusion.add_noise(starts, noise[0], _full_timesteps(starts, timesteps[0]))
-        for k, timestep in enumerate(timesteps):
-            denoised = self.denoise(graphs, samples, _full_timesteps(samples, timestep))
-            # Our own noise, because the scheduler's is not centred.
-            fresh = noise[k + 1] if eta > 0 else None
-            step = scheduler.step(denoised / unit, timestep, samples / unit, eta=eta, variance_noise=fresh)
-            samples = step.prev_sample * unit
-        return samples
-
-
-def _check_stereo(molecules: list[MolecularGraph], samples: Tensor, rows, num_samples: int) -> Tensor:
-    """(len(rows),) bool: whether `samples[k]`, of molecule `rows[k] // num_samples`, obeys its stereo marks."""
-    right = torch.ones(len(samples), dtype=torch.bool)
-    structures = samples.double().cpu().numpy()
-    for k, row in enumerate(rows):
-        molecule = molecules[row // num_samples]
-        if molecule.has_stereo:
-            right[k] = bool(stereo_is_right(molecule, structures[k : k + 1, : molecule.num_atoms])[0])
-    return right.to(samples.device)
-
-
-def _full_timesteps(positions: Tensor, timestep: int) -> Tensor:
-    return torch.full((len(positions),), timestep, dtype=torch.int64, device=positions.device)
+        return StructureOutput(positions=samples, stereo_right=stereo_right)
 
 
 def _uniform(positions: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from dataset_scripts.build_bundled import read_labels
 from dataset_scripts.bundled import SPLITS, load_bundled
 from dataset_scripts.label_generation import displaced, label_row, read_lines
 
@@ -39,3 +40,10 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path):
     assert read_lines(path) == whole
     assert path.read_text().endswith("\n") and read_lines(path) == whole
     assert read_lines(tmp_path / "absent.jsonl") == []
+
+
+def test_generated_lines_are_read_as_labels(tmp_path):
+    path = tmp_path / "labels.jsonl"
+    good = {"molecule_id": "qm9_000042", "geometry": "pm6", "energy_ev": -1.0}
+    path.write_text("".join(json.dumps(line) + "\n" for line in (good, {**good, "error": "did not converge"})))
+    assert read_labels(path) == [{**good, "qm9_index": 42}]

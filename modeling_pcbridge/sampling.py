@@ -1,0 +1,101 @@
+"""Generating structures: the reverse process from noise or from a given structure, checked against stereo marks."""
+
+import torch
+from torch import Tensor
+
+from .diffusion import centre, noise_by_molecule
+from .graph_batch import GraphBatch
+from .molecular_graph import MolecularGraph, stereo_is_right
+
+
+def sample_structures(
+    model,
+    graph: GraphBatch,
+    starts: Tensor | None,
+    method: str,
+    num_inference_steps: int,
+    num_samples: int,
+    eta: float,
+    generator: torch.Generator | None,
+    max_stereo_attempts: int,
+) -> tuple[Tensor, Tensor]:
+    """Structures (B, num_samples, N, 3), angstrom, and whether each obeys its stereo marks, (B, num_samples).
+
+    Arguments as in `PCBridgeModel.predict_structure`; `starts` (B, N, 3) is where "refine" begins.
+    """
+    batch_size = len(graph.atomic_numbers)
+    molecules = [graph.molecule(row) for row in range(batch_size)]
+    graphs = graph.repeat(num_samples)
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    if starts is not None:
+        starts = centre(starts.to(dtype), graph.atom_mask).repeat_interleave(num_samples, 0)
+    # A seed a sample, so that a sample does not depend on what else is in the batch.
+    seed_device = "cpu" if generator is None else generator.device
+    seeds = torch.randint(2**53, (len(graphs.atomic_numbers),), generator=generator, device=seed_device).cpu()
+    scheduler, timesteps = _reverse_schedule(model, method, num_inference_steps)
+    num_draws = 1 if eta == 0 else 1 + len(timesteps)
+
+    def sample(rows: Tensor, attempt: int) -> Tensor:
+        """The structures of some rows, (len(rows), N, 3), angstrom."""
+        row_seeds = (seeds[rows.cpu()] + attempt).tolist()
+        noise = noise_by_molecule(graphs.atom_mask[rows], row_seeds, num_draws, dtype)
+        if method == "denoising":
+            noisy = noise[0] * model.config.length_unit
+            return model.denoise(graphs[rows], noisy, _full_timesteps(noisy, model.config.denoising_timestep))
+        row_starts = None if starts is None else starts[rows]
+        return _reverse(model, graphs[rows], row_starts, noise, scheduler, timesteps, eta)
+
+    samples = sample(torch.arange(len(seeds), device=graphs.atom_mask.device), attempt=0)
+    stereo_right = _check_stereo(molecules, samples, range(len(samples)), num_samples)
+    for attempt in range(1, max_stereo_attempts):
+        wrong = (~stereo_right).nonzero().squeeze(-1)
+        if len(wrong) == 0:
+            break
+        samples[wrong] = sample(wrong, attempt)
+        stereo_right[wrong] = _check_stereo(molecules, samples[wrong], wrong.tolist(), num_samples)
+    shape = (batch_size, num_samples)
+    return samples.unflatten(0, shape), stereo_right.unflatten(0, shape)
+
+
+def _reverse_schedule(model, method: str, num_steps: int):
+    """The DDIM scheduler and its time steps, last to first; those up to `refinement_timestep` for "refine"."""
+    if method == "refine":
+        first = model.config.refinement_timestep
+        stride = -(-first // num_steps)  # rounded up
+        scheduler = model.diffusion.ddim_scheduler((model.config.num_train_timesteps + 1) // stride)
+        return scheduler, [t for t in scheduler.timesteps.tolist() if t <= first]
+    scheduler = model.diffusion.ddim_scheduler(num_steps)
+    return scheduler, scheduler.timesteps.tolist()
+
+
+def _reverse(model, graphs: GraphBatch, starts: Tensor | None, noise: Tensor, scheduler, timesteps, eta) -> Tensor:
+    """Eq. 3, from pure noise or from noised `starts`, to structures (B, N, 3) in angstrom.
+
+    `noise` holds unit centred noise for the first time step and, where eta > 0, for each step after it.
+    """
+    unit = model.config.length_unit
+    samples = noise[0] * unit
+    if starts is not None:
+        samples = model.diffusion.add_noise(starts, noise[0], _full_timesteps(starts, timesteps[0]))
+    for k, timestep in enumerate(timesteps):
+        denoised = model.denoise(graphs, samples, _full_timesteps(samples, timestep))
+        # Our own noise, because the scheduler's is not centred.
+        fresh = noise[k + 1] if eta > 0 else None
+        step = scheduler.step(denoised / unit, timestep, samples / unit, eta=eta, variance_noise=fresh)
+        samples = step.prev_sample * unit
+    return samples
+
+
+def _check_stereo(molecules: list[MolecularGraph], samples: Tensor, rows, num_samples: int) -> Tensor:
+    """(len(rows),) bool: whether `samples[k]`, of molecule `rows[k] // num_samples`, obeys its stereo marks."""
+    right = torch.ones(len(samples), dtype=torch.bool)
+    structures = samples.double().cpu().numpy()
+    for k, row in enumerate(rows):
+        molecule = molecules[row // num_samples]
+        if molecule.has_stereo:
+            right[k] = bool(stereo_is_right(molecule, structures[k : k + 1, : molecule.num_atoms])[0])
+    return right.to(samples.device)
+
+
+def _full_timesteps(positions: Tensor, timestep: int) -> Tensor:
+    return torch.full((len(positions),), timestep, dtype=torch.int64, device=positions.device)
