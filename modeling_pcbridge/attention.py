@@ -1,20 +1,20 @@
-"""Multi-head attention pieces shared by the encoder and the structure decoder. Heads lead: (H, B, N, d)."""
+"""Multi-head attention pieces shared by the encoder and the structure decoder. Layout (..., H, N, d)."""
 
 from torch import Tensor, nn
 
 
 def split_heads(features: Tensor, num_heads: int) -> Tensor:
-    """(..., B, N, H * d) -> (H, ..., B, N, d)."""
-    return features.unflatten(-1, (num_heads, -1)).movedim(-2, 0)
+    """(..., N, H * d) -> (..., H, N, d)."""
+    return features.unflatten(-1, (num_heads, -1)).transpose(-2, -3)
 
 
 def merge_heads(features: Tensor) -> Tensor:
-    """(H, ..., B, N, d) -> (..., B, N, H * d)."""
-    return features.movedim(0, -2).flatten(-2)
+    """(..., H, N, d) -> (..., N, H * d)."""
+    return features.transpose(-2, -3).flatten(-2)
 
 
 def attention_weights(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
-    """Softmax over keys of scaled dot products plus `bias`; (H, B, N, N).
+    """Softmax over keys of scaled dot products plus `bias`; (B, H, N, N).
 
     Written out because fused attention has no second derivative, which the force loss needs.
     """

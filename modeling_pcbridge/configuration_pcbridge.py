@@ -28,8 +28,8 @@ class PCBridgeConfig(PreTrainedConfig):
         num_hidden_layers: layers of the shared encoder (24 in the paper).
         num_structure_layers: layers of the equivariant structure decoder (not stated in the paper).
         num_attention_heads: heads, and so the resolution of every per-pair tensor (32 in the paper).
-        num_gaussians: Gaussian basis functions of interatomic distances (128 in the paper).
-        max_distance: centre of the widest-placed Gaussian at initialisation, angstrom.
+        num_gaussians: Gaussian basis functions of interatomic distances (128 in the paper), evenly spaced.
+        max_distance: centre of the last Gaussian, angstrom; the first is at 0.
         initializer_range: standard deviation of initial weights.
         layer_norm_eps: added to the variance in layer normalisation.
         num_train_timesteps: diffusion steps T (1000 in the paper); t = 0 is the unperturbed structure.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import FeedForward, attention_weights, merge_heads, split_heads
-from .pair_features import NUM_ELEMENTS, PairFeatures, PairProjection, num_pair_features
+from .pair_features import NUM_ELEMENTS, PairFeatures, PairProjection, Pairs
 
 # Formal charges -4..4 have an embedding each; larger ones share the last.
 _MAX_FORMAL_CHARGE = 4
@@ -41,7 +41,7 @@ class EncoderLayer(nn.Module):
 
     def forward(self, features: Tensor, bias: Tensor, filters: Tensor) -> Tensor:
         queries_keys_values = self.query_key_value(self.attention_norm(features))
-        queries, keys, values = split_heads(queries_keys_values, 3 * self.num_heads).chunk(3)
+        queries, keys, values = split_heads(queries_keys_values, 3 * self.num_heads).chunk(3, dim=-3)
         messages = (attention_weights(queries, keys, bias) * filters) @ values
         features = features + self.attention_output(merge_heads(messages))
         return features + self.feed_forward(self.feed_forward_norm(features))
@@ -61,16 +61,16 @@ class PCBridgeEncoder(nn.Module):
         self.time_embedding = TimeEmbedding(config.hidden_size)
         self.pair_features = PairFeatures(config)
         self.pair_projection = PairProjection(
-            num_pair_features(config), config.num_attention_heads, num_biases=num_layers, num_filters=num_layers
+            config.num_gaussians, config.num_attention_heads, num_biases=num_layers, num_filters=num_layers
         )
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(num_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, graph, positions: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, graph, positions: Tensor, timesteps: Tensor) -> tuple[Tensor, Pairs]:
         """Encode (B, N, 3) positions, in angstrom, at `timesteps` (B,).
 
         Returns:
-            Node features (B, N, C) and pair features (F, B, N, N).
+            Node features (B, N, C) and the features of pairs.
         """
         time = self.time_embedding(timesteps)
         charges = graph.formal_charges.clamp(-_MAX_FORMAL_CHARGE, _MAX_FORMAL_CHARGE) + _MAX_FORMAL_CHARGE

@@ -130,21 +130,32 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         node_features, _ = self.encoder(graph, positions.to(self._geometry_dtype), timesteps)
         return self.energy_decoder(node_features, graph.atom_mask)
 
+    def interaction_energy_and_gradient(self, graph: GraphBatch, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """`interaction_energy` (B,) and its gradient (B, N, 3), eV/angstrom; both differentiable in the parameters.
+
+        `positions` (B, N, 3) must require a gradient.
+        """
+        interaction = self.interaction_energy(graph, positions)
+        (gradient,) = torch.autograd.grad(interaction.sum(), positions, create_graph=True)
+        return interaction, gradient
+
     def energy_and_forces(self, graph: GraphBatch, positions: Tensor) -> tuple[Tensor, Tensor]:
         """E_G(R) in eV, (B,) float64, and F = -dE/dR in eV/angstrom, (B, N, 3), at `positions` (B, N, 3).
 
         Both are detached, also from the parameters. Works under `torch.no_grad` and `torch.inference_mode`.
         """
+        interaction, forces = self._detached_energy_and_forces(graph, positions)
+        return interaction.double() + self.energy_decoder.reference_energies(graph.atomic_numbers), forces
+
+    def _detached_energy_and_forces(self, graph: GraphBatch, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Interaction energy (B,) and forces (B, N, 3) as constants: no parameter of the energy model is reached."""
         with torch.inference_mode(False), torch.enable_grad():
             graph = graph.outside_inference_mode()
             positions = positions.clone() if positions.is_inference() else positions
             positions = positions.detach().requires_grad_()
             interaction = self.interaction_energy(graph, positions)
             (gradient,) = torch.autograd.grad(interaction.sum(), positions)
-        return self._total_energy(graph, interaction.detach()), -gradient
-
-    def _total_energy(self, graph: GraphBatch, interaction: Tensor) -> Tensor:
-        return interaction.double() + self.energy_decoder.reference_energies(graph.atomic_numbers)
+        return interaction.detach(), -gradient
 
     def denoise(
         self, graph: GraphBatch, noisy_positions: Tensor, timesteps: Tensor, detach_encoder: bool = False
@@ -283,8 +294,11 @@ class PCBridgeModel(PCBridgePreTrainedModel):
     def _add_label_terms(self, output, graph, positions, energy, forces, settings, counts) -> None:
         """Eq. 7, first term, and Eq. 12, from one evaluation of E."""
         with_forces = settings.force_weight > 0 and forces is not None
-        positions = positions.detach().requires_grad_(with_forces)
-        interaction = self.interaction_energy(graph, positions)
+        if with_forces:
+            positions = positions.detach().requires_grad_()
+            interaction, gradient = self.interaction_energy_and_gradient(graph, positions)
+        else:
+            interaction = self.interaction_energy(graph, positions)
         if settings.energy_weight > 0 and energy is not None:
             # The reference energies go off in float64, before the difference is rounded.
             label = energy.double() - self.energy_decoder.reference_energies(graph.atomic_numbers)
@@ -292,7 +306,6 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             label = label.nan_to_num().to(interaction.dtype)
             output.energy_loss = reduce_mean(energy_loss(interaction, label), mask, counts.get("energy"))
         if with_forces:
-            (gradient,) = torch.autograd.grad(interaction.sum(), positions, create_graph=True)
             mask = ~(forces.isnan() & graph.atom_mask.unsqueeze(-1)).flatten(1).any(1)
             label = forces.to(gradient.dtype).nan_to_num() * graph.atom_mask.unsqueeze(-1)
             if settings.force_form == "squared":
@@ -321,9 +334,12 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         # sigma^2 ~ U(0, sigma_max^2], one a molecule
         sigma = settings.sigma_max * (1 - _uniform(positions, generator)).sqrt()[:, None, None]
         perturbation = sigma * centred_noise(graph.atom_mask, positions.dtype, generator)
-        energy, forces = self._detached_energy(graph, predicted)
-        perturbed_energy, perturbed_forces = self._detached_energy(graph, predicted + perturbation)
-        losses = optimality_consistency_loss(predicted, energy, forces, perturbed_energy, perturbed_forces)
+        # Each structure beside its perturbed one, in one evaluation of E.
+        both = torch.stack([predicted, predicted + perturbation], dim=1).flatten(0, 1)
+        energies, forces = self._detached_energy_and_forces(graph.repeat(2), both)
+        energy, perturbed_energy = energies.unflatten(0, (-1, 2)).unbind(1)
+        force, perturbed_force = forces.unflatten(0, (-1, 2)).unbind(1)
+        losses = optimality_consistency_loss(predicted, energy, force, perturbed_energy, perturbed_force)
         return reduce_mean(losses, mask, count)
 
     def _score_term(self, graph, positions, mask, settings, count, generator) -> Tensor:
@@ -333,19 +349,14 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         noisy_positions = self.diffusion.add_noise(positions, noise, timesteps)
         denoised = self.denoise(graph, noisy_positions, timesteps, detach_encoder=True)
         if settings.score_form == "noisy":
-            _, forces = self._detached_energy(graph, noisy_positions)
+            _, forces = self._detached_energy_and_forces(graph, noisy_positions)
             score = self.diffusion.score(denoised, noisy_positions, timesteps)
             losses = score_consistency_loss(score, forces, settings.kT)
         else:
-            _, forces = self._detached_energy(graph, denoised)
+            _, forces = self._detached_energy_and_forces(graph, denoised)
             weights = self.diffusion.signal_to_noise(timesteps).to(positions.dtype)
             losses = denoised_point_consistency_loss(denoised, forces, weights, settings.gradient_step)
         return reduce_mean(losses, mask, count)
-
-    def _detached_energy(self, graph: GraphBatch, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Interaction energy (B,) and forces (B, N, 3) as constants: no parameter of the energy model is reached."""
-        energy, forces = self.energy_and_forces(graph, positions)
-        return (energy - self.energy_decoder.reference_energies(graph.atomic_numbers)).to(forces.dtype), forces
 
     # --- Inference --------------------------------------------------------------------------------------------------
 

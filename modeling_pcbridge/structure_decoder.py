@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .attention import FeedForward, attention_weights, merge_heads, split_heads
 from .diffusion import centre
 from .molecular_graph import NUM_STEREO_PAIR_TYPES
-from .pair_features import DISTANCE_EPS, PairProjection, num_pair_features, one_hot_types
+from .pair_features import DISTANCE_EPS, PairProjection, Pairs, one_hot_types
 
 # Signed volumes of real stereocentres are 3 to 9 cubic angstrom.
 _VOLUME_SCALES = (1.0, 6.0)
@@ -89,24 +89,26 @@ class StructureLayer(nn.Module):
         features: Tensor,
         vectors: Tensor,
         positions: Tensor,
-        directions: Tensor,
+        inverse_distances: Tensor,
         quadruples: Tensor,
         bias: Tensor,
-        filters: Tensor,
+        filters: tuple[Tensor, ...],
     ) -> tuple[Tensor, Tensor]:
-        """One layer on features (B, N, C), vectors (3, B, N, V), unit directions (3, B, N, N)."""
+        """One layer on features (B, N, C), vectors (3, B, N, V), inverse distances (B, N, N), zero from i to i."""
         normed = self.norm(features)
-        queries, keys, values = split_heads(self.query_key_value(normed), 3 * self.num_heads).chunk(3)
+        queries, keys, values = split_heads(self.query_key_value(normed), 3 * self.num_heads).chunk(3, dim=-3)
         direction_values = split_heads(self.direction_values(normed), self.num_heads)
         attention = attention_weights(queries, keys, bias)
         scalar_filter, direction_filter, vector_filter = filters
 
         scalar_messages = merge_heads((attention * scalar_filter) @ values)
-        # (3, H, B, N, N) @ (H, B, N, d)
-        toward = (attention * direction_filter).unsqueeze(0) * directions.unsqueeze(1).to(attention.dtype)
-        direction_messages = (toward @ direction_values).movedim(1, -2).flatten(-2)
-        carried = split_heads(self.vector_values(vectors), self.num_heads)  # (H, 3, B, N, d)
-        vector_messages = merge_heads((attention * vector_filter).unsqueeze(1) @ carried)
+        direction_messages = self._direction_messages(
+            attention * direction_filter * inverse_distances.unsqueeze(1), positions, direction_values
+        )
+        # The three components of what is carried lie side by side, (B, H, N, 3 d), so that one product serves them.
+        carried = split_heads(self.vector_values(vectors), self.num_heads)
+        carried = (attention * vector_filter) @ carried.movedim(0, -2).flatten(-2)
+        vector_messages = merge_heads(carried.unflatten(-1, (3, -1)).movedim(-2, 0))
 
         stereo_scalars, stereo_vectors = self.stereo(normed, positions, quadruples)
         features = features + self.scalar_output(scalar_messages) + stereo_scalars
@@ -119,6 +121,26 @@ class StructureLayer(nn.Module):
         scalars, gates = updates.split((features.shape[-1], vectors.shape[-1]), dim=-1)
         return features + scalars, vectors + gates * second
 
+    @staticmethod
+    def _direction_messages(weights: Tensor, positions: Tensor, values: Tensor) -> Tensor:
+        """sum_j weights_ij (x_i - x_j) values_j, (3, B, N, V).
+
+        Expanded into x_i sum_j w_ij v_j - sum_j w_ij x_j v_j, so that no tensor has components, heads and pairs at
+        once: one product with values four times as wide. In full precision, as the terms nearly cancel.
+
+        Args:
+            weights: (B, H, N, N).
+            positions: (B, N, 3), centred.
+            values: (B, H, N, V / H).
+        """
+        with torch.autocast(weights.device.type, enabled=False):
+            positions, dtype = positions.unsqueeze(1).unsqueeze(-1), values.dtype  # (B, 1, N, 3, 1)
+            values = values.to(positions.dtype).unsqueeze(-2)
+            moments = torch.cat([values, positions * values], dim=-2)  # (B, H, N, 4, V / H)
+            moments = (weights.to(positions.dtype) @ moments.flatten(-2)).unflatten(-1, (4, -1))
+            messages = positions * moments[..., :1, :] - moments[..., 1:, :]
+            return merge_heads(messages.movedim(-2, 0).to(dtype))
+
 
 class StructureDecoder(nn.Module):
     """Equivariant displacement of every atom, from encoder features and coordinates; its parameters are theta_S."""
@@ -127,10 +149,11 @@ class StructureDecoder(nn.Module):
         super().__init__()
         num_layers = config.num_structure_layers
         self.pair_projection = PairProjection(
-            num_pair_features(config) + NUM_STEREO_PAIR_TYPES,
+            config.num_gaussians,
             config.num_attention_heads,
             num_biases=num_layers,
             num_filters=_FILTERS_PER_LAYER * num_layers,
+            with_stereo=True,
         )
         self.layers = nn.ModuleList(StructureLayer(config) for _ in range(num_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -138,26 +161,27 @@ class StructureDecoder(nn.Module):
         self.gate = FeedForward(config.hidden_size, config.hidden_size, config.vector_size)
         self.displacement = nn.Linear(config.vector_size, 1, bias=False)
 
-    def forward(self, graph, features: Tensor, pairs: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, graph, features: Tensor, pairs: Pairs, positions: Tensor) -> Tensor:
         """Displacements (B, N, 3), centred, unitless.
 
         Args:
             graph: the molecular graphs, with stereo marks.
             features: (B, N, C) from the encoder.
-            pairs: (F, B, N, N) pair features from the encoder.
+            pairs: the features of pairs, from the encoder.
             positions: (B, N, 3), the coordinates that the encoder saw.
         """
-        components = positions.movedim(-1, 0)
-        differences = components.unsqueeze(-1) - components.unsqueeze(-2)  # (3, B, N, N)
-        directions = differences * (differences.square().sum(0) + DISTANCE_EPS).rsqrt()
-        stereo = one_hot_types(graph.stereo_pair_types, NUM_STEREO_PAIR_TYPES, pairs.dtype)
-        biases, filters = self.pair_projection(torch.cat([pairs, stereo]))
-        filters = filters.unflatten(0, (-1, _FILTERS_PER_LAYER))
+        squares = sum((x.unsqueeze(-1) - x.unsqueeze(-2)).square() for x in positions.unbind(-1))
+        is_self = torch.eye(squares.shape[-1], dtype=torch.bool, device=squares.device)
+        inverse_distances = (squares + DISTANCE_EPS).rsqrt().masked_fill(is_self, 0.0)
+        stereo_types = pairs.triangle.take(graph.stereo_pair_types)
+        stereo_types = one_hot_types(stereo_types, NUM_STEREO_PAIR_TYPES, pairs.types.dtype)
+        biases, filters = self.pair_projection(pairs, stereo_types)
 
         vectors = features.new_zeros(3, *features.shape[:2], self.vector_size)
-        for layer, bias, layer_filters in zip(self.layers, biases, filters, strict=True):
+        for number, (layer, bias) in enumerate(zip(self.layers, biases, strict=True)):
+            layer_filters = filters[number * _FILTERS_PER_LAYER : (number + 1) * _FILTERS_PER_LAYER]
             features, vectors = layer(
-                features, vectors, positions, directions, graph.stereo_quadruples, bias, layer_filters
+                features, vectors, positions, inverse_distances, graph.stereo_quadruples, bias, layer_filters
             )
         vectors = vectors * self.gate(self.final_norm(features))
         displacements = self.displacement(vectors).squeeze(-1).movedim(0, -1)

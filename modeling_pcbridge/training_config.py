@@ -84,6 +84,8 @@ class TrainingConfig:
         weight_decay: decoupled.
         max_grad_norm: gradients are scaled down to this norm.
         ema_decay: of the exponential moving average of the weights; the average is what is saved and evaluated.
+        compile: run the model through torch.compile. The first steps take minutes; on the CPUs measured so far it
+            is no faster afterwards (benchmarks/results), so it is meant for GPUs.
         mixed_precision: "no", "bf16" or "fp16".
         seed: of initial weights, batches and noise.
         cpu: train on the CPU even where there is a GPU.
@@ -105,6 +107,7 @@ class TrainingConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 10.0
     ema_decay: float = 0.998
+    compile: bool = False
     mixed_precision: str = "no"
     seed: int = 0
     cpu: bool = False

@@ -32,7 +32,7 @@ def test_gradient_of_the_force_loss_against_finite_differences(model, graph):
     positions = random_positions(graph)
     batch = dict(graph, positions=positions, forces=torch.zeros_like(positions))
     for name in (
-        "encoder.pair_features.means",
+        "encoder.pair_features.type_shifts",
         "encoder.pair_projection.filter_weight",
         "encoder.layers.0.query_key_value.weight",
         "energy_decoder.mlp.up.weight",

@@ -1,0 +1,185 @@
+"""The benchmark: `python -m benchmarks` measures PCBridge and its peers side by side and writes benchmarks/results/.
+
+Every program runs in a process and an environment of its own, under the same settings, and takes its turn: one
+measurement of each, then the next round. What counts is the ratio of medians within the run. The peers' environments
+are made on the first call, which takes some minutes more and needs PyPI.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import venv
+from datetime import date
+from pathlib import Path
+
+from benchmarks import report, structures
+from benchmarks.molecules import ALKANE_CARBONS, NUM_QM9, load
+
+_ROOT = Path(__file__).parents[1]
+_ENVIRONMENTS = Path(__file__).parent / ".venvs"
+# What pip installs for each peer; its own pins decide the rest.
+PEERS = {
+    "torchmd_net": ["torch==2.13.0", "torchmd-net==3.1.0"],
+    "schnetpack": ["schnetpack==2.1.1"],
+    "mace": ["torch==2.13.0", "mace-torch==0.3.16"],
+}
+# Keeps the C library from giving every large tensor back to the system at once, which slows the peers most.
+_ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+_GROWTH_BATCH = 8
+
+
+class Program:
+    """A worker process and its answers."""
+
+    def __init__(self, subject: str, python: str, *options: str):
+        self.process = subprocess.Popen(
+            [python, "-m", "benchmarks.worker", subject, *options],
+            cwd=_ROOT,
+            env={**os.environ, **_ALLOCATOR},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.about = self._answer()
+
+    def _answer(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{' '.join(self.process.args)} stopped with exit code {self.process.wait()}")
+        return json.loads(line)
+
+    def ask(self, **request) -> dict:
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def environment(peer: str) -> str:
+    """The Python of a peer's virtual environment, made if it is not there."""
+    folder = _ENVIRONMENTS / peer
+    python = folder / "bin" / "python"
+    if not (folder / "complete").exists():
+        print(f"making the environment of {peer}: {', '.join(PEERS[peer])}", flush=True)
+        venv.create(folder, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *PEERS[peer]], check=True)
+        (folder / "complete").touch()
+    return str(python)
+
+
+def interleaved(programs: dict[str, Program], rounds: int, cases: list[str], **request) -> list[dict]:
+    """`rounds` rounds in which every program does every case once; a record a program and case."""
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for _ in range(rounds):
+        for name, program in programs.items():
+            for case in cases:
+                seconds.setdefault((name, case), []).extend(program.ask(case=case, **request)["seconds"])
+    return [
+        {"program": name, "case": case, **request, "seconds": values, "median": statistics.median(values)}
+        for (name, case), values in seconds.items()
+    ]
+
+
+def measure(quick: bool, compile: bool, checkpoint: str | None) -> dict:
+    """All measurements, as one JSON-able dictionary."""
+    started = time.perf_counter()
+    programs = {"PCBridge": Program("pcbridge", sys.executable, "peer")}
+    for peer in () if quick else PEERS:
+        programs[peer] = Program(peer, environment(peer))
+    variants = {"PCBridge": programs["PCBridge"], "PCBridge mini": Program("pcbridge", sys.executable, "mini")}
+    if compile:
+        variants["PCBridge mini, compiled"] = Program("pcbridge", sys.executable, "mini", "compile")
+    everyone = programs | variants
+    peak = [everyone["PCBridge"].ask(case="peak")["gflops"]]
+    records = []
+
+    print("energies and forces, batch 32", flush=True)
+    cases = ["train_step", "energy_and_forces"]
+    interleaved(programs, 1, cases, batch_size=32)  # warm-up
+    records += interleaved(programs, 3, cases, batch_size=32, threads=1)
+    records += interleaved(programs, 1 if quick else 2, cases, batch_size=32, threads=2)
+    if not quick:
+        print("energies and forces, batch 256", flush=True)
+        slow = {"mace": programs["mace"]}  # a minute a step: once
+        fast = {name: program for name, program in programs.items() if name not in slow}
+        records += interleaved(fast, 2, cases, batch_size=256, threads=1)
+        records += interleaved(slow, 1, cases, batch_size=256, threads=1)
+    memory = {name: program.ask(case="memory")["peak_mb"] for name, program in programs.items()}
+
+    print("growth with the molecule", flush=True)
+    growing = {name: program for name, program in programs.items() if name != "mace"}
+    for carbons in ALKANE_CARBONS:
+        interleaved(growing, 1, ["train_step"], batch_size=_GROWTH_BATCH, carbons=carbons)
+        records += interleaved(growing, 2, ["train_step"], batch_size=_GROWTH_BATCH, carbons=carbons, threads=1)
+
+    print("stages, structures, data", flush=True)
+    steps = ["multi_task_step", "consistency_step"]
+    interleaved(variants, 1, steps, batch_size=32)
+    for batch_size, rounds in ((32, 5),) if quick else ((32, 5), (256, 2)):
+        records += interleaved(variants, rounds, steps, batch_size=batch_size, threads=1)
+    records += interleaved(variants, 3, steps, batch_size=32, threads=2)
+    data = ["batch_from_cache", "batch_from_smiles", "batch_from_parquet"]
+    records += interleaved({"PCBridge": programs["PCBridge"]}, 3, data, batch_size=32, threads=1)
+    flops = {
+        case: everyone["PCBridge"].ask(case="flops", of=case, batch_size=32)["gflop"]
+        for case in ("train_step", *steps)
+    }
+    peak.append(everyone["PCBridge"].ask(case="peak")["gflops"])
+    for program in everyone.values():
+        program.close()
+    sizes = [len(molecule.atomic_numbers) for molecule in load()[NUM_QM9:]]
+    return {
+        "machine": f"{platform.processor() or platform.machine()}, {_processor_name()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "commit": subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=_ROOT, capture_output=True, text=True, check=False
+        ).stdout.strip(),
+        "date": date.today().isoformat(),
+        "peak_gflops": max(peak),
+        "programs": {name: program.about for name, program in everyone.items()},
+        "records": records,
+        "flops": flops,
+        "memory_mb": memory,
+        "alkane_atoms": dict(zip(ALKANE_CARBONS, sizes, strict=True)),
+        "growth_batch": _GROWTH_BATCH,
+        "structures": structures.measure(checkpoint),
+        "structures_checkpoint": checkpoint,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _processor_name() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown processor")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="PCBridge alone, batch 32: two minutes")
+    parser.add_argument("--compile", action="store_true", help="also the mini preset through torch.compile: minutes")
+    parser.add_argument("--checkpoint", help="a trained model, for the distances to DFT structures")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    result = measure(arguments.quick, arguments.compile, arguments.checkpoint)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n")
+    report.write(result, arguments.output)
+    print(f"{result['seconds']:.0f} s; see {arguments.output / 'benchmark.md'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Time and distance to the DFT structure of one structure, by this model and by classical programs, one thread."""
+
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from rdkit import Chem
+
+from modeling_pcbridge import PCBridgeConfig, PCBridgeModel
+from modeling_pcbridge.evaluation import (
+    ReferenceMolecule,
+    load_references,
+    mean_over_molecules,
+    mmff_structures,
+    pm6_structures,
+    structure_record,
+)
+from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
+from modeling_pcbridge.training_config import EvaluationConfig
+
+_EVALUATION = EvaluationConfig(split="test", max_molecules=32)
+
+
+def measure(checkpoint: str | None) -> list[dict]:
+    """One record a method: seconds a molecule and, unless the model is untrained, mean errors in angstrom."""
+    torch.set_num_threads(1)
+    references = load_references(_EVALUATION)
+    if checkpoint is not None:
+        model = PCBridgeModel.from_pretrained(checkpoint).eval()
+    else:
+        model = PCBridgeModel(PCBridgeConfig()).eval()
+    starts = pm6_structures(_EVALUATION)
+    mmff = mmff_structures(num_samples=1, seed=0)
+    graphs = pad_graphs([reference.example.graph for reference in references])
+    positions = pad_positions([starts(reference)[0] for reference in references])
+
+    records = []
+    for name, options in (
+        ("PCBridge, 20 DDIM steps", {"method": "ddim", "num_inference_steps": 20}),
+        ("PCBridge, one evaluation", {"method": "denoising"}),
+        ("PCBridge, refined from PM6", {"method": "refine"}),
+    ):
+        torch.manual_seed(0)
+        start = time.perf_counter()
+        samples = model.predict_structure(**graphs, positions=positions, **options).positions.double().numpy()
+        seconds = (time.perf_counter() - start) / len(references)
+        cut = [x[:, : reference.example.graph.num_atoms] for x, reference in zip(samples, references, strict=True)]
+        records.append(_record(name, seconds, references, cut if checkpoint is not None else None))
+
+    records.append(_one_by_one("ETKDGv3 + MMFF94", mmff, references))
+    if shutil.which("mopac"):
+        records.append(
+            _one_by_one("PM6 optimisation from it (MOPAC)", lambda r: _pm6_from(r, mmff(r)), references, mmff)
+        )
+    return records
+
+
+def _one_by_one(
+    name: str,
+    structures: Callable[[ReferenceMolecule], np.ndarray | None],
+    references: list[ReferenceMolecule],
+    unmeasured: Callable | None = None,
+) -> dict:
+    """`unmeasured` is the part of `structures` whose time does not count."""
+    found, kept, seconds = [], [], 0.0
+    for reference in references:
+        start = time.perf_counter()
+        samples = structures(reference)
+        seconds += time.perf_counter() - start
+        if unmeasured is not None:
+            start = time.perf_counter()
+            unmeasured(reference)
+            seconds -= time.perf_counter() - start
+        if samples is not None:
+            found.append(samples)
+            kept.append(reference)
+    return _record(name, seconds / len(references), kept, found)
+
+
+def _record(name: str, seconds: float, references: list[ReferenceMolecule], samples: list | None) -> dict:
+    record = {"name": name, "seconds": seconds}
+    if samples is not None:
+        errors = mean_over_molecules([structure_record(r, x) for r, x in zip(references, samples, strict=True)])
+        record |= {key: errors[key] for key in ("heavy_rmsd_mean", "heavy_rmsd_median", "bond_length_error")}
+    return record
+
+
+def _pm6_from(reference: ReferenceMolecule, start: np.ndarray | None) -> np.ndarray | None:
+    """The PM6 minimum (1, N, 3) below `start` (1, N, 3), by the program mopac; None where it fails."""
+    if start is None:
+        return None
+    charge = Chem.GetFormalCharge(reference.mol)
+    atoms = "\n".join(
+        f"{atom.GetSymbol()} {x:.6f} 1 {y:.6f} 1 {z:.6f} 1"
+        for atom, (x, y, z) in zip(reference.mol.GetAtoms(), start[0], strict=True)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "molecule.mop"
+        path.write_text(f"PM6 CHARGE={charge} THREADS=1\n\n\n{atoms}\n")
+        subprocess.run(["mopac", str(path)], check=False, capture_output=True)
+        archive = path.with_suffix(".arc")
+        if not archive.exists():
+            return None
+        final = archive.read_text().partition("FINAL GEOMETRY OBTAINED")[2]
+    rows = re.findall(r"^\s*[A-Z][a-z]?\s+(-?\d+\.\d+)\s+\+1\s+(-?\d+\.\d+)\s+\+1\s+(-?\d+\.\d+)\s+\+1", final, re.M)
+    return np.array(rows, dtype=np.float64)[None] if len(rows) == len(start[0]) else None

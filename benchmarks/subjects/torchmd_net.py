@@ -1,0 +1,65 @@
+"""TorchMD-NET's equivariant transformer (Thölke & De Fabritiis 2022), as its MD17 example configures it."""
+
+import torch
+from torchmdnet.models.model import create_model
+
+# examples/ET-MD17.yaml of torchmd-net; only depth differs.
+SETTINGS = {
+    "model": "equivariant-transformer",
+    "embedding_dimension": 128,
+    "num_layers": 4,
+    "num_rbf": 32,
+    "rbf_type": "expnorm",
+    "trainable_rbf": False,
+    "activation": "silu",
+    "attn_activation": "silu",
+    "neighbor_embedding": True,
+    "num_heads": 8,
+    "distance_influence": "both",
+    "cutoff_lower": 0.0,
+    "cutoff_upper": 5.0,
+    "max_z": 100,
+    "max_num_neighbors": 64,
+    "aggr": "add",
+    "reduce_op": "add",
+    "output_model": "Scalar",
+    "derivative": True,
+    "atom_filter": -1,
+    "prior_model": None,
+    "precision": 32,
+}
+
+
+class Subject:
+    name = "TorchMD-NET equivariant transformer"
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.model = create_model(dict(SETTINGS))
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        self.sizes = {"width": 128, "layers": 4, "cutoff": "5 A"}
+
+    def collate(self, molecules):
+        """PyTorch Geometric's batches, concatenated atoms; neighbours are found inside the model."""
+        return {
+            "z": torch.cat([torch.from_numpy(m.atomic_numbers) for m in molecules]).long(),
+            "pos": torch.cat([torch.from_numpy(m.positions) for m in molecules]),
+            "batch": torch.repeat_interleave(
+                torch.arange(len(molecules)), torch.tensor([len(m.atomic_numbers) for m in molecules])
+            ),
+            "energy": torch.tensor([[m.energy] for m in molecules]),
+            "forces": torch.cat([torch.from_numpy(m.forces) for m in molecules]),
+        }
+
+    def train_step(self, batch):
+        self.optimizer.zero_grad()
+        energy, forces = self.model(batch["z"], batch["pos"], batch["batch"])
+        loss = (energy - batch["energy"]).square().mean() + (forces - batch["forces"]).square().mean()
+        loss.backward()
+        self.optimizer.step()
+
+    def energy_and_forces(self, batch):
+        self.model.eval()
+        energy, forces = self.model(batch["z"], batch["pos"], batch["batch"])
+        self.model.train()
+        return energy.detach(), forces.detach()
