@@ -17,8 +17,11 @@ import venv
 from datetime import date
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks import report, structures
 from benchmarks.molecules import ALKANE_CARBONS, NUM_QM9, load
+from dataset_scripts.mixture import MixtureBatchSampler
 
 _ROOT = Path(__file__).parents[1]
 _ENVIRONMENTS = Path(__file__).parent / ".venvs"
@@ -134,8 +137,7 @@ def measure(quick: bool, compile: bool, checkpoint: str | None) -> dict:
     data = ["batch_from_cache", "batch_from_smiles", "batch_from_parquet"]
     records += interleaved({"PCBridge": programs["PCBridge"]}, 3, data, batch_size=32, threads=1)
     flops = {
-        case: everyone["PCBridge"].ask(case="flops", of=case, batch_size=32)["gflop"]
-        for case in ("train_step", *steps)
+        case: everyone["PCBridge"].ask(case="flops", of=case, batch_size=32)["gflop"] for case in ("train_step", *steps)
     }
     peak.append(everyone["PCBridge"].ask(case="peak")["gflops"])
     for program in everyone.values():
@@ -155,10 +157,28 @@ def measure(quick: bool, compile: bool, checkpoint: str | None) -> dict:
         "memory_mb": memory,
         "alkane_atoms": dict(zip(ALKANE_CARBONS, sizes, strict=True)),
         "growth_batch": _GROWTH_BATCH,
+        "padding": padded_share(),
         "structures": structures.measure(checkpoint),
         "structures_checkpoint": checkpoint,
         "seconds": time.perf_counter() - started,
     }
+
+
+def padded_share() -> dict[str, dict[str, dict[str, float]]]:
+    """Share of padding among atoms and pairs in batches of the QM9 molecules, with the trainer's sampler and without."""
+    sizes = np.array([len(molecule.atomic_numbers) for molecule in load()[:NUM_QM9]])
+    shares: dict[str, dict[str, dict[str, float]]] = {"by size": {}, "at random": {}}
+    for batch_size in (32, 256):
+        sampler = MixtureBatchSampler([sizes], [1.0], batch_size, num_batches=64, seed=0)
+        drawn = np.array([sizes[batch] for batch in sampler])
+        for order, batches in (("by size", drawn), ("at random", np.random.default_rng(0).permuted(drawn.ravel()))):
+            batches = batches.reshape(-1, batch_size)
+            widest = batches.max(1, keepdims=True)
+            shares[order][str(batch_size)] = {
+                "atoms": float(1 - batches.sum() / (widest * batch_size).sum()),
+                "pairs": float(1 - np.square(batches).sum() / (np.square(widest) * batch_size).sum()),
+            }
+    return shares
 
 
 def _processor_name() -> str:

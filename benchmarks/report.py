@@ -51,8 +51,8 @@ def write(result: dict, folder: Path) -> None:
         "Molecules a second, QM9 molecules of 18 and 19 atoms, float32; in brackets how many times as fast PCBridge "
         "is. Training is one update on energies and forces.",
         "",
-        "| | parameters | width, layers, cutoff | train, 32 | train, 256 | train, 32, 2 threads | infer, 32 | infer, 256 "
-        "| peak MB, 256 | growth exponent |",
+        "| | parameters | width, layers, cutoff | train, 32 | train, 256 | train, 32, 2 threads | infer, 32 "
+        "| infer, 256 | peak MB, 256 | growth exponent |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     columns = [
@@ -112,13 +112,21 @@ def write(result: dict, folder: Path) -> None:
         seconds = find(result, "PCBridge", case, 32)
         lines.append(f"| {what} | {32 / seconds:.0f} | {seconds / step:.1%} |")
 
+    lines += ["", "Padded share of a batch of QM9 molecules (atoms, pairs of atoms): "]
+    lines[-1] += "; ".join(
+        f"batch {size}, {order}: {share['atoms']:.1%}, {share['pairs']:.1%}"
+        for order, shares in result["padding"].items()
+        for size, share in shares.items()
+    )
+    lines[-1] += "."
+
     trained = result["structures_checkpoint"] is not None
     lines += [
         "",
         "## One structure",
         "",
-        "32 test molecules of the bundled data, one thread; angstrom, against the DFT structure. PCBridge: preset mini, "
-        + ("trained." if trained else "untrained, so without distances."),
+        "32 test molecules of the bundled data, one thread; angstrom, against the DFT structure. PCBridge: preset "
+        + ("mini, trained." if trained else "mini, untrained, so without distances."),
         "",
         "| | seconds a molecule | heavy RMSD mean / median | bond error |",
         "|---|---|---|---|",
@@ -159,7 +167,9 @@ def _plot(result: dict, programs: list[str], path: Path) -> None:
             if (seconds := find(result, name, "train_step", result["growth_batch"], carbons=int(carbons)))
         ]
         if points:
-            growth.loglog(*zip(*points, strict=True), "o-", label=f"{LABELS[name]} ({growth_exponent(result, name):.2f})")
+            growth.loglog(
+                *zip(*points, strict=True), "o-", label=f"{LABELS[name]} ({growth_exponent(result, name):.2f})"
+            )
     growth.set_xlabel("atoms")
     growth.set_ylabel("training step, seconds a molecule")
     growth.set_title("n-alkanes, batch 8 (growth exponent from 20 atoms)", fontsize=10)

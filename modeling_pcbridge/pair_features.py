@@ -135,7 +135,9 @@ class _GaussianBasisGradient(torch.autograd.Function):
         offsets = _offsets(distances, gaussians.shape[1])
         of_gradient = of_distances = None
         if ctx.needs_input_grad[1]:
-            curvature = torch.addcmul(torch.ones((), device=outer.device, dtype=outer.dtype), offsets, offsets, value=-1)
+            curvature = torch.addcmul(
+                torch.ones((), device=outer.device, dtype=outer.dtype), offsets, offsets, value=-1
+            )
             of_distances = curvature.mul_(gaussians).mul_(gradient).sum(1).mul_(outer).neg_()
         if ctx.needs_input_grad[0]:
             of_gradient = offsets.mul_(gaussians).mul_(outer.neg().unsqueeze(1))
@@ -212,7 +214,9 @@ class PairProjection(nn.Module):
     Biases are added to attention logits (padded pairs get `PADDING_BIAS`); filters multiply attention weights.
     """
 
-    def __init__(self, num_gaussians: int, num_heads: int, num_biases: int, num_filters: int, with_stereo: bool = False):
+    def __init__(
+        self, num_gaussians: int, num_heads: int, num_biases: int, num_filters: int, with_stereo: bool = False
+    ):
         super().__init__()
         self.num_heads = num_heads
         self.num_biases = num_biases
@@ -225,7 +229,9 @@ class PairProjection(nn.Module):
         init.normal_(self.bias_weight, mean=0.0, std=std)
         init.normal_(self.filter_weight, mean=0.0, std=std * _FILTER_INIT_SCALE)
 
-    def forward(self, pairs: Pairs, stereo_types: Tensor | None = None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def forward(
+        self, pairs: Pairs, stereo_types: Tensor | None = None
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The biases and the filters, each (B, H, N, N).
 
         Args:

@@ -203,35 +203,36 @@ def train_stage(
     started, molecules = time.perf_counter(), 0
     window, updates_in_window = torch.zeros(len(RECORD_NAMES), device=accelerator.device), 0
     batches = iter(loader)
-    for step in range(progress["step"], stage.num_steps):
-        update = [next(batches) for _ in range(config.gradient_accumulation_steps)]
-        learning_rate = stage.learning_rate * learning_rate_factor(step, stage)
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = learning_rate
-        window += _update(prepared, update, step, stage, config, accelerator, optimizers)
-        average.update_parameters(model)
-        molecules += config.batch_size * len(update) * accelerator.num_processes
-        updates_in_window += 1
-        if (step + 1) % _UPDATES_PER_LOG == 0 or step + 1 == stage.num_steps:
-            # Each process holds its share of every mean, so the sum over processes is the loss of the update.
-            means = accelerator.reduce(window, reduction="sum") / updates_in_window
-            record = dict(zip(RECORD_NAMES, means.tolist(), strict=True))
-            window.zero_()
-            updates_in_window = 0
-            if not math.isfinite(record["loss"]):
-                raise BadLossError(f"{name}: the loss is {record['loss']} at update {step}")
-            rate = molecules / (time.perf_counter() - started)
-            progress["history"].append({"step": step, "learning_rate": learning_rate, **record})
-            bar.set_postfix(
-                {key.removesuffix("_loss"): f"{value:.3g}" for key, value in record.items() if value}
-                | {"molecules/s": f"{rate:.0f}"}
-            )
-        bar.update()
-        progress["step"] = step + 1
-        if (step + 1) % config.checkpoint_every == 0 or step + 1 == stage.num_steps:
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
-                save_training_state(state_folder, modules, optimizers, progress)
+    with compiled(model) if config.compile else nullcontext():
+        for step in range(progress["step"], stage.num_steps):
+            update = [next(batches) for _ in range(config.gradient_accumulation_steps)]
+            learning_rate = stage.learning_rate * learning_rate_factor(step, stage)
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+                group["lr"] = learning_rate
+            window += _update(prepared, update, step, stage, config, accelerator, optimizers)
+            average.update_parameters(model)
+            molecules += config.batch_size * len(update) * accelerator.num_processes
+            updates_in_window += 1
+            if (step + 1) % _UPDATES_PER_LOG == 0 or step + 1 == stage.num_steps:
+                # Each process holds its share of every mean, so the sum over processes is the loss of the update.
+                means = accelerator.reduce(window, reduction="sum") / updates_in_window
+                record = dict(zip(RECORD_NAMES, means.tolist(), strict=True))
+                window.zero_()
+                updates_in_window = 0
+                if not math.isfinite(record["loss"]):
+                    raise BadLossError(f"{name}: the loss is {record['loss']} at update {step}")
+                rate = molecules / (time.perf_counter() - started)
+                progress["history"].append({"step": step, "learning_rate": learning_rate, **record})
+                bar.set_postfix(
+                    {key.removesuffix("_loss"): f"{value:.3g}" for key, value in record.items() if value}
+                    | {"molecules/s": f"{rate:.0f}"}
+                )
+            bar.update()
+            progress["step"] = step + 1
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == stage.num_steps:
+                accelerator.wait_for_everyone()
+                if accelerator.is_main_process:
+                    save_training_state(state_folder, modules, optimizers, progress)
     bar.close()
     model.load_state_dict(average.module.state_dict())
     model.eval()

@@ -23,7 +23,9 @@ class Subject:
             n_atom_basis=128, n_interactions=4, radial_basis=GaussianRBF(20, _CUTOFF), cutoff_fn=CosineCutoff(_CUTOFF)
         )
         self.model = NeuralNetworkPotential(
-            representation, input_modules=[PairwiseDistances()], output_modules=[Atomwise(128, output_key="energy"), Forces()]
+            representation,
+            input_modules=[PairwiseDistances()],
+            output_modules=[Atomwise(128, output_key="energy"), Forces()],
         )
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
         self.converter = AtomsConverter(MatScipyNeighborList(_CUTOFF), dtype=torch.float32)
