@@ -99,6 +99,8 @@ def interleaved(programs: dict[str, Program], rounds: int, cases: list[str], **r
 def measure(quick: bool, compile: bool, checkpoint: str | None) -> dict:
     """All measurements, as one JSON-able dictionary."""
     started = time.perf_counter()
+    describe = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, cwd=_ROOT, capture_output=True, text=True, check=False).stdout.strip()
     programs = {"PCBridge": Program("pcbridge", sys.executable, "peer")}
     for peer in () if quick else PEERS:
         programs[peer] = Program(peer, environment(peer))
@@ -146,9 +148,7 @@ def measure(quick: bool, compile: bool, checkpoint: str | None) -> dict:
     return {
         "machine": f"{platform.processor() or platform.machine()}, {_processor_name()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
-        "commit": subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=_ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip(),
+        "commit": commit,
         "date": date.today().isoformat(),
         "peak_gflops": max(peak),
         "programs": {name: program.about for name, program in everyone.items()},
@@ -165,7 +165,7 @@ def measure(quick: bool, compile: bool, checkpoint: str | None) -> dict:
 
 
 def padded_share() -> dict[str, dict[str, dict[str, float]]]:
-    """Share of padding among atoms and pairs in batches of the QM9 molecules, with the trainer's sampler and without."""
+    """Share of padding among atoms and pairs of batches, in the trainer's order (by size) and in random order."""
     sizes = np.array([len(molecule.atomic_numbers) for molecule in load()[:NUM_QM9]])
     shares: dict[str, dict[str, dict[str, float]]] = {"by size": {}, "at random": {}}
     for batch_size in (32, 256):
