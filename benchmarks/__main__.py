@@ -15,6 +15,7 @@ import sys
 import time
 import venv
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,10 @@ _ALLOCATOR = {
 _GROWTH_BATCH = 8
 
 
+class ProgramStoppedError(RuntimeError):
+    """A program ended before it answered."""
+
+
 class Program:
     """A worker process and its answers."""
 
@@ -58,7 +63,9 @@ class Program:
     def _answer(self) -> dict:
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{' '.join(self.process.args)} stopped with exit code {self.process.wait()}")
+            code = self.process.wait()
+            killed = ": the system killed it, as it does when memory runs out" if code == -9 else ""
+            raise ProgramStoppedError(f"{' '.join(self.process.args)} stopped with exit code {code}{killed}")
         return json.loads(line)
 
     def ask(self, **request) -> dict:
@@ -96,14 +103,49 @@ def interleaved(programs: dict[str, Program], rounds: int, cases: list[str], **r
     ]
 
 
+def large_batches(starters: dict, cases: list[str], batch_size: int) -> tuple[list[dict], dict[str, float], dict]:
+    """As `interleaved` for batches that need the whole memory: one program at a time, each turn in a fresh process.
+
+    A program that the system kills is noted, and the others go on.
+
+    Returns:
+        The records, the peak memory above that of the imports in MB, and the reasons of programs that stopped.
+    """
+    seconds: dict[tuple[str, str], list[float]] = {}
+    memory: dict[str, float] = {}
+    stopped: dict[str, str] = {}
+    request = {"batch_size": batch_size, "threads": 1}
+    for turn in range(2):
+        for name, start in starters.items():
+            if name in stopped or (turn > 0 and name == "mace"):  # MACE needs minutes a turn
+                continue
+            program = start()
+            try:
+                for case in cases:
+                    program.ask(case=case, batch_size=32)  # warm-up
+                for case in cases:
+                    seconds.setdefault((name, case), []).extend(program.ask(case=case, **request)["seconds"])
+                memory[name] = program.ask(case="memory")["peak_mb"]
+                program.close()
+            except ProgramStoppedError as error:
+                stopped[name] = str(error)
+    records = [
+        {"program": name, "case": case, **request, "seconds": values, "median": statistics.median(values)}
+        for (name, case), values in seconds.items()
+        if values
+    ]
+    return records, memory, stopped
+
+
 def measure(quick: bool, compile: bool, checkpoint: str | None) -> dict:
     """All measurements, as one JSON-able dictionary."""
     started = time.perf_counter()
     describe = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(describe, cwd=_ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    programs = {"PCBridge": Program("pcbridge", sys.executable, "peer")}
+    starters = {"PCBridge": lambda: Program("pcbridge", sys.executable, "peer")}
     for peer in () if quick else PEERS:
-        programs[peer] = Program(peer, environment(peer))
+        starters[peer] = partial(Program, peer, environment(peer))
+    programs = {name: start() for name, start in starters.items()}
     variants = {"PCBridge": programs["PCBridge"], "PCBridge mini": Program("pcbridge", sys.executable, "mini")}
     if compile:
         variants["PCBridge mini, compiled"] = Program("pcbridge", sys.executable, "mini", "compile")
@@ -116,14 +158,6 @@ def measure(quick: bool, compile: bool, checkpoint: str | None) -> dict:
     interleaved(programs, 1, cases, batch_size=32)  # warm-up
     records += interleaved(programs, 3, cases, batch_size=32, threads=1)
     records += interleaved(programs, 1 if quick else 2, cases, batch_size=32, threads=2)
-    if not quick:
-        print("energies and forces, batch 256", flush=True)
-        slow = {"mace": programs["mace"]}  # a minute a step: once
-        fast = {name: program for name, program in programs.items() if name not in slow}
-        records += interleaved(fast, 2, cases, batch_size=256, threads=1)
-        records += interleaved(slow, 1, cases, batch_size=256, threads=1)
-    memory = {name: program.ask(case="memory")["peak_mb"] for name, program in programs.items()}
-
     print("growth with the molecule", flush=True)
     growing = {name: program for name, program in programs.items() if name != "mace"}
     for carbons in ALKANE_CARBONS:
@@ -144,6 +178,12 @@ def measure(quick: bool, compile: bool, checkpoint: str | None) -> dict:
     peak.append(everyone["PCBridge"].ask(case="peak")["gflops"])
     for program in everyone.values():
         program.close()
+    memory: dict[str, float] = {}
+    stopped: dict[str, str] = {}
+    if not quick:
+        print("energies and forces, batch 256", flush=True)
+        large, memory, stopped = large_batches(starters, cases, batch_size=256)
+        records += large
     sizes = [len(molecule.atomic_numbers) for molecule in load()[NUM_QM9:]]
     return {
         "machine": f"{platform.processor() or platform.machine()}, {_processor_name()}, {os.cpu_count()} cores",
@@ -155,6 +195,7 @@ def measure(quick: bool, compile: bool, checkpoint: str | None) -> dict:
         "records": records,
         "flops": flops,
         "memory_mb": memory,
+        "stopped": stopped,
         "alkane_atoms": dict(zip(ALKANE_CARBONS, sizes, strict=True)),
         "growth_batch": _GROWTH_BATCH,
         "padding": padded_share(),

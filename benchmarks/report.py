@@ -68,18 +68,24 @@ def write(result: dict, folder: Path) -> None:
         for case, batch_size, threads in columns:
             seconds, ours = (find(result, who, case, batch_size, threads) for who in (name, "PCBridge"))
             if seconds is None:
-                cells.append("-")
+                cells.append("killed" if name in result["stopped"] and batch_size == 256 else "-")
             else:
                 ratio = "" if name == "PCBridge" else f" ({seconds / ours:.1f})"
                 cells.append(f"{batch_size / seconds:.3g}{ratio}")
         exponent = growth_exponent(result, name)
+        peak = f"{result['memory_mb'][name]:,.0f}" if name in result["memory_mb"] else "-"
         parameters = about.get("energy_parameters", about["parameters"])
         lines.append(
             f"| {LABELS[name]} (torch {about['torch']}) | {parameters:,} | {about['width']}, {about['layers']}, "
-            f"{about['cutoff']} | {' | '.join(cells)} | {result['memory_mb'][name]:.0f} | "
+            f"{about['cutoff']} | {' | '.join(cells)} | {peak} | "
             f"{'-' if exponent is None else f'{exponent:.2f}'} |"
         )
-    lines += ["", "Parameters of PCBridge: those of the energy model.", ""]
+    lines += ["", "Parameters of PCBridge: those of the energy model. Memory: above that of the imports."]
+    lines += [
+        f"{LABELS[name]} at batch 256: {reason.partition(' stopped ')[2]}."
+        for name, reason in result["stopped"].items()
+    ]
+    lines += [""]
 
     lines += ["## The stages of training", "", "Molecules a second.", ""]
     variants = [name for name in result["programs"] if name.startswith("PCBridge")]
