@@ -165,7 +165,8 @@ def _plot(result: dict, programs: list[str], path: Path) -> None:
     bars.set_xticks(np.arange(len(groups)) + 0.4 - width / 2, ["train\n32", "train\n256", "infer\n32", "infer\n256"])
     bars.set_ylabel("molecules a second")
     bars.set_title("QM9 molecules, energies and forces, one core", fontsize=10)
-    bars.legend(fontsize=8)
+    bars.legend(fontsize=8, ncols=2, loc="upper left")
+    bars.set_ylim(top=bars.get_ylim()[1] * 8)
     for name in programs:
         points = [
             (atoms, seconds / result["growth_batch"])

@@ -24,6 +24,7 @@ class Subject:
 
     def __init__(self, sizes: str = "peer", compile: str = ""):
         torch.manual_seed(0)
+        self.sources = {}  # shape of a batch -> the molecules and examples it was collated from
         config = PCBridgeConfig(**PEER_SIZES) if sizes == "peer" else PCBridgeConfig.from_preset(sizes)
         self.model = PCBridgeModel(config).train()
         if compile:
@@ -44,23 +45,24 @@ class Subject:
         }
 
     def collate(self, molecules):
-        self.molecules = molecules
-        self.examples = [_example(number, molecule) for number, molecule in enumerate(molecules)]
-        return collate(self.examples)
-
-    # The data pipeline; these three work on the molecules collated last.
+        examples = [_example(number, molecule) for number, molecule in enumerate(molecules)]
+        batch = collate(examples)
+        self.sources[batch["atom_mask"].shape] = molecules, examples
+        return batch
 
     def batch_from_cache(self, batch):
         """What every step of training pays: graph features are computed once and cached."""
-        collate(self.examples)
+        _, examples = self.sources[batch["atom_mask"].shape]
+        collate(examples)
 
     def batch_from_smiles(self, batch):
         """From raw SMILES, everything anew."""
-        self.collate(self.molecules)
+        molecules, _ = self.sources[batch["atom_mask"].shape]
+        collate([_example(number, molecule) for number, molecule in enumerate(molecules)])
 
     def batch_from_parquet(self, batch):
         """From the rows of a Parquet file, everything anew."""
-        rows = load_bundled("pm6", "train").select(range(len(self.molecules)))
+        rows = load_bundled("pm6", "train").select(range(len(batch["energy"])))
         collate([example_from_row(row, "B3LYP/6-31G*") for row in rows])
 
     def _step(self, batch, settings):
