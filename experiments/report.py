@@ -24,6 +24,7 @@ _TESTED = (
     ("bond_length_error", "bond error"),
     ("one_three_error", "1-3 error"),
     ("bond_angle_error", "angle error (deg)"),
+    ("torsion_error", "torsion error (deg)"),
     ("energy_above_reference", "E above ref (eV)"),
 )
 

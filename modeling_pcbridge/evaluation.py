@@ -27,6 +27,7 @@ from .structure_metrics import (
     heavy_atom_rmsd,
     kabsch_rmsd,
     one_three_distance_error,
+    torsion_error,
 )
 from .training_config import EvaluationConfig
 
@@ -78,6 +79,7 @@ def structure_record(reference: ReferenceMolecule, samples: np.ndarray) -> dict[
         "bond_length_error": bond_length_error(graph, samples, target).mean(),
         "one_three_error": one_three_distance_error(graph, samples, target).mean(),
         "bond_angle_error": bond_angle_error(graph, samples, target).mean(),
+        "torsion_error": torsion_error(graph, samples, target).mean(),
         # Only molecules with marks count.
         "stereo_right": stereo_is_right(graph, samples).mean() if graph.has_stereo else np.nan,
     }

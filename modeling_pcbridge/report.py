@@ -25,6 +25,7 @@ STRUCTURE_COLUMNS = (
     ("bond_length_error", "bond error", 4),
     ("one_three_error", "1-3 error", 4),
     ("bond_angle_error", "angle error (deg)", 2),
+    ("torsion_error", "torsion error (deg)", 1),
     ("stereo_right", "stereo right", 3),
     ("energy_above_reference", "E above ref (eV)", 3),
     ("energy_gap", "EGap", 6),

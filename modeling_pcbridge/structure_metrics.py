@@ -100,3 +100,43 @@ def bond_angle_error(graph: MolecularGraph, positions: np.ndarray, reference: np
         return np.degrees(np.arccos(cosine.clip(-1, 1)))
 
     return np.abs(angles(positions) - angles(reference)).mean(-1)
+
+
+def torsion_error(graph: MolecularGraph, positions: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Mean absolute error, the short way round, of the torsions of four bonded heavy atoms, degrees, (S,).
+
+    Hydrogens are left out because equivalent ones have no order, and torsions of which three atoms lie nearly on a line
+    in the reference because they are undefined. NaN without torsions.
+    """
+    bonded = np.isin(graph.pair_types, list(PAIR_BONDS.values()))
+    heavy = graph.atomic_numbers > 1
+    bonded &= heavy[:, None] & heavy
+    quadruples = [
+        (i, j, k, m)
+        for j, k in np.argwhere(np.triu(bonded))
+        for i in np.flatnonzero(bonded[j])
+        for m in np.flatnonzero(bonded[k])
+        if i != k and m != j and i != m
+    ]
+    if not quadruples:
+        return np.full(len(positions), np.nan)
+    i, j, k, m = np.array(quadruples).T
+
+    def normals(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        axis = x[..., k, :] - x[..., j, :]
+        first = np.cross(x[..., i, :] - x[..., j, :], axis)
+        return first, np.cross(x[..., m, :] - x[..., k, :], axis), axis
+
+    def torsions(x: np.ndarray) -> np.ndarray:
+        first, second, axis = normals(x)
+        length = np.linalg.norm(axis, axis=-1)
+        sine = (np.cross(first, second) * axis).sum(-1) / length.clip(1e-8)
+        return np.degrees(np.arctan2(sine, (first * second).sum(-1)))
+
+    first, second, _ = normals(reference)
+    # Below .2 square angstrom the three atoms are within about ten degrees of a line.
+    defined = np.minimum(np.linalg.norm(first, axis=-1), np.linalg.norm(second, axis=-1)) > 0.2
+    if not defined.any():
+        return np.full(len(positions), np.nan)
+    difference = (torsions(positions) - torsions(reference) + 180) % 360 - 180
+    return np.abs(difference[:, defined]).mean(-1)

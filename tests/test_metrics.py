@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from rdkit import Chem
-from rdkit.Chem import rdDistGeom
+from rdkit.Chem import rdDistGeom, rdMolTransforms
 from scipy.spatial.transform import Rotation
 
 from modeling_pcbridge.evaluation import mean_over_molecules, mmff_structures, pm6_structures
@@ -16,6 +16,7 @@ from modeling_pcbridge.structure_metrics import (
     kabsch_align,
     kabsch_rmsd,
     one_three_distance_error,
+    torsion_error,
 )
 
 
@@ -110,3 +111,23 @@ def test_reference_rows_agree_with_independent_figures():
 def test_oracle_molecule_has_hydrogens_in_place(molecule):
     mol, _ = molecule
     assert Chem.RemoveAllHs(mol).GetNumAtoms() == 4
+
+
+def test_torsion_error_goes_the_short_way_round():
+    mol = mol_from_smiles("CCCC")
+    rdDistGeom.EmbedMolecule(mol, randomSeed=1)
+    graph, conformer = graph_from_mol(mol), mol.GetConformer()
+    structures = []
+    for angle in (170.0, -170.0, 110.0):
+        rdMolTransforms.SetDihedralDeg(conformer, 0, 1, 2, 3, angle)
+        structures.append(conformer.GetPositions())
+    errors = torsion_error(graph, np.stack([moved(x) for x in structures]), structures[0])
+    assert errors == pytest.approx([0.0, 20.0, 60.0], abs=1e-6)
+
+
+def test_torsions_of_straight_and_of_small_molecules_do_not_count():
+    for smiles in ("CC#CC", "CCO"):
+        mol = mol_from_smiles(smiles)
+        rdDistGeom.EmbedMolecule(mol, randomSeed=1)
+        positions = mol.GetConformer().GetPositions()
+        assert np.isnan(torsion_error(graph_from_mol(mol), positions[None], positions)).all()
