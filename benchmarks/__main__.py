@@ -97,7 +97,7 @@ def interleaved(programs: dict[str, Program], rounds: int, cases: list[str], **r
     for _ in range(rounds):
         for name, program in programs.items():
             for case in cases:
-                seconds.setdefault((name, case), []).extend(program.ask(case=case, **request)["seconds"])
+                seconds.setdefault((name, case), []).append(program.ask(case=case, **request)["seconds"])
     return [
         {"program": name, "case": case, **request, "seconds": values, "median": statistics.median(values)}
         for (name, case), values in seconds.items()
@@ -125,7 +125,7 @@ def large_batches(starters: dict, cases: list[str], batch_size: int) -> tuple[li
                 for case in cases:
                     program.ask(case=case, batch_size=32)  # warm-up
                 for case in cases:
-                    seconds.setdefault((name, case), []).extend(program.ask(case=case, **request)["seconds"])
+                    seconds.setdefault((name, case), []).append(program.ask(case=case, **request)["seconds"])
                 memory[name] = program.ask(case="memory")["peak_mb"]
                 program.close()
             except ProgramStoppedError as error:
@@ -143,7 +143,7 @@ def measure(quick: bool, full: bool, compile: bool, checkpoint: str | None) -> d
     started = time.perf_counter()
     describe = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(describe, cwd=_ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    starters = {"PCBridge": lambda: Program("pcbridge", sys.executable, "peer")}
+    starters = {"PCBridge": partial(Program, "pcbridge", sys.executable, "peer")}
     for peer in () if quick else PEERS:
         starters[peer] = partial(Program, peer, environment(peer))
     programs = {name: start() for name, start in starters.items()}

@@ -61,23 +61,20 @@ def main() -> None:
         if request["case"] == "memory":
             answer(peak_mb=_peak_mb() - baseline_mb)
             continue
-        if request["case"] == "flops":
-            # Not torch.utils.flop_counter, which cannot follow torch.autograd.grad.
-            with profile(activities=[ProfilerActivity.CPU], with_flops=True) as profiler:
-                getattr(subject, request["of"])(batches[request["batch_size"], None])
-            products = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
-            answer(gflop=sum(event.flops for event in profiler.key_averages() if event.key in products) / 1e9)
-            continue
         key = (request["batch_size"], request.get("carbons"))
         if key not in batches:
             batches[key] = subject.collate(_batch(molecules, request))
+        if request["case"] == "flops":
+            # Not torch.utils.flop_counter, which cannot follow torch.autograd.grad.
+            with profile(activities=[ProfilerActivity.CPU], with_flops=True) as profiler:
+                getattr(subject, request["of"])(batches[key])
+            products = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+            answer(gflop=sum(event.flops for event in profiler.key_averages() if event.key in products) / 1e9)
+            continue
         run = getattr(subject, request["case"])
-        seconds = []
-        for _ in range(request.get("warm_up", 0) + request.get("repeats", 1)):
-            start = time.perf_counter()
-            run(batches[key])
-            seconds.append(time.perf_counter() - start)
-        answer(seconds=seconds[request.get("warm_up", 0) :])
+        start = time.perf_counter()
+        run(batches[key])
+        answer(seconds=time.perf_counter() - start)
 
 
 if __name__ == "__main__":

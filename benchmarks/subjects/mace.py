@@ -12,8 +12,6 @@ _ELEMENTS = (1, 6, 7, 8, 9)
 
 
 class Subject:
-    name = "MACE"
-
     def __init__(self):
         torch.manual_seed(0)
         torch.set_default_dtype(torch.float32)

@@ -20,8 +20,6 @@ _MINI = Path(__file__).parents[2] / "configs" / "mini.yaml"
 
 
 class Subject:
-    name = "PCBridge"
-
     def __init__(self, sizes: str = "peer", compile: str = ""):
         torch.manual_seed(0)
         self.sources = {}  # shape of a batch -> the molecules and examples it was collated from
@@ -84,14 +82,6 @@ class Subject:
 
     def energy_and_forces(self, batch):
         self.model.predict_energy(**_graph(batch), positions=batch["positions"])
-
-    def ddim_20(self, batch):
-        """Structures by 20 DDIM steps, each molecule once."""
-        self.model.predict_structure(**_graph(batch), method="ddim", num_inference_steps=20, max_stereo_attempts=1)
-
-    def denoising(self, batch):
-        """Structures by one evaluation."""
-        self.model.predict_structure(**_graph(batch), method="denoising", max_stereo_attempts=1)
 
 
 def _example(number, molecule):

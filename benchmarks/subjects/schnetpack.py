@@ -15,8 +15,6 @@ _CUTOFF = 5.0
 
 
 class Subject:
-    name = "SchNetPack PaiNN"
-
     def __init__(self):
         torch.manual_seed(0)
         representation = PaiNN(

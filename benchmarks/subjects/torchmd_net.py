@@ -31,8 +31,6 @@ SETTINGS = {
 
 
 class Subject:
-    name = "TorchMD-NET equivariant transformer"
-
     def __init__(self):
         torch.manual_seed(0)
         self.model = create_model(dict(SETTINGS))
