@@ -24,8 +24,10 @@ class LossSettings:
         optimality_timesteps: tau ~ U[first, last] at which pure noise is denoised; paper 400 to 700.
         sigma_max: width of the perturbation eta at most, angstrom; 0.1 in a later configuration of the authors.
         score_timesteps: tau ~ U[first, last] of the score consistency; paper 5 to 300.
-        score_form: "noisy" is Eq. 11, the energy gradient at R_tau over kT. "denoised" asks for the gradient at
-            S(R_tau) instead and moves S down it by `gradient_step`; it keeps the minimum of E without thermal width.
+        score_form: "noisy" is Eq. 11, the energy gradient at R_tau over kT. The others ask for the gradient at
+            S(R_tau) instead and pull S to where a step towards the minimum of E takes it, so they keep that minimum
+            without thermal width: "denoised" goes down the gradient by `gradient_step`, "newton" scales the gradient
+            by a model Hessian (`model_hessian`), so that soft modes follow as stiff ones do.
         kT: temperature of Eq. 11, eV; paper 0.1.
         gradient_step: step of the "denoised" form, square angstrom per eV, about one over the stiffness of a bond.
         denoising_exponent: the time of the denoising term is T u^exponent with u ~ U(0, 1); 1 is uniform as in the
@@ -57,8 +59,8 @@ class LossSettings:
     def __post_init__(self):
         if self.force_form not in ("squared", "norm"):
             raise ValueError(f"force_form must be 'squared' or 'norm', not {self.force_form!r}")
-        if self.score_form not in ("noisy", "denoised"):
-            raise ValueError(f"score_form must be 'noisy' or 'denoised', not {self.score_form!r}")
+        if self.score_form not in ("noisy", "denoised", "newton"):
+            raise ValueError(f"score_form must be 'noisy', 'denoised' or 'newton', not {self.score_form!r}")
         for name in ("optimality_timesteps", "score_timesteps"):
             first, last = getattr(self, name)
             if not 1 <= first <= last:
@@ -111,20 +113,18 @@ def score_consistency_loss(score: Tensor, forces: Tensor, kT: float) -> Tensor:
     return (score - forces.detach() / kT).square().sum((-1, -2))
 
 
-def denoised_point_consistency_loss(
-    denoised_positions: Tensor, forces: Tensor, signal_to_noise: Tensor, gradient_step: float
-) -> Tensor:
-    """abar / (1 - abar) ||S - (S + step F(S))||^2 with the bracket held fixed; the "denoised" form of Eq. 11.
+def denoised_point_consistency_loss(denoised_positions: Tensor, step: Tensor, signal_to_noise: Tensor) -> Tensor:
+    """abar / (1 - abar) ||S - (S + step)||^2 with the bracket held fixed; the other forms of Eq. 11; (B,).
 
-    S is pulled to where a gradient step of `gradient_step` on E takes it, so the loss is zero exactly at minima of E.
+    S is pulled to where `step` takes it, so the loss is zero exactly at minima of E. Beside the denoising loss, which
+    pulls to the data R with weight 1, a weight a makes S = R + a step(S) the minimum of both.
 
     Args:
         denoised_positions: (B, N, 3), S(R_tau).
-        forces: (B, N, 3), -grad E at S(R_tau).
+        step: (B, N, 3), from S(R_tau) towards the minimum of E: down the gradient, or a quasi-Newton step.
         signal_to_noise: (B,), as in the denoising loss it works beside.
-        gradient_step: square angstrom per eV.
     """
-    target = (denoised_positions + gradient_step * forces).detach()
+    target = (denoised_positions + step).detach()
     return signal_to_noise * (denoised_positions - target).square().sum((-1, -2))
 
 

@@ -25,6 +25,7 @@ from .losses import (
     reduce_mean,
     score_consistency_loss,
 )
+from .model_hessian import quasi_newton_step
 from .pair_features import PairFeatures, PairProjection
 from .sampling import sample_structures
 from .structure_decoder import StructureDecoder
@@ -343,7 +344,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         return reduce_mean(losses, mask, count)
 
     def _score_term(self, graph, positions, mask, settings, count, generator) -> Tensor:
-        """Eq. 11, Algorithm B.2, or its form at the denoised point."""
+        """Eq. 11, Algorithm B.2, or one of its forms at the denoised point."""
         timesteps = _random_timesteps(positions, settings.score_timesteps, generator)
         noise = centred_noise(graph.atom_mask, positions.dtype, generator)
         noisy_positions = self.diffusion.add_noise(positions, noise, timesteps)
@@ -355,7 +356,11 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         else:
             _, forces = self._detached_energy_and_forces(graph, denoised)
             weights = self.diffusion.signal_to_noise(timesteps).to(positions.dtype)
-            losses = denoised_point_consistency_loss(denoised, forces, weights, settings.gradient_step)
+            if settings.score_form == "newton":
+                step = quasi_newton_step(denoised, forces, graph.pair_types)
+            else:
+                step = settings.gradient_step * forces
+            losses = denoised_point_consistency_loss(denoised, step, weights)
         return reduce_mean(losses, mask, count)
 
     # --- Inference --------------------------------------------------------------------------------------------------
