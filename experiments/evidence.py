@@ -1,15 +1,16 @@
-"""Does consistency carry DFT accuracy into structures? Multi-task against consistency over training seeds.
+"""Does consistency carry DFT accuracy into structures? Trains and evaluates every declared setting, writes the tables.
 
-    python -m experiments.evidence                                # every setting, five seeds, two runs side by side
+    python -m experiments.evidence                              # the data settings, five seeds, two jobs side by side
     python -m experiments.evidence --settings displaced --seeds 0 1
-    python -m experiments.evidence --quick                        # minutes; to see that it runs
+    python -m experiments.evidence --ablations                  # other forms of the losses, from the same stage 1
+    python -m experiments.evidence --report                     # only the tables, of what is there
+    python -m experiments.evidence --quick                      # minutes; to see that it runs
 
-A run that was cut off goes on where it stopped, a finished one is not run again. Runs are in outputs/evidence/,
-tables and plots in experiments/results/.
+What was cut off goes on where it stopped, what is finished is not done again. Runs are in outputs/evidence/, tables
+and plots in experiments/results/. What each setting is: experiments/settings.py.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -17,76 +18,91 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from experiments.report import write_evidence
+from experiments.settings import ABLATIONS, DATA_SETTINGS, QUICK_FINE_TUNING, QUICK_TRAINING, SETTINGS
+from modeling_pcbridge.training_run import STAGE1
 
 ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "configs" / "evidence.yaml"
-RUNS = ROOT / "outputs" / "evidence"
 RESULTS = Path(__file__).parent / "results"
 
-_PM6 = "{name: pm6, weight: 5}"
-_LABELLED = "{name: pm6, weight: 4, only_labelled: true}"
-_NO_FORCES = ["--stage1.losses.force_weight=0", "--stage2.losses.force_weight=0"]
-# What of configs/evidence.yaml each setting changes; "displaced" is the file itself.
-SETTINGS: dict[str, list[str]] = {
-    # (a) PM6 structures, B3LYP energies at them
-    "energies": [f"--{stage}.sources=[{_PM6}, {_LABELLED}]" for stage in ("stage1", "stage2")] + _NO_FORCES,
-    # (b) and B3LYP forces at them
-    "forces": [f"--{stage}.sources=[{_PM6}, {_LABELLED}]" for stage in ("stage1", "stage2")],
-    # (c) and energies and forces of displaced structures
-    "displaced": [],
-}
-QUICK = [
-    "--stage1.num_steps=20",
-    "--stage2.num_steps=10",
-    "--evaluation.max_molecules=8",
-    "--evaluation.num_samples=2",
-    "--evaluation.num_inference_steps=5",
-]
 
+class Runner:
+    """Runs the programs of the evidence, one thread each, and skips those whose output is there."""
 
-def run_folder(setting: str, seed: int, quick: bool) -> Path:
-    return RUNS.with_name(RUNS.name + "-quick" if quick else RUNS.name) / setting / f"seed{seed}"
+    def __init__(self, quick: bool):
+        self.quick = quick
+        self.runs = ROOT / "outputs" / ("evidence-quick" if quick else "evidence")
 
+    def folder(self, setting: str, seed: int) -> Path:
+        return self.runs / setting / f"seed{seed}"
 
-def train(setting: str, seed: int, quick: bool) -> None:
-    """One run of train_accelerate.py on one thread, unless its metrics are there.
+    def run(self, setting: str, seed: int) -> None:
+        """Train, fine-tune where declared, and evaluate every model of a setting and seed."""
+        declared, folder = SETTINGS[setting], self.folder(setting, seed)
+        options = [*declared.overrides, f"--seed={seed}"]
+        if declared.start is not None:
+            stage1 = self.folder(declared.start, seed) / STAGE1
+            if not (self.folder(declared.start, seed) / "metrics.json").exists():
+                raise RuntimeError(f"{setting} starts from stage 1 of {declared.start}, seed {seed}; run that first")
+            options += ["--stage1=null", f"--init_from={stage1}", "--compare_multi_task=false"]
+        quick = QUICK_TRAINING if declared.start is None else QUICK_TRAINING[1:]
+        self.train("evidence.yaml", folder, [*options, *(quick if self.quick else [])])
+        for model in declared.models:
+            self.evaluate(folder / model, folder / f"{model}.json")
+            if declared.fine_tuned:
+                tuned = folder / f"fine-tuned-{model}"
+                options = [f"--init_from={folder / model}", f"--seed={seed}"]
+                self.train("fine_tuning.yaml", tuned, [*options, *(QUICK_FINE_TUNING if self.quick else [])])
+                self.evaluate(tuned / STAGE1, folder / f"fine-tuned-{model}.json")
 
-    Raises:
-        RuntimeError: it failed; the message names its log.
-    """
-    folder = run_folder(setting, seed, quick)
-    if (folder / "metrics.json").exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    options = [*SETTINGS[setting], f"--seed={seed}", f"--output_dir={folder}", "--resume=true", "--cpu=true"]
-    command = [sys.executable, "train_accelerate.py", "--config", str(CONFIG), *options, *(QUICK if quick else [])]
-    with (folder / "log.txt").open("a") as log:
-        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
-    if done.returncode != 0:
-        raise RuntimeError(f"setting {setting}, seed {seed} failed; see {folder / 'log.txt'}")
+    def train(self, config: str, folder: Path, options: list[str]) -> None:
+        if not (folder / "metrics.json").exists():
+            fixed = [f"--output_dir={folder}", "--evaluation=null", "--resume=true", "--cpu=true"]
+            self._call(["train_accelerate.py", "--config", f"configs/{config}", *options, *fixed], folder)
+
+    def evaluate(self, checkpoint: Path, output: Path) -> None:
+        if not output.exists():
+            self._call(
+                ["-m", "experiments.evaluate", f"--checkpoint={checkpoint}", f"--output={output}"], output.parent
+            )
+
+    def references(self) -> None:
+        output = self.runs / "references.json"
+        if not output.exists():
+            self._call(["-m", "experiments.evaluate", "--references", f"--output={output}"], self.runs)
+
+    def _call(self, arguments: list[str], folder: Path) -> None:
+        """Raises RuntimeError that names the log if the program fails."""
+        if self.quick and arguments[0] == "-m":
+            arguments = [*arguments, "--quick"]
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "log.txt").open("a") as log:
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, stdout=log, stderr=log)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(arguments)} failed; see {folder / 'log.txt'}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(DATA_SETTINGS))
+    parser.add_argument("--ablations", action="store_true", help="instead of --settings, all ablations")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
+    parser.add_argument("--report", action="store_true", help="run nothing, write the tables of what is there")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
 
-    runs = [(setting, seed, arguments.quick) for seed in arguments.seeds for setting in arguments.settings]
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        for future in [pool.submit(train, *run) for run in runs]:
-            future.result()
-    metrics = {
-        setting: [
-            json.loads((run_folder(setting, seed, arguments.quick) / "metrics.json").read_text())
-            for seed in arguments.seeds
-        ]
-        for setting in arguments.settings
-    }
-    output = RUNS.with_name(RUNS.name + "-quick") if arguments.quick else RESULTS
-    write_evidence(metrics, arguments.seeds, output)
+    runner = Runner(arguments.quick)
+    if not arguments.report:
+        names = list(ABLATIONS) if arguments.ablations else arguments.settings
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            jobs = [pool.submit(runner.references)]
+            for position, seed in enumerate(arguments.seeds):
+                jobs += [pool.submit(runner.run, name, seed) for name in names if position < SETTINGS[name].num_seeds]
+            for job in jobs:
+                job.result()
+    output = runner.runs if arguments.quick else RESULTS
+    write_evidence(runner.runs, output)
     print(f"see {output / 'evidence.md'}")
 
 

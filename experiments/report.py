@@ -5,17 +5,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib
+import numpy as np
+from rdkit import Chem, DataStructs
+from rdkit.Chem import rdFingerprintGenerator
+
+from dataset_scripts.bundled import load_bundled
+from experiments.settings import ABLATIONS, DATA_SETTINGS, SETTINGS
+from experiments.statistics import PairedComparison, compare
+from modeling_pcbridge.evaluation import PREDICTION_NAMES
+from modeling_pcbridge.report import ENERGY_COLUMNS, PREDICTION_TITLES, STRUCTURE_COLUMNS
+from modeling_pcbridge.training_run import CONSISTENCY, MULTI_TASK
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import numpy as np
 
-from experiments.statistics import PairedComparison, compare
-from modeling_pcbridge.evaluation import SAMPLING_METHODS
-from modeling_pcbridge.report import ENERGY_COLUMNS, STRUCTURE_COLUMNS
-
-MULTI_TASK, CONSISTENCY = "multi-task", "consistency"
-_METHODS = {"ddim": "generated, DDIM", "denoising": "generated, one evaluation", "refine": "refined from PM6"}
 # Metrics whose effect is tested, with their titles.
 _TESTED = (
     ("rmsd_mean", "all-atom RMSD mean"),
@@ -27,59 +30,145 @@ _TESTED = (
     ("torsion_error", "torsion error (deg)"),
     ("energy_above_reference", "E above ref (eV)"),
 )
+# The paper's Table C.11: test molecules with no training molecule more similar than this (Tanimoto, Morgan radius 2).
+SIMILARITY_LIMIT = 0.7
+Evaluations = dict[int, dict[str, dict]]  # seed -> model -> what experiments.evaluate wrote
 
 
-def over_seeds(runs: list[dict], model: str, section: str, metric: str) -> list[float]:
-    """One value a run; `section` is a sampling method or "energy"."""
-    return [run["models"][model][section][metric] for run in runs]
+def read_evaluations(folder: Path) -> Evaluations:
+    """The evaluations of a setting, of the seeds for which all its models are there."""
+    found: Evaluations = {}
+    declared = SETTINGS[folder.name]
+    names = [*declared.models, *(f"fine-tuned-{model}" for model in declared.models if declared.fine_tuned)]
+    for seed_folder in sorted(folder.glob("seed*")):
+        files = {name: seed_folder / f"{name}.json" for name in names}
+        if all(file.exists() for file in files.values()):
+            seed = int(seed_folder.name.removeprefix("seed"))
+            found[seed] = {name: json.loads(file.read_text()) for name, file in files.items()}
+    return found
 
 
-def effects(runs: list[dict]) -> dict[str, dict[str, PairedComparison]]:
-    """Consistency against multi-task, by sampling method and metric."""
+def over_seeds(evaluations: Evaluations, model: str, section: str, metric: str) -> list[float]:
+    """One value a seed; `section` is one of `PREDICTION_NAMES` or "energy"."""
+    return [models[model][section][metric] for models in evaluations.values()]
+
+
+def effects(evaluations: Evaluations, baseline: str, other: str) -> dict[str, dict[str, PairedComparison]]:
+    """`other` against `baseline`, by kind of prediction and metric."""
     return {
-        method: {
-            metric: compare(over_seeds(runs, MULTI_TASK, method, metric), over_seeds(runs, CONSISTENCY, method, metric))
+        name: {
+            metric: compare(
+                over_seeds(evaluations, baseline, name, metric), over_seeds(evaluations, other, name, metric)
+            )
             for metric, _ in _TESTED
         }
-        for method in SAMPLING_METHODS
+        for name in PREDICTION_NAMES
     }
 
 
-def write_evidence(metrics: dict[str, list[dict]], seeds: list[int], folder: Path) -> None:
-    """evidence.json, evidence.md and evidence.png from the metrics.json of every run, by setting and seed."""
+def only_molecules(results: dict, chosen: set[str]) -> dict:
+    """The structure metrics of `chosen` molecules alone, in the form of the whole results."""
+    ids = results["per_molecule"]["molecule_id"]
+    rows = [row for row, molecule_id in enumerate(ids) if molecule_id in chosen]
+
+    def means(values: dict[str, list]) -> dict:
+        summary = {}
+        for key, _, _ in STRUCTURE_COLUMNS:
+            if key in values:
+                summary[key] = float(np.nanmean([values[key][row] for row in rows]))
+        summary["heavy_rmsd_median"] = float(np.median([values["heavy_rmsd_mean"][row] for row in rows]))
+        return summary
+
+    if "heavy_rmsd_mean" in results["per_molecule"]:  # a classical reference
+        return means(results["per_molecule"])
+    return {name: means(results["per_molecule"][name]) for name in PREDICTION_NAMES}
+
+
+def dissimilar_molecules(molecule_ids: list[str], split: str) -> set[str]:
+    """Those of `split` whose most similar training molecule is below `SIMILARITY_LIMIT`."""
+    generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
+
+    def fingerprints(rows) -> list:
+        return [generator.GetFingerprint(Chem.MolFromSmiles(row["smiles"])) for row in rows]
+
+    training = fingerprints(load_bundled("dft_equilibrium", "train"))
+    rows = [row for row in load_bundled("dft_equilibrium", split) if row["molecule_id"] in set(molecule_ids)]
+    return {
+        row["molecule_id"]
+        for row, fingerprint in zip(rows, fingerprints(rows), strict=True)
+        if max(DataStructs.BulkTanimotoSimilarity(fingerprint, training)) < SIMILARITY_LIMIT
+    }
+
+
+def write_evidence(runs: Path, folder: Path) -> None:
+    """evidence.json, evidence.md and evidence.png from the evaluations under `runs`.
+
+    Raises:
+        FileNotFoundError: no setting has a finished seed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    first = next(iter(metrics.values()))[0]
+    found = {name: read_evaluations(runs / name) for name in SETTINGS}
+    found = {name: evaluations for name, evaluations in found.items() if evaluations}
+    if not set(found) & set(DATA_SETTINGS):
+        raise FileNotFoundError(f"no finished run of {', '.join(DATA_SETTINGS)} under {runs}")
+    references = json.loads((runs / "references.json").read_text())
+    first = next(iter(next(iter(found.values())).values()))
+    ids = first[CONSISTENCY]["per_molecule"]["molecule_id"]
+    dissimilar = dissimilar_molecules(ids, "test")
+
     lines = [
         "# Evidence",
         "",
-        f"{first['num_molecules']} molecules of the {first['split']} split against their DFT structures, "
-        f"{first['num_samples']} samples each; mean (standard deviation) over training seeds "
-        f"{', '.join(map(str, seeds))}. Lengths in angstrom.",
+        f"{len(ids)} molecules of the test split against their DFT structures, mean (standard deviation) over training "
+        "seeds. Lengths in angstrom. How each setting is trained: experiments/settings.py, configs/evidence.yaml.",
         "",
     ]
-    record: dict = {"seeds": seeds, "settings": {}}
-    for setting, runs in metrics.items():
-        lines += [f"## Setting: {setting}", "", *_structure_table(runs), "", *_energy_table(runs), ""]
-        record["settings"][setting] = {
-            model: {
-                section: {metric: over_seeds(runs, model, section, metric) for metric, _, _ in columns}
-                for section, columns in [
-                    *((m, STRUCTURE_COLUMNS) for m in SAMPLING_METHODS),
-                    ("energy", ENERGY_COLUMNS),
-                ]
-            }
-            for model in (MULTI_TASK, CONSISTENCY)
+    record: dict = {"num_molecules": len(ids), "settings": {}}
+    for name in [name for name in DATA_SETTINGS if name in found]:
+        evaluations, title = found[name], SETTINGS[name].title
+        models = list(next(iter(evaluations.values())))
+        lines += [f"## Setting: {name} ({title}), seeds {', '.join(map(str, evaluations))}", ""]
+        lines += [*_structure_table(evaluations, models, references), "", *_energy_table(evaluations, models), ""]
+        record["settings"][name] = _record(evaluations, models)
+        for prefix in ("", "fine-tuned-"):
+            pair = (prefix + MULTI_TASK, prefix + CONSISTENCY)
+            if len(evaluations) > 1 and set(pair) <= set(models):
+                effect = effects(evaluations, *pair)
+                lines += [f"{pair[1]} minus {pair[0]}, 95% confidence interval, paired t-test over seeds:", ""]
+                lines += [*_effect_table(effect), ""]
+                record["settings"][name][f"effects of {pair[1]}"] = {
+                    kind: {metric: asdict(one) for metric, one in row.items()} for kind, row in effect.items()
+                }
+        subset = {
+            seed: {model: only_molecules(results, dissimilar) for model, results in by_model.items()}
+            for seed, by_model in evaluations.items()
         }
-        if len(seeds) > 1:
-            found = effects(runs)
-            lines += [*_effect_table(found), ""]
-            record["settings"][setting]["effects"] = {
-                method: {metric: asdict(effect) for metric, effect in row.items()} for method, row in found.items()
-            }
-    record["references"] = first["references"]
+        lines += [f"The {len(dissimilar)} molecules with no training molecule above Tanimoto {SIMILARITY_LIMIT}:", ""]
+        lines += [*_structure_table(subset, models, {k: only_molecules(v, dissimilar) for k, v in references.items()})]
+        lines += [""]
+    ablations = {name: found[name] for name in ABLATIONS if name in found}
+    if ablations:
+        lines += _ablation_tables(ablations, found)
+        record["ablations"] = {name: _record(evaluations, [CONSISTENCY]) for name, evaluations in ablations.items()}
+    record["references"] = {
+        name: {key: value for key, value in values.items() if key != "per_molecule"}
+        for name, values in references.items()
+    }
     (folder / "evidence.json").write_text(json.dumps(record, indent=1) + "\n")
     (folder / "evidence.md").write_text("\n".join([*lines, "![Errors by seed](evidence.png)", ""]))
-    _plot(metrics, folder / "evidence.png")
+    _plot({name: found[name] for name in DATA_SETTINGS if name in found}, references, folder / "evidence.png")
+
+
+def _record(evaluations: Evaluations, models: list[str]) -> dict:
+    sections = [*((name, STRUCTURE_COLUMNS) for name in PREDICTION_NAMES), ("energy", ENERGY_COLUMNS)]
+    values = {
+        model: {
+            section: {metric: over_seeds(evaluations, model, section, metric) for metric, _, _ in columns}
+            for section, columns in sections
+        }
+        for model in models
+    }
+    return {"seeds": list(evaluations)} | values
 
 
 def _cell(values: list[float | None], decimals: int) -> str:
@@ -89,61 +178,85 @@ def _cell(values: list[float | None], decimals: int) -> str:
     return f"{np.mean(values):.{decimals}f}{spread}"
 
 
-def _structure_table(runs: list[dict]) -> list[str]:
-    lines = ["| | " + " | ".join(title for _, title, _ in STRUCTURE_COLUMNS) + " |"]
-    lines.append("|---" * (len(STRUCTURE_COLUMNS) + 1) + "|")
-    for method in SAMPLING_METHODS:
-        for model in (MULTI_TASK, CONSISTENCY):
-            cells = [_cell(over_seeds(runs, model, method, metric), n) for metric, _, n in STRUCTURE_COLUMNS]
-            lines.append(f"| {model}: {_METHODS[method]} | " + " | ".join(cells) + " |")
-    for name, values in runs[0]["references"].items():
-        cells = [_cell([values.get(metric)], n) for metric, _, n in STRUCTURE_COLUMNS]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+def _table(rows: dict[str, list[list]], columns) -> list[str]:
+    """`rows`: title -> for each column its values."""
+    lines = ["| | " + " | ".join(title for _, title, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for title, values in rows.items():
+        cells = [_cell(cell, decimals) for cell, (_, _, decimals) in zip(values, columns, strict=True)]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return lines
 
 
-def _energy_table(runs: list[dict]) -> list[str]:
-    lines = ["| | " + " | ".join(title for _, title, _ in ENERGY_COLUMNS) + " |"]
-    lines.append("|---" * (len(ENERGY_COLUMNS) + 1) + "|")
-    for model in (MULTI_TASK, CONSISTENCY):
-        cells = [_cell(over_seeds(runs, model, "energy", metric), n) for metric, _, n in ENERGY_COLUMNS]
-        lines.append(f"| {model} | " + " | ".join(cells) + " |")
-    return lines
+def _structure_table(evaluations: Evaluations, models: list[str], references: dict[str, dict]) -> list[str]:
+    rows = {
+        f"{model}: {PREDICTION_TITLES[name]}": [
+            over_seeds(evaluations, model, name, metric) for metric, _, _ in STRUCTURE_COLUMNS
+        ]
+        for name in PREDICTION_NAMES
+        for model in models
+    }
+    rows |= {name: [[values.get(metric)] for metric, _, _ in STRUCTURE_COLUMNS] for name, values in references.items()}
+    return _table(rows, STRUCTURE_COLUMNS)
+
+
+def _energy_table(evaluations: Evaluations, models: list[str]) -> list[str]:
+    return _table(
+        {model: [over_seeds(evaluations, model, "energy", key) for key, _, _ in ENERGY_COLUMNS] for model in models},
+        ENERGY_COLUMNS,
+    )
 
 
 def _effect_table(found: dict[str, dict[str, PairedComparison]]) -> list[str]:
-    lines = [
-        "Consistency minus multi-task, 95% confidence interval, and paired t-test over seeds:",
-        "",
-        "| | metric | effect | interval | relative | p |",
-        "|---|---|---|---|---|---|",
-    ]
-    for method, row in found.items():
+    lines = ["| | metric | effect | interval | relative | p |", "|---|---|---|---|---|---|"]
+    for name, row in found.items():
         for metric, title in _TESTED:
             effect = row[metric]
             lines.append(
-                f"| {_METHODS[method]} | {title} | {effect.difference:+.4f} | {effect.low:+.4f} to {effect.high:+.4f} "
-                f"| {effect.relative:+.1%} | {effect.p_value:.2g} |"
+                f"| {PREDICTION_TITLES[name]} | {title} | {effect.difference:+.4f} | {effect.low:+.4f} to "
+                f"{effect.high:+.4f} | {effect.relative:+.1%} | {effect.p_value:.2g} |"
             )
     return lines
 
 
-def _plot(metrics: dict[str, list[dict]], path: Path) -> None:
+def _ablation_tables(ablations: dict[str, Evaluations], found: dict[str, Evaluations]) -> list[str]:
+    """Every ablation beside the models of the setting it starts from, over the seeds that both have."""
+    lines = ["## Other forms and weights of the consistency losses", ""]
+    columns = [c for c in STRUCTURE_COLUMNS if c[0] in dict(_TESTED)]
+    for kind in ("refine", "ddim", "denoising"):
+        rows = {}
+        for name, evaluations in ablations.items():
+            start = SETTINGS[name].start
+            shared = {seed: found[start][seed] for seed in evaluations if seed in found[start]}
+            for model in (MULTI_TASK, CONSISTENCY) if shared else ():
+                rows[f"{start}: {model}"] = [over_seeds(shared, model, kind, metric) for metric, _, _ in columns]
+        for name, evaluations in ablations.items():
+            rows[f"{SETTINGS[name].title} ({name})"] = [
+                over_seeds(evaluations, CONSISTENCY, kind, metric) for metric, _, _ in columns
+            ]
+        lines += [f"{PREDICTION_TITLES[kind]}:", "", *_table(rows, columns), ""]
+    return lines
+
+
+def _plot(found: dict[str, Evaluations], references: dict[str, dict], path: Path) -> None:
     shown = (("bond_length_error", "bond error (angstrom)"), ("one_three_error", "1-3 error (angstrom)"))
+    shown += (("energy_above_reference", "E above DFT structure (eV)"),)
     figure, axes = plt.subplots(
-        len(shown), len(metrics), figsize=(4 * len(metrics), 3 * len(shown)), squeeze=False, constrained_layout=True
+        len(found), len(shown), figsize=(4.2 * len(shown), 3.2 * len(found)), squeeze=False, constrained_layout=True
     )
-    for column, (setting, runs) in enumerate(metrics.items()):
-        for axis, (metric, title) in zip(axes[:, column], shown, strict=True):
-            for place, method in enumerate(("refine", "ddim")):
-                pairs = [over_seeds(runs, model, method, metric) for model in (MULTI_TASK, CONSISTENCY)]
+    for row, (setting, evaluations) in enumerate(found.items()):
+        for axis, (metric, title) in zip(axes[row], shown, strict=True):
+            for place, name in enumerate(("refine", "ddim")):
+                pairs = [over_seeds(evaluations, model, name, metric) for model in (MULTI_TASK, CONSISTENCY)]
                 for before, after in zip(*pairs, strict=True):
                     axis.plot([2.5 * place, 2.5 * place + 1], [before, after], "o-", color=f"C{place}", lw=0.8, ms=4)
-            for colour, (name, values) in zip(("grey", "black"), runs[0]["references"].items(), strict=False):
-                axis.axhline(values[metric], color=colour, ls="--", lw=1, label=name)
+            styles = (("black", "--"), ("black", ":"), ("grey", "--"), ("grey", ":"))
+            for (colour, style), (name, values) in zip(styles, references.items(), strict=False):
+                if values.get(metric) is not None:
+                    axis.axhline(values[metric], color=colour, ls=style, lw=1, label=name)
             axis.set_xticks([0, 1, 2.5, 3.5], ["multi-task", "consistency"] * 2, fontsize=7)
-            axis.set(ylabel=title, ylim=(0, None), title=f"{setting}: refined | generated")
+            axis.set(ylabel=title, ylim=(0, None), title=f"{setting}: refined from PM6 | generated")
             axis.title.set_fontsize(9)
-            axis.legend(fontsize=7)
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend(fontsize=7)
     figure.savefig(path, dpi=130)
     plt.close(figure)

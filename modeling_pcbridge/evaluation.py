@@ -35,6 +35,8 @@ from .training_config import EvaluationConfig
 COVERAGE_RMSD = 0.9
 # "refine" starts from the PM6 structures.
 SAMPLING_METHODS = ("ddim", "denoising", "refine")
+# Rows of the result tables: each method, and the best of the "ddim" samples by the model's own energy.
+PREDICTION_NAMES = (*SAMPLING_METHODS, "lowest_energy")
 
 
 @dataclass(frozen=True)
@@ -104,54 +106,77 @@ def evaluate_model(
     """All metrics of a model on a split of the bundled data.
 
     Returns:
-        For each of `SAMPLING_METHODS` the structure metrics and EGap, means over molecules; for
-        "energy" the errors on PM6 and displaced structures; under "per_molecule" what the plots need.
+        For each of `SAMPLING_METHODS`, and for "lowest_energy", the one of the "ddim" samples that the model's own
+        energy prefers, the structure metrics and EGap, means over molecules; for "energy" the errors on PM6 and
+        displaced structures; under "per_molecule" the metrics of each molecule and what the plots need.
     """
     model.eval()
-    references = load_references(evaluation)
-    results: dict[str, dict] = {"per_molecule": {}}
-    starts = pm6_structures(evaluation)
+    references, starts = load_references(evaluation), pm6_structures(evaluation)
     reference_energies = _model_energies(model, [r.example for r in references], evaluation.batch_size)
-    for method in SAMPLING_METHODS:
-        generator = torch.Generator().manual_seed(seed)
-        records, energies, structures = [], [], []
-        # Refined structures differ by hundredths of an angstrom; one of them is enough.
-        num_samples = 1 if method == "refine" else evaluation.num_samples
-        chunk = max(evaluation.batch_size // num_samples, 1)
-        for start in tqdm(range(0, len(references), chunk), desc=f"evaluate {method}", disable=not progress):
-            batch = references[start : start + chunk]
-            graphs = pad_graphs([reference.example.graph for reference in batch])
-            start_positions = pad_positions([starts(reference)[0] for reference in batch])
-            graphs, start_positions = send_to_device((graphs, start_positions), model.device)
-            positions = model.predict_structure(
-                **graphs,
-                positions=start_positions,
-                method=method,
-                num_inference_steps=evaluation.num_inference_steps,
-                num_samples=num_samples,
-                eta=evaluation.eta,
-                generator=generator,
-            ).positions
-            first = positions[:, 0]
-            energies += model.predict_energy(**graphs, positions=first).energy.tolist()
-            for reference, samples in zip(batch, positions.cpu().double().numpy(), strict=True):
-                samples = samples[:, : reference.example.graph.num_atoms]
-                records.append(structure_record(reference, samples))
-                structures.append(samples[0].tolist())
-        for record, energy, reference_energy in zip(records, energies, reference_energies, strict=True):
-            record["energy_above_reference"] = energy - reference_energy
-            record["energy_gap"] = (energy - reference_energy) / abs(reference_energy)
+    predictions = {
+        method: _predict(model, references, method, evaluation, seed, progress) for method in SAMPLING_METHODS
+    }
+    predictions["lowest_energy"] = [
+        (samples[[energies.argmin()]], energies[[energies.argmin()]]) for samples, energies in predictions["ddim"]
+    ]
+    results: dict[str, dict] = {"per_molecule": {"molecule_id": [r.example.molecule_id for r in references]}}
+    results["per_molecule"]["reference_energy"] = reference_energies
+    for method, predicted in predictions.items():
+        records = []
+        for reference, reference_energy, (samples, energies) in zip(
+            references, reference_energies, predicted, strict=True
+        ):
+            above = float((energies - reference_energy).mean())
+            others = {
+                "energy_above_reference": above,
+                "energy_gap": above / abs(reference_energy),
+                "pm6_rmsd_mean": kabsch_rmsd(samples, starts(reference)[0]).mean(),
+            }
+            records.append(structure_record(reference, samples) | others)
         results[method] = mean_over_molecules(records)
-        results["per_molecule"][method] = {
-            "molecule_id": [reference.example.molecule_id for reference in references],
-            "energy": energies,
-            "reference_energy": reference_energies,
-            "bond_length_error": [record["bond_length_error"] for record in records],
-            "heavy_rmsd_mean": [record["heavy_rmsd_mean"] for record in records],
-            "first_sample": structures,
+        results["per_molecule"][method] = {key: [float(record[key]) for record in records] for key in records[0]} | {
+            "first_energy": [float(energies[0]) for _, energies in predicted],
+            "first_sample": [samples[0].tolist() for samples, _ in predicted],
         }
     results["energy"] = evaluate_energy(model, evaluation)
     return results
+
+
+def _predict(
+    model: PCBridgeModel,
+    references: list[ReferenceMolecule],
+    method: str,
+    evaluation: EvaluationConfig,
+    seed: int,
+    progress: bool,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each reference the samples (S, N, 3) of a method and the model's energies of them (S,), eV."""
+    generator = torch.Generator().manual_seed(seed)
+    starts = pm6_structures(evaluation)
+    # Refined structures differ by hundredths of an angstrom; one of them is enough.
+    num_samples = 1 if method == "refine" else evaluation.num_samples
+    chunk = max(evaluation.batch_size // num_samples, 1)
+    predictions = []
+    for start in tqdm(range(0, len(references), chunk), desc=f"evaluate {method}", disable=not progress):
+        batch = references[start : start + chunk]
+        graphs = pad_graphs([reference.example.graph for reference in batch])
+        start_positions = pad_positions([starts(reference)[0] for reference in batch])
+        graphs, start_positions = send_to_device((graphs, start_positions), model.device)
+        positions = model.predict_structure(
+            **graphs,
+            positions=start_positions,
+            method=method,
+            num_inference_steps=evaluation.num_inference_steps,
+            num_samples=num_samples,
+            eta=evaluation.eta,
+            generator=generator,
+        ).positions
+        repeated = {key: values.repeat_interleave(num_samples, 0) for key, values in graphs.items()}
+        energies = model.predict_energy(**repeated, positions=positions.flatten(0, 1)).energy
+        samples, energies = positions.cpu().double().numpy(), energies.unflatten(0, (-1, num_samples)).cpu().numpy()
+        for row, reference in enumerate(batch):
+            predictions.append((samples[row, :, : reference.example.graph.num_atoms], energies[row]))
+    return predictions
 
 
 def evaluate_energy(model: PCBridgeModel, evaluation: EvaluationConfig) -> dict[str, float]:
@@ -188,16 +213,21 @@ def _model_energies(model: PCBridgeModel, examples: Sequence[Example], batch_siz
 
 def evaluate_reference(
     structures: Callable[[ReferenceMolecule], np.ndarray | None], evaluation: EvaluationConfig
-) -> dict[str, float]:
+) -> dict:
     """The structure metrics of a classical method: `structures` gives (S, N, 3), or None where it fails."""
-    records, failures = [], 0
+    records, names, failures = [], [], 0
     for reference in load_references(evaluation):
         samples = structures(reference)
         if samples is None:
             failures += 1
         else:
+            names.append(reference.example.molecule_id)
             records.append(structure_record(reference, samples))
-    return mean_over_molecules(records) | {"failures": failures}
+    per_molecule = {key: [float(record[key]) for record in records] for key in records[0]}
+    return mean_over_molecules(records) | {
+        "failures": failures,
+        "per_molecule": {"molecule_id": names, **per_molecule},
+    }
 
 
 def pm6_structures(evaluation: EvaluationConfig) -> Callable[[ReferenceMolecule], np.ndarray | None]:

@@ -24,12 +24,15 @@ class LossSettings:
         optimality_timesteps: tau ~ U[first, last] at which pure noise is denoised; paper 400 to 700.
         sigma_max: width of the perturbation eta at most, angstrom; 0.1 in a later configuration of the authors.
         score_timesteps: tau ~ U[first, last] of the score consistency; paper 5 to 300.
-        score_form: "noisy" is Eq. 11, the energy gradient at R_tau over kT. The others ask for the gradient at
-            S(R_tau) instead and pull S to where a step towards the minimum of E takes it, so they keep that minimum
-            without thermal width: "denoised" goes down the gradient by `gradient_step`, "newton" scales the gradient
-            by a model Hessian (`model_hessian`), so that soft modes follow as stiff ones do.
+        score_form: "noisy" is Eq. 11, the energy gradient at R_tau over kT. "denoised" asks for the gradient at
+            S(R_tau) instead and pulls S down it by `gradient_step`. "relaxed" is the limit kT = 0: the structures are
+            first relaxed on E by `relaxation_steps` quasi-Newton steps and then denoised like data (Eq. 7), at the
+            time steps of the denoising term. The last two keep the minimum of E without thermal width.
         kT: temperature of Eq. 11, eV; paper 0.1.
         gradient_step: step of the "denoised" form, square angstrom per eV, about one over the stiffness of a bond.
+        relaxation_steps: of the "relaxed" form.
+        data_precision: angstrom, bounds the weight of the denoising term at small noise (see `denoising_loss`); beside
+            the "relaxed" form, which teaches what is finer than that. 0 is Eq. 7.
         denoising_exponent: the time of the denoising term is T u^exponent with u ~ U(0, 1); 1 is uniform as in the
             paper, larger values train small noise more.
         align_targets: rotate R onto the noisy structure before Eq. 7 compares, as AlphaFold 3 does. The paper does
@@ -48,6 +51,8 @@ class LossSettings:
     score_form: str = "noisy"
     kT: float = 0.1
     gradient_step: float = 0.03
+    relaxation_steps: int = 3
+    data_precision: float = 0.0
     denoising_exponent: float = 1.0
     align_targets: bool = False
 
@@ -59,13 +64,13 @@ class LossSettings:
     def __post_init__(self):
         if self.force_form not in ("squared", "norm"):
             raise ValueError(f"force_form must be 'squared' or 'norm', not {self.force_form!r}")
-        if self.score_form not in ("noisy", "denoised", "newton"):
-            raise ValueError(f"score_form must be 'noisy', 'denoised' or 'newton', not {self.score_form!r}")
+        if self.score_form not in ("noisy", "denoised", "relaxed"):
+            raise ValueError(f"score_form must be 'noisy', 'denoised' or 'relaxed', not {self.score_form!r}")
         for name in ("optimality_timesteps", "score_timesteps"):
             first, last = getattr(self, name)
             if not 1 <= first <= last:
                 raise ValueError(f"{name} must be (first, last) with 1 <= first <= last, not {(first, last)}")
-        for name in ("kT", "sigma_max", "gradient_step", "denoising_exponent"):
+        for name in ("kT", "sigma_max", "gradient_step", "relaxation_steps", "denoising_exponent"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
 
@@ -75,9 +80,18 @@ def energy_loss(energy: Tensor, label: Tensor) -> Tensor:
     return (energy - label).abs()
 
 
-def denoising_loss(denoised_positions: Tensor, positions: Tensor, signal_to_noise: Tensor) -> Tensor:
-    """abar / (1 - abar) ||S_t(R_t) - R||^2, the second term of Eq. 7; (B,) from (B, N, 3), (B, N, 3), (B,)."""
-    return signal_to_noise * (denoised_positions - positions).square().sum((-1, -2))
+def denoising_loss(
+    denoised_positions: Tensor, positions: Tensor, signal_to_noise: Tensor, precision: float = 0.0
+) -> Tensor:
+    """||S_t(R_t) - R||^2 / ((1 - abar) / abar + precision^2), the second term of Eq. 7 where `precision` is 0; (B,).
+
+    Args:
+        denoised_positions, positions: (B, N, 3).
+        signal_to_noise: abar / (1 - abar), (B,).
+        precision: angstrom, how well R is known; bounds the weight at small noise.
+    """
+    weights = 1 / (1 / signal_to_noise + precision**2)
+    return weights * (denoised_positions - positions).square().sum((-1, -2))
 
 
 def force_loss(forces: Tensor, label: Tensor) -> Tensor:
@@ -113,18 +127,20 @@ def score_consistency_loss(score: Tensor, forces: Tensor, kT: float) -> Tensor:
     return (score - forces.detach() / kT).square().sum((-1, -2))
 
 
-def denoised_point_consistency_loss(denoised_positions: Tensor, step: Tensor, signal_to_noise: Tensor) -> Tensor:
-    """abar / (1 - abar) ||S - (S + step)||^2 with the bracket held fixed; the other forms of Eq. 11; (B,).
+def denoised_point_consistency_loss(
+    denoised_positions: Tensor, forces: Tensor, signal_to_noise: Tensor, gradient_step: float
+) -> Tensor:
+    """abar / (1 - abar) ||S - (S + step F(S))||^2 with the bracket held fixed; the "denoised" form of Eq. 11.
 
-    S is pulled to where `step` takes it, so the loss is zero exactly at minima of E. Beside the denoising loss, which
-    pulls to the data R with weight 1, a weight a makes S = R + a step(S) the minimum of both.
+    S is pulled to where a gradient step of `gradient_step` on E takes it, so the loss is zero exactly at minima of E.
 
     Args:
         denoised_positions: (B, N, 3), S(R_tau).
-        step: (B, N, 3), from S(R_tau) towards the minimum of E: down the gradient, or a quasi-Newton step.
+        forces: (B, N, 3), -grad E at S(R_tau).
         signal_to_noise: (B,), as in the denoising loss it works beside.
+        gradient_step: square angstrom per eV.
     """
-    target = (denoised_positions + step).detach()
+    target = (denoised_positions + gradient_step * forces).detach()
     return signal_to_noise * (denoised_positions - target).square().sum((-1, -2))
 
 

@@ -176,6 +176,13 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         displacements = self.structure_decoder(graph, node_features, pairs, inputs)
         return c_skip * noisy_positions + c_out * displacements
 
+    def relax(self, graph: GraphBatch, positions: Tensor, num_steps: int) -> Tensor:
+        """`positions` (B, N, 3) after `num_steps` quasi-Newton steps towards the minimum of E; centred, detached."""
+        for _ in range(num_steps):
+            _, forces = self._detached_energy_and_forces(graph, positions)
+            positions = centre(positions + quasi_newton_step(positions, forces, graph.pair_types), graph.atom_mask)
+        return positions
+
     @property
     def _geometry_dtype(self) -> torch.dtype:
         """Coordinates are never held in less than float32, whatever the weights are."""
@@ -245,7 +252,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             generator,
         )
         if settings.denoising_weight > 0:
-            output.denoising_loss = self._denoising_term(*structures)
+            output.denoising_loss = self._denoising_term(*structures, precision=settings.data_precision)
         if settings.optimality_weight > 0:
             output.optimality_consistency_loss = self._optimality_term(*structures)
         if settings.score_weight > 0:
@@ -315,17 +322,19 @@ class PCBridgeModel(PCBridgePreTrainedModel):
                 losses = force_norm_loss(-gradient, label, graph.atom_mask)
             output.force_loss = reduce_mean(losses, mask, counts.get("forces"))
 
-    def _denoising_term(self, graph, positions, mask, settings, count, generator) -> Tensor:
-        """Eq. 7, second term."""
+    def _denoising_term(
+        self, graph, positions, mask, settings, count, generator, precision: float = 0.0, detach_encoder: bool = False
+    ) -> Tensor:
+        """Eq. 7, second term; `precision` as in `denoising_loss`."""
         uniform = _uniform(positions, generator)
         last = self.config.num_train_timesteps
         timesteps = (last * uniform.pow(settings.denoising_exponent)).long().clamp(max=last - 1) + 1
         noise = centred_noise(graph.atom_mask, positions.dtype, generator)
         noisy_positions = self.diffusion.add_noise(positions, noise, timesteps)
-        denoised = self.denoise(graph, noisy_positions, timesteps)
+        denoised = self.denoise(graph, noisy_positions, timesteps, detach_encoder)
         target = align(positions, noisy_positions, graph.atom_mask) if settings.align_targets else positions
-        weights = self.diffusion.signal_to_noise(timesteps).to(positions.dtype)
-        return reduce_mean(denoising_loss(denoised, target, weights), mask, count)
+        signal_to_noise = self.diffusion.signal_to_noise(timesteps).to(positions.dtype)
+        return reduce_mean(denoising_loss(denoised, target, signal_to_noise, precision), mask, count)
 
     def _optimality_term(self, graph, positions, mask, settings, count, generator) -> Tensor:
         """Eqs. 8 to 10, Algorithm B.1."""
@@ -344,7 +353,10 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         return reduce_mean(losses, mask, count)
 
     def _score_term(self, graph, positions, mask, settings, count, generator) -> Tensor:
-        """Eq. 11, Algorithm B.2, or one of its forms at the denoised point."""
+        """Eq. 11, Algorithm B.2, or one of its other forms."""
+        if settings.score_form == "relaxed":
+            relaxed = self.relax(graph, positions, settings.relaxation_steps)
+            return self._denoising_term(graph, relaxed, mask, settings, count, generator, detach_encoder=True)
         timesteps = _random_timesteps(positions, settings.score_timesteps, generator)
         noise = centred_noise(graph.atom_mask, positions.dtype, generator)
         noisy_positions = self.diffusion.add_noise(positions, noise, timesteps)
@@ -356,11 +368,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         else:
             _, forces = self._detached_energy_and_forces(graph, denoised)
             weights = self.diffusion.signal_to_noise(timesteps).to(positions.dtype)
-            if settings.score_form == "newton":
-                step = quasi_newton_step(denoised, forces, graph.pair_types)
-            else:
-                step = settings.gradient_step * forces
-            losses = denoised_point_consistency_loss(denoised, step, weights)
+            losses = denoised_point_consistency_loss(denoised, forces, weights, settings.gradient_step)
         return reduce_mean(losses, mask, count)
 
     # --- Inference --------------------------------------------------------------------------------------------------

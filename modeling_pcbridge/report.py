@@ -8,7 +8,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from .evaluation import SAMPLING_METHODS, ReferenceMolecule
+from .evaluation import PREDICTION_NAMES, ReferenceMolecule
 from .molecular_graph import PAIR_BONDS
 from .structure_metrics import kabsch_align
 
@@ -29,6 +29,7 @@ STRUCTURE_COLUMNS = (
     ("stereo_right", "stereo right", 3),
     ("energy_above_reference", "E above ref (eV)", 3),
     ("energy_gap", "EGap", 6),
+    ("pm6_rmsd_mean", "all-atom RMSD to PM6", 3),
 )
 ENERGY_COLUMNS = (
     ("pm6_energy_mae", "energy MAE, PM6 minima (eV)", 3),
@@ -36,6 +37,12 @@ ENERGY_COLUMNS = (
     ("pm6_displaced_energy_mae", "energy MAE, displaced (eV)", 3),
     ("pm6_displaced_force_mae", "force MAE, displaced (eV/A)", 3),
 )
+PREDICTION_TITLES = {
+    "ddim": "generated, DDIM",
+    "denoising": "generated, one evaluation",
+    "refine": "refined from PM6",
+    "lowest_energy": "generated, lowest energy",
+}
 _ELEMENT_COLOURS = {1: "#bbbbbb", 6: "#444444", 7: "#3050f8", 8: "#e02020", 9: "#50b050"}
 
 
@@ -53,9 +60,8 @@ def results_markdown(metrics: dict) -> str:
     structure_rows, energy_rows = {}, {}
     for name, results in metrics["models"].items():
         energy_rows[name] = results["energy"]
-        for method in SAMPLING_METHODS:
-            label = f"{name}, refine PM6" if method == "refine" else f"{name}, {method}"
-            structure_rows[label] = results[method]
+        for method in PREDICTION_NAMES:
+            structure_rows[f"{name}: {PREDICTION_TITLES[method]}"] = results[method]
     structure_rows |= metrics["references"]
     return (
         f"Structures against DFT equilibrium structures (angstrom), {metrics['split']} split, "
@@ -90,8 +96,8 @@ def plot_energy_scatter(models: dict[str, dict], path: Path) -> None:
     """E(R_pred) against E(R_eq) of the model's own energy (paper, Fig. 2), and the difference's distribution."""
     figure, axes = plt.subplots(1, len(models) + 1, figsize=(3.6 * (len(models) + 1), 3.4), constrained_layout=True)
     for axis, (name, results) in zip(axes, models.items(), strict=False):
-        data = results["per_molecule"]["ddim"]
-        reference, predicted = np.array(data["reference_energy"]), np.array(data["energy"])
+        data = results["per_molecule"]
+        reference, predicted = np.array(data["reference_energy"]), np.array(data["ddim"]["first_energy"])
         axis.scatter(reference, predicted, s=6, alpha=0.6)
         ends = [reference.min(), reference.max()]
         axis.plot(ends, ends, color="black", lw=0.8)

@@ -82,8 +82,8 @@ def initial_model(config: TrainingConfig) -> PCBridgeModel:
 
 
 def without_consistency(stage: StageConfig) -> StageConfig:
-    """The multi-task baseline: the same stage with both consistency losses off."""
-    return replace(stage, losses=replace(stage.losses, optimality_weight=0.0, score_weight=0.0))
+    """The multi-task baseline: the same stage with both consistency losses off and the denoising term of Eq. 7."""
+    return replace(stage, losses=replace(stage.losses, optimality_weight=0.0, score_weight=0.0, data_precision=0.0))
 
 
 def save_checkpoint(model: PCBridgeModel, folder: Path, accelerator: Accelerator) -> Path:

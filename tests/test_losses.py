@@ -74,14 +74,14 @@ def test_denoised_point_form_pulls_to_the_minimum():
     s = torch.tensor([[[0.4, 0.0, 0.0]]], dtype=torch.float64, requires_grad=True)
     force = torch.tensor([[[-k * (0.4 - minimum), 0.0, 0.0]]], dtype=torch.float64)
     weight = torch.tensor([3.0], dtype=torch.float64)
-    loss = denoised_point_consistency_loss(s, step * force, weight)
+    loss = denoised_point_consistency_loss(s, force, weight, step)
     (gradient,) = torch.autograd.grad(loss.sum(), s)
     assert loss.item() == pytest.approx(3.0 * (0.02 * 24.0) ** 2)
     assert gradient[0, 0, 0].item() == pytest.approx(-2 * 3.0 * 0.02 * 24.0)  # 2 w step grad E
     # At S = (R + k step m) / (1 + k step) the gradients of both terms cancel: 2 (S - R) = 2 step k (m - S).
     fixed = (start + k * step * minimum) / (1 + k * step)
     assert (fixed - start) == pytest.approx(step * k * (minimum - fixed))
-    at_minimum = denoised_point_consistency_loss(s, torch.zeros_like(force), weight)
+    at_minimum = denoised_point_consistency_loss(s, torch.zeros_like(force), weight, step)
     assert at_minimum.item() == 0.0
 
 

@@ -1,8 +1,8 @@
 """The model Hessian against its formula, and the quasi-Newton step on energies whose minimum is known."""
 
 import torch
-
 from conftest import random_positions
+
 from modeling_pcbridge.model_hessian import (
     ATOM_STIFFNESS,
     BOND_STIFFNESS,

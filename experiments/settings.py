@@ -1,0 +1,77 @@
+"""What is trained and measured: every run of the evidence is declared here.
+
+configs/evidence.yaml is the whole of setting "displaced"; the other entries say what they change of it.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from modeling_pcbridge.training_config import EvaluationConfig
+from modeling_pcbridge.training_run import CONSISTENCY, MULTI_TASK
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One column of the evidence.
+
+    Attributes:
+        title: for the tables.
+        overrides: options of train_accelerate.py on top of configs/evidence.yaml.
+        models: what a run trains; the multi-task baseline and the consistency model share stage 1.
+        fine_tuned: also fine-tune each model on DFT structures of training molecules (configs/fine_tuning.yaml).
+        start: another setting; take its stage 1 and train stage 2 of the consistency model only. Its baseline is that
+            of `start`.
+        num_seeds: at most so many of the seeds asked for.
+    """
+
+    title: str
+    overrides: list[str] = field(default_factory=list)
+    models: tuple[str, ...] = (MULTI_TASK, CONSISTENCY)
+    fine_tuned: bool = False
+    start: str | None = None
+    num_seeds: int = 5
+
+
+_PM6 = "{name: pm6, weight: 5}"
+_LABELLED = "{name: pm6, weight: 4, only_labelled: true}"
+_MINIMA_ONLY = [f"--{stage}.sources=[{_PM6}, {_LABELLED}]" for stage in ("stage1", "stage2")]
+_NO_FORCES = ["--stage1.losses.force_weight=0", "--stage2.losses.force_weight=0"]
+
+# The data settings of the paper's tables 1 and 2.
+DATA_SETTINGS = {
+    "energies": Setting("PM6 structures, B3LYP energies at them", _MINIMA_ONLY + _NO_FORCES),
+    "forces": Setting("and B3LYP forces at them", _MINIMA_ONLY),
+    "displaced": Setting("and energies and forces of displaced structures", fine_tuned=True),
+}
+
+
+def _ablation(title: str, **losses) -> Setting:
+    options = [f"--stage2.losses.{name}={value}" for name, value in losses.items()]
+    return Setting(title, options, models=(CONSISTENCY,), start="displaced", num_seeds=2)
+
+
+_OFF = {"optimality_weight": 0, "score_weight": 0, "data_precision": 0}
+_EQ_11 = _OFF | {"score_form": "noisy", "score_timesteps": "[5, 300]"}
+# Stage 2 with other forms and weights of the consistency losses, from the same stage 1.
+ABLATIONS = {
+    "paper_form": _ablation(
+        "the paper: Eqs. 10 and 11, weights .1 and 1 beside .01 for denoising",
+        **_EQ_11 | {"optimality_weight": 0.1, "score_weight": 1.0, "denoising_weight": 0.01},
+    ),
+    "eq_11": _ablation("Eq. 11 alone, weight .01", **_EQ_11 | {"score_weight": 0.01}),
+    "eq_11_small_noise": _ablation(
+        "Eq. 11 alone, weight .01, tau 1 to 40", **_EQ_11 | {"score_weight": 0.01, "score_timesteps": "[1, 40]"}
+    ),
+    "denoised_point": _ablation(
+        "gradient at the denoised point, step .03, weight .04, tau 1 to 100",
+        **_OFF | {"score_form": "denoised", "score_weight": 0.04, "score_timesteps": "[1, 100]"},
+    ),
+    "eq_10": _ablation("Eq. 10 alone, weight .0005", **_OFF | {"optimality_weight": 0.0005}),
+    "no_data_precision": _ablation("relaxed form, PM6 denoising at full weight", data_precision=0),
+}
+SETTINGS = DATA_SETTINGS | ABLATIONS
+
+EVALUATION = EvaluationConfig(split="test", max_molecules=200, num_samples=20, num_inference_steps=20)
+QUICK_EVALUATION = replace(EVALUATION, max_molecules=8, num_samples=2, num_inference_steps=5)
+# Options that make a run take seconds, to see that everything works.
+QUICK_TRAINING = ["--stage1.num_steps=20", "--stage2.num_steps=10"]
+QUICK_FINE_TUNING = ["--stage1.num_steps=10"]
