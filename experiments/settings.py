@@ -49,7 +49,7 @@ def _ablation(title: str, **losses) -> Setting:
     return Setting(title, options, models=(CONSISTENCY,), start="displaced", num_seeds=2)
 
 
-_OFF = {"optimality_weight": 0, "score_weight": 0, "data_precision": 0}
+_OFF = {"optimality_weight": 0, "score_weight": 0, "score_trains_encoder": "false", "data_precision": 0}
 _EQ_11 = _OFF | {"score_form": "noisy", "score_timesteps": "[5, 300]"}
 # Stage 2 with other forms and weights of the consistency losses, from the same stage 1.
 ABLATIONS = {
@@ -66,7 +66,12 @@ ABLATIONS = {
         **_OFF | {"score_form": "denoised", "score_weight": 0.04, "score_timesteps": "[1, 100]"},
     ),
     "eq_10": _ablation("Eq. 10 alone, weight .0005", **_OFF | {"optimality_weight": 0.0005}),
-    "no_data_precision": _ablation("relaxed form, PM6 denoising at full weight", data_precision=0),
+    "decoder_only": _ablation("relaxed form, training the structure decoder alone", score_trains_encoder="false"),
+    "no_data_precision": _ablation("relaxed form beside PM6 denoising at full weight", data_precision=0),
+    "with_eq_10": _ablation("relaxed form and Eq. 10, weight .0005", optimality_weight=0.0005),
+    "heavier_denoising": _ablation(
+        "no consistency, PM6 denoising at the weight of both", **_OFF | {"denoising_weight": 0.6}
+    ),
 }
 SETTINGS = DATA_SETTINGS | ABLATIONS
 

@@ -31,6 +31,9 @@ class LossSettings:
         kT: temperature of Eq. 11, eV; paper 0.1.
         gradient_step: step of the "denoised" form, square angstrom per eV, about one over the stiffness of a bond.
         relaxation_steps: of the "relaxed" form.
+        score_trains_encoder: let the "relaxed" form train the shared encoder too, as the denoising term of Eq. 7 does,
+            and not the structure decoder alone. The relaxed structures are constants either way: no loss of structures
+            can reach them through E.
         data_precision: angstrom, bounds the weight of the denoising term at small noise (see `denoising_loss`); beside
             the "relaxed" form, which teaches what is finer than that. 0 is Eq. 7.
         denoising_exponent: the time of the denoising term is T u^exponent with u ~ U(0, 1); 1 is uniform as in the
@@ -52,6 +55,7 @@ class LossSettings:
     kT: float = 0.1
     gradient_step: float = 0.03
     relaxation_steps: int = 3
+    score_trains_encoder: bool = False
     data_precision: float = 0.0
     denoising_exponent: float = 1.0
     align_targets: bool = False
@@ -66,6 +70,8 @@ class LossSettings:
             raise ValueError(f"force_form must be 'squared' or 'norm', not {self.force_form!r}")
         if self.score_form not in ("noisy", "denoised", "relaxed"):
             raise ValueError(f"score_form must be 'noisy', 'denoised' or 'relaxed', not {self.score_form!r}")
+        if self.score_trains_encoder and self.score_form != "relaxed":
+            raise ValueError(f"score_trains_encoder needs score_form 'relaxed', not {self.score_form!r}")
         for name in ("optimality_timesteps", "score_timesteps"):
             first, last = getattr(self, name)
             if not 1 <= first <= last:

@@ -356,7 +356,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         """Eq. 11, Algorithm B.2, or one of its other forms."""
         if settings.score_form == "relaxed":
             relaxed = self.relax(graph, positions, settings.relaxation_steps)
-            return self._denoising_term(graph, relaxed, mask, settings, count, generator, detach_encoder=True)
+            detach_encoder = not settings.score_trains_encoder
+            return self._denoising_term(graph, relaxed, mask, settings, count, generator, detach_encoder=detach_encoder)
         timesteps = _random_timesteps(positions, settings.score_timesteps, generator)
         noise = centred_noise(graph.atom_mask, positions.dtype, generator)
         noisy_positions = self.diffusion.add_noise(positions, noise, timesteps)

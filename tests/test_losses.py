@@ -68,6 +68,15 @@ def test_optimality_hinge_and_its_gradient():
         assert got[0, 0].tolist() == pytest.approx([gradient, 0.0, 0.0])
 
 
+def test_data_precision_bounds_the_weight_at_small_noise():
+    positions, off = torch.zeros(3, 1, 3), torch.tensor([0.0, 0.3, 0.4]).expand(3, 1, 3)
+    noise_to_signal = torch.tensor([1e-6, 0.01, 1.0])
+    plain = denoising_loss(off, positions, 1 / noise_to_signal)
+    assert plain.tolist() == pytest.approx([0.25e6, 25.0, 0.25])
+    bounded = denoising_loss(off, positions, 1 / noise_to_signal, precision=0.1)
+    assert bounded.tolist() == pytest.approx([0.25 / 0.010001, 12.5, 0.25 / 1.01])
+
+
 def test_denoised_point_form_pulls_to_the_minimum():
     """E = k/2 (x - m)^2 with k = 40, m = 1; step .02: the fixed point beside ||S - R||^2 is between R and m."""
     k, minimum, start, step = 40.0, 1.0, 0.0, 0.02
@@ -120,7 +129,14 @@ def test_align_undoes_a_rotation_and_refuses_reflections():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"kT": 0.0}, {"sigma_max": -1.0}, {"score_form": "x"}, {"force_form": "x"}, {"score_timesteps": (9, 5)}],
+    [
+        {"kT": 0.0},
+        {"sigma_max": -1.0},
+        {"score_form": "x"},
+        {"score_trains_encoder": True},
+        {"force_form": "x"},
+        {"score_timesteps": (9, 5)},
+    ],
 )
 def test_settings_refuse_nonsense(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

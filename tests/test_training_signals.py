@@ -8,6 +8,7 @@ from conftest import bundled_examples, small_model
 
 from dataset_scripts.collator import collate
 from modeling_pcbridge import LossSettings
+from modeling_pcbridge.diffusion import centre
 from modeling_pcbridge.graph_batch import GRAPH_KEYS, GraphBatch
 
 CONSISTENCY = LossSettings().only(optimality_weight=0.1, score_weight=1.0)
@@ -46,6 +47,28 @@ def test_consistency_losses_move_only_the_structure_decoder(batch, form):
     assert moved and all(name.startswith("structure_decoder.") for name in moved)
     outside = [name for name, p in model.named_parameters() if not name.startswith("structure_decoder.")]
     assert all(model.get_parameter(name).grad is None for name in outside)
+
+
+def test_relaxed_structures_may_train_the_encoder_but_never_the_energy_decoder(batch):
+    model = small_model(dtype=torch.float32).train()
+    settings = LossSettings(score_form="relaxed", score_trains_encoder=True)
+    model.score_consistency_loss(**batch, loss_settings=settings, generator=generator()).backward()
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert trained == {"encoder", "structure_decoder"}
+
+
+def test_relaxing_goes_downhill_and_turns_with_the_molecule(batch):
+    model = small_model(dtype=torch.float64)
+    graph = GraphBatch(**{key: batch[key] for key in GRAPH_KEYS})
+    start = centre(batch["positions"].double(), graph.atom_mask)
+    energy, _ = model.energy_and_forces(graph, start)
+    one_step = model.relax(graph, start, 1)
+    # The direction is downhill for any E; how far is right for molecules, not for an untrained E.
+    slightly = start + 1e-3 * (one_step - start)
+    assert (model.energy_and_forces(graph, slightly)[0] < energy).all()
+    rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=generator()))[0]
+    turned = model.relax(graph, start @ rotation.mT, 2)
+    torch.testing.assert_close(turned, model.relax(graph, start, 2) @ rotation.mT, rtol=0, atol=1e-5)
 
 
 def test_optimality_gradient_arrives_through_the_energy(batch):
