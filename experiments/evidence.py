@@ -36,23 +36,30 @@ class Runner:
         return self.runs / setting / f"seed{seed}"
 
     def run(self, setting: str, seed: int) -> None:
-        """Train, fine-tune where declared, and evaluate every model of a setting and seed."""
+        """Train and evaluate every model of a setting and seed.
+
+        Raises:
+            RuntimeError: the setting starts from another that has not been trained.
+        """
         declared, folder = SETTINGS[setting], self.folder(setting, seed)
-        options = [*declared.overrides, f"--seed={seed}"]
+        before = declared.start or declared.fine_tunes
+        if before is not None and not (self.folder(before, seed) / "metrics.json").exists():
+            raise RuntimeError(f"{setting} starts from {before}, seed {seed}; run that first")
+        if declared.fine_tunes is not None:
+            for model in declared.models:
+                options = [f"--init_from={self.folder(before, seed) / model}", f"--seed={seed}"]
+                options += QUICK_FINE_TUNING if self.quick else []
+                self.train("fine_tuning.yaml", folder / model, options)
+                self.evaluate(folder / model / STAGE1, folder / f"{model}.json")
+            return
+        options = [*declared.overrides, f"--seed={seed}", *(QUICK_TRAINING if self.quick else [])]
         if declared.start is not None:
-            stage1 = self.folder(declared.start, seed) / STAGE1
-            if not (self.folder(declared.start, seed) / "metrics.json").exists():
-                raise RuntimeError(f"{setting} starts from stage 1 of {declared.start}, seed {seed}; run that first")
+            stage1 = self.folder(before, seed) / STAGE1
+            options = [option for option in options if not option.startswith("--stage1.")]
             options += ["--stage1=null", f"--init_from={stage1}", "--compare_multi_task=false"]
-        quick = QUICK_TRAINING if declared.start is None else QUICK_TRAINING[1:]
-        self.train("evidence.yaml", folder, [*options, *(quick if self.quick else [])])
+        self.train("evidence.yaml", folder, options)
         for model in declared.models:
             self.evaluate(folder / model, folder / f"{model}.json")
-            if declared.fine_tuned:
-                tuned = folder / f"fine-tuned-{model}"
-                options = [f"--init_from={folder / model}", f"--seed={seed}"]
-                self.train("fine_tuning.yaml", tuned, [*options, *(QUICK_FINE_TUNING if self.quick else [])])
-                self.evaluate(tuned / STAGE1, folder / f"fine-tuned-{model}.json")
 
     def train(self, config: str, folder: Path, options: list[str]) -> None:
         if not (folder / "metrics.json").exists():

@@ -10,10 +10,16 @@ from rdkit import Chem, DataStructs
 from rdkit.Chem import rdFingerprintGenerator
 
 from dataset_scripts.bundled import load_bundled
-from experiments.settings import ABLATIONS, DATA_SETTINGS, SETTINGS
+from experiments.settings import ABLATIONS, DATA_SETTINGS, EVALUATION, SETTINGS
 from experiments.statistics import PairedComparison, compare
-from modeling_pcbridge.evaluation import PREDICTION_NAMES
-from modeling_pcbridge.report import ENERGY_COLUMNS, PREDICTION_TITLES, STRUCTURE_COLUMNS
+from modeling_pcbridge.evaluation import PREDICTION_NAMES, load_references
+from modeling_pcbridge.report import (
+    ENERGY_COLUMNS,
+    PREDICTION_TITLES,
+    STRUCTURE_COLUMNS,
+    plot_energy_scatter,
+    plot_structures,
+)
 from modeling_pcbridge.training_run import CONSISTENCY, MULTI_TASK
 
 matplotlib.use("Agg")
@@ -32,16 +38,15 @@ _TESTED = (
 )
 # The paper's Table C.11: test molecules with no training molecule more similar than this (Tanimoto, Morgan radius 2).
 SIMILARITY_LIMIT = 0.7
+_NUM_PICTURES = 6
 Evaluations = dict[int, dict[str, dict]]  # seed -> model -> what experiments.evaluate wrote
 
 
 def read_evaluations(folder: Path) -> Evaluations:
     """The evaluations of a setting, of the seeds for which all its models are there."""
     found: Evaluations = {}
-    declared = SETTINGS[folder.name]
-    names = [*declared.models, *(f"fine-tuned-{model}" for model in declared.models if declared.fine_tuned)]
     for seed_folder in sorted(folder.glob("seed*")):
-        files = {name: seed_folder / f"{name}.json" for name in names}
+        files = {name: seed_folder / f"{name}.json" for name in SETTINGS[folder.name].models}
         if all(file.exists() for file in files.values()):
             seed = int(seed_folder.name.removeprefix("seed"))
             found[seed] = {name: json.loads(file.read_text()) for name, file in files.items()}
@@ -53,12 +58,12 @@ def over_seeds(evaluations: Evaluations, model: str, section: str, metric: str) 
     return [models[model][section][metric] for models in evaluations.values()]
 
 
-def effects(evaluations: Evaluations, baseline: str, other: str) -> dict[str, dict[str, PairedComparison]]:
-    """`other` against `baseline`, by kind of prediction and metric."""
+def effects(evaluations: Evaluations) -> dict[str, dict[str, PairedComparison]]:
+    """Consistency against multi-task, by kind of prediction and metric."""
     return {
         name: {
             metric: compare(
-                over_seeds(evaluations, baseline, name, metric), over_seeds(evaluations, other, name, metric)
+                over_seeds(evaluations, MULTI_TASK, name, metric), over_seeds(evaluations, CONSISTENCY, name, metric)
             )
             for metric, _ in _TESTED
         }
@@ -126,19 +131,17 @@ def write_evidence(runs: Path, folder: Path) -> None:
     record: dict = {"num_molecules": len(ids), "settings": {}}
     for name in [name for name in DATA_SETTINGS if name in found]:
         evaluations, title = found[name], SETTINGS[name].title
-        models = list(next(iter(evaluations.values())))
+        models = list(SETTINGS[name].models)
         lines += [f"## Setting: {name} ({title}), seeds {', '.join(map(str, evaluations))}", ""]
         lines += [*_structure_table(evaluations, models, references), "", *_energy_table(evaluations, models), ""]
         record["settings"][name] = _record(evaluations, models)
-        for prefix in ("", "fine-tuned-"):
-            pair = (prefix + MULTI_TASK, prefix + CONSISTENCY)
-            if len(evaluations) > 1 and set(pair) <= set(models):
-                effect = effects(evaluations, *pair)
-                lines += [f"{pair[1]} minus {pair[0]}, 95% confidence interval, paired t-test over seeds:", ""]
-                lines += [*_effect_table(effect), ""]
-                record["settings"][name][f"effects of {pair[1]}"] = {
-                    kind: {metric: asdict(one) for metric, one in row.items()} for kind, row in effect.items()
-                }
+        if len(evaluations) > 1:
+            effect = effects(evaluations)
+            lines += ["Consistency minus multi-task, 95% confidence interval, paired t-test over seeds:", ""]
+            lines += [*_effect_table(effect), ""]
+            record["settings"][name]["effects"] = {
+                kind: {metric: asdict(one) for metric, one in row.items()} for kind, row in effect.items()
+            }
         subset = {
             seed: {model: only_molecules(results, dissimilar) for model, results in by_model.items()}
             for seed, by_model in evaluations.items()
@@ -155,7 +158,10 @@ def write_evidence(runs: Path, folder: Path) -> None:
         for name, values in references.items()
     }
     (folder / "evidence.json").write_text(json.dumps(record, indent=1) + "\n")
-    (folder / "evidence.md").write_text("\n".join([*lines, "![Errors by seed](evidence.png)", ""]))
+    pictures = ["![Errors by seed](evidence.png)", "![E of predicted against E of DFT structures](energy_scatter.png)"]
+    pictures += ["![Generated (colour) over DFT structures (grey)](structures.png)", ""]
+    (folder / "evidence.md").write_text("\n\n".join(["\n".join(lines), *pictures]))
+    _plot_first_seed(found, folder)
     _plot({name: found[name] for name in DATA_SETTINGS if name in found}, references, folder / "evidence.png")
 
 
@@ -235,6 +241,22 @@ def _ablation_tables(ablations: dict[str, Evaluations], found: dict[str, Evaluat
             ]
         lines += [f"{PREDICTION_TITLES[kind]}:", "", *_table(rows, columns), ""]
     return lines
+
+
+def _plot_first_seed(found: dict[str, Evaluations], folder: Path) -> None:
+    """The paper's figure 2, and structures, of the last data setting and its first seed."""
+    last = [name for name in DATA_SETTINGS if name in found and SETTINGS[name].fine_tunes is None][-1]
+    models = next(iter(found[last].values()))
+    plot_energy_scatter(models, folder / "energy_scatter.png")
+    ids = models[CONSISTENCY]["per_molecule"]["molecule_id"]
+    # Evenly from the smallest to the largest molecule, so nobody chose the good ones.
+    chosen = [round(i * (len(ids) - 1) / (_NUM_PICTURES - 1)) for i in range(_NUM_PICTURES)]
+    references = {r.example.molecule_id: r for r in load_references(EVALUATION)}
+    plot_structures(
+        [references[ids[i]] for i in chosen],
+        {name: [r["per_molecule"]["ddim"]["first_sample"][i] for i in chosen] for name, r in models.items()},
+        folder / "structures.png",
+    )
 
 
 def _plot(found: dict[str, Evaluations], references: dict[str, dict], path: Path) -> None:

@@ -16,19 +16,21 @@ class Setting:
     Attributes:
         title: for the tables.
         overrides: options of train_accelerate.py on top of configs/evidence.yaml.
-        models: what a run trains; the multi-task baseline and the consistency model share stage 1.
-        fine_tuned: also fine-tune each model on DFT structures of training molecules (configs/fine_tuning.yaml).
-        start: another setting; take its stage 1 and train stage 2 of the consistency model only. Its baseline is that
-            of `start`.
+        start: another setting, whose stage 1 is taken; only stage 2 of the consistency model is trained then, and its
+            baseline is that of `start`.
+        fine_tunes: another setting, whose two models are trained further by configs/fine_tuning.yaml.
         num_seeds: at most so many of the seeds asked for.
     """
 
     title: str
     overrides: list[str] = field(default_factory=list)
-    models: tuple[str, ...] = (MULTI_TASK, CONSISTENCY)
-    fine_tuned: bool = False
     start: str | None = None
+    fine_tunes: str | None = None
     num_seeds: int = 5
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (CONSISTENCY,) if self.start is not None else (MULTI_TASK, CONSISTENCY)
 
 
 _PM6 = "{name: pm6, weight: 5}"
@@ -40,16 +42,24 @@ _NO_FORCES = ["--stage1.losses.force_weight=0", "--stage2.losses.force_weight=0"
 DATA_SETTINGS = {
     "energies": Setting("PM6 structures, B3LYP energies at them", _MINIMA_ONLY + _NO_FORCES),
     "forces": Setting("and B3LYP forces at them", _MINIMA_ONLY),
-    "displaced": Setting("and energies and forces of displaced structures", fine_tuned=True),
+    "displaced": Setting("and energies and forces of displaced structures"),
+    "fine_tuned": Setting("displaced, then DFT structures of the training molecules", fine_tunes="displaced"),
 }
 
 
 def _ablation(title: str, **losses) -> Setting:
     options = [f"--stage2.losses.{name}={value}" for name, value in losses.items()]
-    return Setting(title, options, models=(CONSISTENCY,), start="displaced", num_seeds=2)
+    return Setting(title, options, start="displaced", num_seeds=2)
 
 
-_OFF = {"optimality_weight": 0, "score_weight": 0, "score_trains_encoder": "false", "data_precision": 0}
+# As much weight on the structures as the baseline has.
+_OFF = {
+    "denoising_weight": 1.1,
+    "optimality_weight": 0,
+    "score_weight": 0,
+    "score_trains_encoder": "false",
+    "data_precision": 0,
+}
 _EQ_11 = _OFF | {"score_form": "noisy", "score_timesteps": "[5, 300]"}
 # Stage 2 with other forms and weights of the consistency losses, from the same stage 1.
 ABLATIONS = {
@@ -57,21 +67,18 @@ ABLATIONS = {
         "the paper: Eqs. 10 and 11, weights .1 and 1 beside .01 for denoising",
         **_EQ_11 | {"optimality_weight": 0.1, "score_weight": 1.0, "denoising_weight": 0.01},
     ),
-    "eq_11": _ablation("Eq. 11 alone, weight .01", **_EQ_11 | {"score_weight": 0.01}),
+    "eq_11": _ablation("Eq. 11 alone, weight .1", **_EQ_11 | {"score_weight": 0.1}),
     "eq_11_small_noise": _ablation(
-        "Eq. 11 alone, weight .01, tau 1 to 40", **_EQ_11 | {"score_weight": 0.01, "score_timesteps": "[1, 40]"}
+        "Eq. 11 alone, weight .1, tau 1 to 40", **_EQ_11 | {"score_weight": 0.1, "score_timesteps": "[1, 40]"}
     ),
     "denoised_point": _ablation(
-        "gradient at the denoised point, step .03, weight .04, tau 1 to 100",
-        **_OFF | {"score_form": "denoised", "score_weight": 0.04, "score_timesteps": "[1, 100]"},
+        "gradient at the denoised point, step .03, weight .4, tau 1 to 100",
+        **_OFF | {"score_form": "denoised", "score_weight": 0.4, "score_timesteps": "[1, 100]"},
     ),
-    "eq_10": _ablation("Eq. 10 alone, weight .0005", **_OFF | {"optimality_weight": 0.0005}),
+    "eq_10": _ablation("Eq. 10 alone, weight .005", **_OFF | {"optimality_weight": 0.005}),
     "decoder_only": _ablation("relaxed form, training the structure decoder alone", score_trains_encoder="false"),
     "no_data_precision": _ablation("relaxed form beside PM6 denoising at full weight", data_precision=0),
-    "with_eq_10": _ablation("relaxed form and Eq. 10, weight .0005", optimality_weight=0.0005),
-    "heavier_denoising": _ablation(
-        "no consistency, PM6 denoising at the weight of both", **_OFF | {"denoising_weight": 0.6}
-    ),
+    "with_eq_10": _ablation("relaxed form and Eq. 10, weight .005", optimality_weight=0.005),
 }
 SETTINGS = DATA_SETTINGS | ABLATIONS
 

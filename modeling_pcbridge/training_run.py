@@ -82,8 +82,21 @@ def initial_model(config: TrainingConfig) -> PCBridgeModel:
 
 
 def without_consistency(stage: StageConfig) -> StageConfig:
-    """The multi-task baseline: the same stage with both consistency losses off and the denoising term of Eq. 7."""
-    return replace(stage, losses=replace(stage.losses, optimality_weight=0.0, score_weight=0.0, data_precision=0.0))
+    """The multi-task baseline: the same stage with both consistency losses off and the denoising term of Eq. 7.
+
+    What weight the "relaxed" form gives to relaxed structures goes to the data, so that both models learn from
+    structures as much.
+    """
+    losses = stage.losses
+    moved = losses.score_weight if losses.score_form == "relaxed" else 0.0
+    multi_task = replace(
+        losses,
+        denoising_weight=losses.denoising_weight + moved,
+        optimality_weight=0.0,
+        score_weight=0.0,
+        data_precision=0.0,
+    )
+    return replace(stage, losses=multi_task)
 
 
 def save_checkpoint(model: PCBridgeModel, folder: Path, accelerator: Accelerator) -> Path:

@@ -1,8 +1,22 @@
-"""The statistics of the evidence on worked numbers."""
+"""The statistics and tables of the evidence on worked numbers, and every declared setting against the options."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from rdkit import Chem, DataStructs
+from rdkit.Chem import rdFingerprintGenerator
 
+from dataset_scripts.bundled import load_bundled
+from experiments.report import SIMILARITY_LIMIT, dissimilar_molecules, only_molecules
+from experiments.settings import ABLATIONS, QUICK_TRAINING, SETTINGS
 from experiments.statistics import compare
+from modeling_pcbridge.report import STRUCTURE_COLUMNS
+from train_accelerate import parse
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_paired_comparison_on_worked_numbers():
@@ -19,3 +33,45 @@ def test_seeds_must_pair():
         compare([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match="at least two seeds"):
         compare([1.0], [2.0])
+
+
+@pytest.mark.parametrize("name", list(SETTINGS))
+def test_declared_settings_are_options_of_the_training_script(name):
+    config = parse(["--config", str(ROOT / "configs" / "evidence.yaml"), *SETTINGS[name].overrides, *QUICK_TRAINING])
+    assert config.stage1.num_steps == 20
+    if name in ABLATIONS:
+        baseline = parse(["--config", str(ROOT / "configs" / "evidence.yaml")])
+        assert config.stage2.losses != baseline.stage2.losses
+
+
+def test_metrics_of_a_subset():
+    keys = [key for key, _, _ in STRUCTURE_COLUMNS]
+    values = {key: [1.0, 2.0, 6.0] for key in keys} | {"stereo_right": [1.0, float("nan"), 0.0]}
+    results = {"per_molecule": {"molecule_id": ["a", "b", "c"], **values}}
+    subset = only_molecules(results, {"b", "c"})
+    assert subset["rmsd_mean"] == 4.0 and subset["stereo_right"] == 0.0 and subset["heavy_rmsd_median"] == 4.0
+
+
+def test_dissimilar_molecules_are_far_from_every_training_molecule():
+    rows = list(load_bundled("dft_equilibrium", "test"))[:40]
+    chosen = dissimilar_molecules([row["molecule_id"] for row in rows], "test")
+    assert 0 < len(chosen) < len(rows)
+    generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
+    training = [
+        generator.GetFingerprint(Chem.MolFromSmiles(row["smiles"])) for row in load_bundled("dft_equilibrium", "train")
+    ]
+    for row in rows[:5]:
+        fingerprint = generator.GetFingerprint(Chem.MolFromSmiles(row["smiles"]))
+        similarity = max(DataStructs.TanimotoSimilarity(fingerprint, other) for other in training)
+        assert (similarity < SIMILARITY_LIMIT) == (row["molecule_id"] in chosen)
+
+
+@pytest.mark.slow
+def test_evidence_runs_end_to_end():
+    """Minutes; needs the `xtb` extra."""
+    command = [sys.executable, "-m", "experiments.evidence", "--quick", "--seeds", "0", "1"]
+    subprocess.run([*command, "--settings", "displaced", "fine_tuned", "--jobs", "1"], cwd=ROOT, check=True)
+    subprocess.run([*command, "--ablations"], cwd=ROOT, check=True)
+    record = json.loads((ROOT / "outputs" / "evidence-quick" / "evidence.json").read_text())
+    assert record["settings"]["displaced"]["seeds"] == [0, 1] and set(record["ablations"]) == set(ABLATIONS)
+    assert set(record["references"]) >= {"PM6 (same conformer)", "GFN2-xTB from PM6", "ETKDGv3 + MMFF94"}

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -186,12 +187,17 @@ def test_reference_energies_leave_small_residuals():
     assert abs(np.mean(residuals)) < 0.05 and np.std(residuals) < 1.5
 
 
-def test_multi_task_baseline_differs_in_the_two_consistency_weights_only():
+def test_multi_task_baseline_has_no_consistency_and_as_much_weight_on_structures():
     stage = parse([]).stage2
     baseline = without_consistency(stage)
-    assert stage.losses.optimality_weight > 0 and stage.losses.score_weight > 0
+    assert stage.losses.score_weight > 0 and stage.losses.score_form == "relaxed"
     assert (baseline.losses.optimality_weight, baseline.losses.score_weight) == (0.0, 0.0)
+    assert baseline.losses.data_precision == 0.0
+    assert baseline.losses.denoising_weight == stage.losses.denoising_weight + stage.losses.score_weight
     assert baseline.losses.force_weight == stage.losses.force_weight and baseline.sources == stage.sources
+    # The other forms take no weight from the data.
+    other = replace(stage, losses=replace(stage.losses, score_form="denoised", score_trains_encoder=False))
+    assert without_consistency(other).losses.denoising_weight == stage.losses.denoising_weight
 
 
 def test_paper_configuration_has_the_papers_constants():
