@@ -1,7 +1,7 @@
 """Tables and plots of the evidence: means over training seeds, and the paired effect of the consistency losses."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import matplotlib
@@ -39,6 +39,16 @@ _TESTED = (
 # The paper's Table C.11: test molecules with no training molecule more similar than this (Tanimoto, Morgan radius 2).
 SIMILARITY_LIMIT = 0.7
 _NUM_PICTURES = 6
+_MAIN_METRICS = (
+    "heavy_rmsd_mean",
+    "heavy_rmsd_median",
+    "rmsd_mean",
+    "bond_length_error",
+    "one_three_error",
+    "bond_angle_error",
+    "torsion_error",
+    "energy_above_reference",
+)
 Evaluations = dict[int, dict[str, dict]]  # seed -> model -> what experiments.evaluate wrote
 
 
@@ -161,6 +171,7 @@ def write_evidence(runs: Path, folder: Path) -> None:
     pictures = ["![Errors by seed](evidence.png)", "![E of predicted against E of DFT structures](energy_scatter.png)"]
     pictures += ["![Generated (colour) over DFT structures (grey)](structures.png)", ""]
     (folder / "evidence.md").write_text("\n\n".join(["\n".join(lines), *pictures]))
+    (folder / "main_table.md").write_text("\n".join(_main_table(found[_last_setting(found)], references)) + "\n")
     _plot_first_seed(found, folder)
     _plot({name: found[name] for name in DATA_SETTINGS if name in found}, references, folder / "evidence.png")
 
@@ -193,16 +204,18 @@ def _table(rows: dict[str, list[list]], columns) -> list[str]:
     return lines
 
 
-def _structure_table(evaluations: Evaluations, models: list[str], references: dict[str, dict]) -> list[str]:
+def _structure_table(
+    evaluations: Evaluations, models: list[str], references: dict[str, dict], columns=STRUCTURE_COLUMNS
+) -> list[str]:
     rows = {
         f"{model}: {PREDICTION_TITLES[name]}": [
-            over_seeds(evaluations, model, name, metric) for metric, _, _ in STRUCTURE_COLUMNS
+            over_seeds(evaluations, model, name, metric) for metric, _, _ in columns
         ]
         for name in PREDICTION_NAMES
         for model in models
     }
-    rows |= {name: [[values.get(metric)] for metric, _, _ in STRUCTURE_COLUMNS] for name, values in references.items()}
-    return _table(rows, STRUCTURE_COLUMNS)
+    rows |= {name: [[values.get(metric)] for metric, _, _ in columns] for name, values in references.items()}
+    return _table(rows, columns)
 
 
 def _energy_table(evaluations: Evaluations, models: list[str]) -> list[str]:
@@ -243,15 +256,25 @@ def _ablation_tables(ablations: dict[str, Evaluations], found: dict[str, Evaluat
     return lines
 
 
+def _last_setting(found: dict[str, Evaluations]) -> str:
+    """The data setting with the most labels that has been run."""
+    return [name for name in DATA_SETTINGS if name in found and SETTINGS[name].fine_tunes is None][-1]
+
+
+def _main_table(evaluations: Evaluations, references: dict[str, dict]) -> list[str]:
+    """The few numbers that the README shows."""
+    columns = [column for column in STRUCTURE_COLUMNS if column[0] in _MAIN_METRICS]
+    return _structure_table(evaluations, [MULTI_TASK, CONSISTENCY], references, columns)
+
+
 def _plot_first_seed(found: dict[str, Evaluations], folder: Path) -> None:
     """The paper's figure 2, and structures, of the last data setting and its first seed."""
-    last = [name for name in DATA_SETTINGS if name in found and SETTINGS[name].fine_tunes is None][-1]
-    models = next(iter(found[last].values()))
+    models = next(iter(found[_last_setting(found)].values()))
     plot_energy_scatter(models, folder / "energy_scatter.png")
     ids = models[CONSISTENCY]["per_molecule"]["molecule_id"]
     # Evenly from the smallest to the largest molecule, so nobody chose the good ones.
     chosen = [round(i * (len(ids) - 1) / (_NUM_PICTURES - 1)) for i in range(_NUM_PICTURES)]
-    references = {r.example.molecule_id: r for r in load_references(EVALUATION)}
+    references = {r.example.molecule_id: r for r in load_references(replace(EVALUATION, max_molecules=None))}
     plot_structures(
         [references[ids[i]] for i in chosen],
         {name: [r["per_molecule"]["ddim"]["first_sample"][i] for i in chosen] for name, r in models.items()},

@@ -86,7 +86,7 @@ def test_script_trains_both_stages_evaluates_and_leaves_everything(tmp_path):
         assert results["ddim"]["bond_length_error"] > 0 and results["energy"]["pm6_force_mae"] > 0
     table = (tmp_path / "results.md").read_text()
     assert table in result.stdout
-    assert "| multi-task, ddim |" in table and "| ETKDGv3 + MMFF94 |" in table
+    assert "| multi-task: generated, DDIM |" in table and "| ETKDGv3 + MMFF94 |" in table
     for picture in ("losses.png", "energy_scatter.png", "structures.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
