@@ -33,6 +33,8 @@ from .structure_decoder import StructureDecoder
 # Ratio of the last layer's initial weights to the others': the untrained model starts close to the reference
 # energies and to the preconditioned input.
 _OUTPUT_INIT_SCALE = 0.1
+# Length of the longest displacement of a molecule at most, in units of the preconditioning; trained models stay below 5.
+_LARGEST_DISPLACEMENT = 6.0
 
 
 @dataclass
@@ -174,6 +176,9 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not detach_encoder):
             node_features, pairs = self.encoder(graph, inputs, timesteps)
         displacements = self.structure_decoder(graph, node_features, pairs, inputs)
+        # Preconditioned targets have unit variance; what is far beyond is an extrapolation gone wrong.
+        longest = displacements.square().sum(-1).amax(-1)[:, None, None] / _LARGEST_DISPLACEMENT**2
+        displacements = displacements * longest.clamp(min=1).rsqrt()
         return c_skip * noisy_positions + c_out * displacements
 
     def relax(self, graph: GraphBatch, positions: Tensor, num_steps: int) -> Tensor:
