@@ -9,6 +9,7 @@ Every option is a field of `modeling_pcbridge.training_config.TrainingConfig`; `
 """
 
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -36,9 +37,14 @@ def main() -> None:
     config = parse()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    from modeling_pcbridge.interruption import TrainingInterrupted
     from modeling_pcbridge.training_run import run
 
-    run(config)
+    try:
+        run(config)
+    except TrainingInterrupted as interruption:
+        logging.warning("%s; --resume true goes on", interruption)
+        sys.exit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -76,13 +76,18 @@ def _vectors(values, num_atoms: int, what: str) -> np.ndarray:
     return array
 
 
+def order_rows(examples: list[Example]) -> list[Example]:
+    """Labels only, then both, then structure only: the order of the rows of a batch."""
+    return sorted(examples, key=lambda example: (example.is_equilibrium, not example.is_labelled))
+
+
 def collate(examples: list[Example]) -> dict[str, Tensor | slice]:
     """The keyword arguments of `PCBridgeModel.forward` for these examples.
 
-    Rows are ordered labels only, both, structure only, so that each loss is computed on one slice. Slices are never
-    empty: where no row has a label, one masked row keeps every parameter in the graph on every process.
+    Rows are put in the order of `order_rows`, so that each loss is computed on one slice. Slices are never empty:
+    where no row has a label, one masked row keeps every parameter in the graph on every process.
     """
-    examples = sorted(examples, key=lambda example: (example.is_equilibrium, not example.is_labelled))
+    examples = order_rows(examples)
     batch: dict[str, Tensor | slice] = pad_graphs([example.graph for example in examples])
     batch_size, num_atoms = batch["atomic_numbers"].shape
     batch["positions"] = pad_positions([example.positions for example in examples])

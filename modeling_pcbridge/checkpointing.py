@@ -1,6 +1,14 @@
-"""Training states on disk: safetensors and JSON only, written aside and renamed, so that a kill leaves the last one."""
+"""Training states on disk: safetensors and JSON only, written aside and renamed, checked when read, pruned.
 
+    training_state/<stage>/step-00000500/{modules,optimizers}.safetensors, progress.json, checksums.json
+
+A kill at any moment leaves the states that were there; a state that was damaged on disk is refused and the one before
+it taken.
+"""
+
+import hashlib
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -9,52 +17,98 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+logger = logging.getLogger(__name__)
+
 _MODULES = "modules.safetensors"
 _OPTIMIZERS = "optimizers.safetensors"
 _PROGRESS = "progress.json"
+_CHECKSUMS = "checksums.json"
+
+
+class TrainingStateError(RuntimeError):
+    """A training state could not be written, or none of those on disk can be used."""
 
 
 def save_training_state(
-    folder: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer], progress: dict
+    folder: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer], progress: dict, keep: int
 ) -> None:
-    """Write weights, optimiser moments and `progress` to `folder`, replacing what is there."""
-    aside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    """Add a state of `progress["step"]` updates to `folder`, then remove all but the newest `keep`.
+
+    Raises:
+        TrainingStateError: it could not be written (a full disk, say); what was there before is untouched.
+    """
+    target = folder / f"step-{progress['step']:08d}"
+    aside = folder / f"{target.name}.partial"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        _write(aside, modules, optimizers, progress)
+        shutil.rmtree(target, ignore_errors=True)
+        aside.rename(target)
+        _sync(folder)
+    except Exception as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        last = _states(folder)
+        left = f"the last one is {last[-1]}" if last else "there is none before it"
+        raise TrainingStateError(f"the training state {target} could not be written ({error}); {left}") from error
+    for old in _states(folder)[:-keep]:
+        shutil.rmtree(old)
+
+
+def load_training_state(
+    folder: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]
+) -> dict | None:
+    """Restore the newest undamaged state of `folder` and return its progress; None if there is no state.
+
+    Raises:
+        TrainingStateError: there are states but all of them are damaged.
+    """
+    states = _states(folder)
+    for state in reversed(states):
+        damage = _damage(state)
+        if damage is None:
+            return _read(state, modules, optimizers)
+        logger.warning("the training state %s is damaged (%s) and not used", state, damage)
+    if states:
+        raise TrainingStateError(f"every training state in {folder} is damaged; remove the folder to start anew")
+    return None
+
+
+def set_aside(folder: Path) -> None:
+    """Rename a folder of states that a new run would write to; it stays until the next time."""
+    if folder.exists():
+        previous = folder.with_name(folder.name + ".previous")
+        shutil.rmtree(previous, ignore_errors=True)
+        folder.rename(previous)
+        logger.info("training states of an earlier run are now in %s", previous)
+
+
+def _states(folder: Path) -> list[Path]:
+    """Complete states, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.suffix != ".partial")
+
+
+def _write(folder: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer], progress: dict):
     weights = {
         f"{name}/{key}": tensor.contiguous()
         for name, module in modules.items()
         for key, tensor in module.state_dict().items()
     }
-    save_file(weights, aside / _MODULES)
+    save_file(weights, folder / _MODULES)
     moments = {}
     for index, optimizer in enumerate(optimizers):
         for parameter, values in optimizer.state_dict()["state"].items():
             for key, value in values.items():
                 moments[f"{index}/{parameter}/{key}"] = torch.as_tensor(value).contiguous()
-    save_file(moments, aside / _OPTIMIZERS)
-    (aside / _PROGRESS).write_text(json.dumps(progress))
-    for path in aside.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    previous = folder.with_name(folder.name + ".previous")
-    if folder.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        folder.rename(previous)
-    aside.rename(folder)
-    shutil.rmtree(previous, ignore_errors=True)
+    save_file(moments, folder / _OPTIMIZERS)
+    (folder / _PROGRESS).write_text(json.dumps(progress))
+    checksums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
+    (folder / _CHECKSUMS).write_text(json.dumps(checksums))
+    for path in folder.iterdir():
+        _sync(path)
 
 
-def find_training_state(folder: Path) -> Path | None:
-    """The last complete state: `folder`, or the one before if a kill fell between the two renames."""
-    for candidate in (folder, folder.with_name(folder.name + ".previous")):
-        if (candidate / _PROGRESS).exists():
-            return candidate
-    return None
-
-
-def load_training_state(folder: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]) -> dict:
-    """Restore what `save_training_state` wrote; returns the progress."""
+def _read(folder: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]) -> dict:
     weights = load_file(folder / _MODULES)
     for name, module in modules.items():
         prefix = f"{name}/"
@@ -67,3 +121,29 @@ def load_training_state(folder: Path, modules: dict[str, nn.Module], optimizers:
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return json.loads((folder / _PROGRESS).read_text())
+
+
+def _damage(folder: Path) -> str | None:
+    """Why a state cannot be trusted, or None."""
+    try:
+        checksums = json.loads((folder / _CHECKSUMS).read_text())
+        for name in (_MODULES, _OPTIMIZERS, _PROGRESS):
+            if _checksum(folder / name) != checksums.get(name):
+                return f"the checksum of {name} is wrong"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have the operating system put a file, or a folder's entries, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

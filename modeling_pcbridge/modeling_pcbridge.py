@@ -33,7 +33,7 @@ from .structure_decoder import StructureDecoder
 # Ratio of the last layer's initial weights to the others': the untrained model starts close to the reference
 # energies and to the preconditioned input.
 _OUTPUT_INIT_SCALE = 0.1
-# Length of the longest displacement of a molecule at most, in units of the preconditioning; trained models stay below 5.
+# Length of the longest displacement of a molecule at most, in units of the preconditioning. Trained models: up to 5.
 _LARGEST_DISPLACEMENT = 6.0
 
 

@@ -75,8 +75,11 @@ class TrainingConfig:
         compare_multi_task: also train stage 2 without the consistency losses, from the same stage-1 weights and on
             the same batches: the paper's baseline.
         output_dir: where everything goes.
-        resume: go on from the last training state in `output_dir`.
+        resume: go on from the last training state in `output_dir`; without it such states are set aside.
         checkpoint_every: updates between saved training states; a multiple of 10.
+        keep_checkpoints: how many of the newest states a stage keeps.
+        max_bad_updates: so many updates in a row with a NaN or infinite loss or gradient end the run; fewer are
+            reported with their molecules, and their gradient counts as zero.
         batch_size: molecules a process and micro-batch.
         gradient_accumulation_steps: micro-batches an update.
         optimizer: "adam" as in the paper, or "muon" (torch.optim.Muon for the matrices of the layers, Adam for the
@@ -101,6 +104,8 @@ class TrainingConfig:
     output_dir: str = "outputs/mini"
     resume: bool = False
     checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    max_bad_updates: int = 10
     batch_size: int = 32
     gradient_accumulation_steps: int = 1
     optimizer: str = "adam"
@@ -120,5 +125,8 @@ class TrainingConfig:
             raise ValueError("stage 2 alone needs init_from, a checkpoint of stage 1")
         if self.checkpoint_every < 1 or self.checkpoint_every % 10:
             raise ValueError(f"checkpoint_every must be a positive multiple of 10, not {self.checkpoint_every}")
+        for name in ("keep_checkpoints", "max_bad_updates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.optimizer not in ("adam", "muon"):
             raise ValueError(f"optimizer must be 'adam' or 'muon', not {self.optimizer!r}")

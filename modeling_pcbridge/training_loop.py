@@ -1,10 +1,10 @@
-"""Training one stage: batches, updates, moving average, saved states. Runs on any number of processes."""
+"""Training one stage: updates, moving average, saved states, interruption. Runs on any number of processes."""
 
+import json
 import logging
-import math
 import time
-from contextlib import contextmanager, nullcontext
-from functools import cache
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +12,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from dataset_scripts.bundled import load_bundled
-from dataset_scripts.collator import Example, collate, example_from_row
-from dataset_scripts.mixture import MixtureBatchSampler
-
-from .checkpointing import find_training_state, load_training_state, save_training_state
+from .bad_numbers import BadLossError, drop_gradients_unless, find_bad_molecules, poison_if_bad
+from .checkpointing import TrainingStateError, load_training_state, save_training_state, set_aside
+from .compilation import compiled
+from .interruption import StopRequest, TrainingInterrupted
 from .modeling_pcbridge import PCBridgeModel
-from .training_config import SourceConfig, StageConfig, TrainingConfig
+from .optimizers import learning_rate_factor, make_optimizers
+from .training_config import StageConfig, TrainingConfig
+from .training_data import make_loader
 
 logger = logging.getLogger(__name__)
 
@@ -34,136 +34,11 @@ LOSS_NAMES = (
     "score_consistency_loss",
 )
 RECORD_NAMES = (*LOSS_NAMES, "gradient_norm")
-# The progress bar reads losses from the device only so often, because that waits for it.
-_UPDATES_PER_LOG = 10
+# Losses are read from the device only every so many updates, because that waits for it. What has to be known on the
+# host (bad losses, a request to stop) is known then.
+UPDATES_PER_WINDOW = 10
 
-
-class BadLossError(RuntimeError):
-    """The loss became NaN or infinite."""
-
-
-@cache
-def load_source(source: SourceConfig, split: str, energy_level_of_theory: str) -> list[Example]:
-    """The examples of one source, with graph features computed once a process.
-
-    Raises:
-        ValueError: an unknown source, or one without any row.
-    """
-    rows = load_bundled(source.name, split)
-    examples = [example_from_row(row, energy_level_of_theory) for row in rows]
-    if source.only_labelled:
-        examples = [example for example in examples if example.is_labelled]
-    examples = examples[: source.max_rows]
-    if not examples:
-        raise ValueError(f"data source {source} has no rows at {energy_level_of_theory}")
-    return examples
-
-
-def fit_reference_energies(examples: list[Example]) -> dict[int, float]:
-    """Per-element energies in eV, by least squares over the energy labels: atomic number -> energy.
-
-    Raises:
-        ValueError: no example has an energy.
-    """
-    labelled = [example for example in examples if example.energy is not None]
-    if not labelled:
-        raise ValueError("no training row has an energy, so reference energies cannot be fitted")
-    elements = sorted({int(z) for example in labelled for z in example.graph.atomic_numbers})
-    counts = torch.tensor(
-        [[(example.graph.atomic_numbers == z).sum() for z in elements] for example in labelled], dtype=torch.float64
-    )
-    energies = torch.tensor([example.energy for example in labelled], dtype=torch.float64)
-    # gelsd copes with elements that always come together.
-    solution = torch.linalg.lstsq(counts, energies.unsqueeze(-1), driver="gelsd").solution.squeeze(-1)
-    return dict(zip(elements, solution.tolist(), strict=True))
-
-
-def make_optimizers(model: PCBridgeModel, config: TrainingConfig, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """One Adam, or Muon for the weight matrices of the layers and Adam for everything else."""
-    parameters = dict(model.named_parameters())
-    matrices = []
-    if config.optimizer == "muon":
-        matrices = [name for name, p in parameters.items() if ".layers." in name and p.ndim == 2]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            [p for name, p in parameters.items() if name not in matrices],
-            lr=learning_rate,
-            betas=(0.9, 0.99),
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-    ]
-    if matrices:
-        optimizers.append(
-            torch.optim.Muon(
-                [parameters[name] for name in matrices],
-                lr=learning_rate,
-                weight_decay=config.weight_decay,
-                adjust_lr_fn="match_rms_adamw",  # so that one learning rate serves both
-            )
-        )
-    return optimizers
-
-
-@contextmanager
-def compiled(model: PCBridgeModel):
-    """Within the context the model's E with its gradient, and its S, run through `torch.compile`.
-
-    Where nothing can be compiled (no C++ compiler, for
-    instance) the model stays as it is, and a warning says why.
-    """
-    try:
-        torch.compile(torch.sin)(torch.ones(2))
-    except Exception as error:  # whatever the compiler chokes on, training can go on
-        logger.warning("compile: going on without torch.compile, because %s", str(error).strip().splitlines()[0])
-        yield
-        return
-    functions = ("interaction_energy_and_gradient", "denoise")
-    for name in functions:
-        setattr(model, name, torch.compile(getattr(model, name), dynamic=True))
-    try:
-        # Lets the compiler follow torch.autograd.grad, so that forces and their loss become one graph.
-        with torch._dynamo.config.patch(trace_autograd_ops=True):
-            yield
-    finally:
-        for name in functions:
-            delattr(model, name)
-
-
-def learning_rate_factor(step: int, stage: StageConfig) -> float:
-    """Linear warm-up, then linear decay to zero after `num_steps`; update number `step` counts from 0."""
-    warmup = (step + 1) / max(stage.warmup_steps, 1)
-    decay = (stage.num_steps - step) / max(stage.num_steps - stage.warmup_steps, 1)
-    return min(1.0, warmup, decay)
-
-
-def count_labels(batches: list[dict], accelerator: Accelerator) -> dict[str, Tensor]:
-    """Labels of each kind in all micro-batches of an update on all processes, as scalar tensors."""
-    counts = torch.zeros(3, device=accelerator.device)
-    for batch in batches:
-        counts[0] += (~batch["energy"].isnan()).sum()
-        counts[1] += (~batch["forces"][:, 0, 0].isnan()).sum()
-        counts[2] += batch["is_equilibrium"].sum()
-    energy, forces, equilibrium = accelerator.reduce(counts, reduction="sum")
-    return {"energy": energy, "forces": forces, "equilibrium": equilibrium}
-
-
-def make_loader(
-    stage: StageConfig, energy_level_of_theory: str, config: TrainingConfig, accelerator: Accelerator, start_step: int
-) -> DataLoader:
-    """The batches of a stage from update `start_step` on; each process gets every so many-th micro-batch."""
-    sources = [load_source(source, "train", energy_level_of_theory) for source in stage.sources]
-    batches_per_update = config.gradient_accumulation_steps * accelerator.num_processes
-    sampler = MixtureBatchSampler(
-        sizes=[[example.graph.num_atoms for example in source] for source in sources],
-        weights=[source.weight for source in stage.sources],
-        batch_size=config.batch_size,
-        num_batches=stage.num_steps * batches_per_update,
-        seed=config.seed,
-        start_batch=start_step * batches_per_update,
-    )
-    examples = [example for source in sources for example in source]
-    return accelerator.prepare(DataLoader(examples, batch_sampler=sampler, collate_fn=collate))
+Update = list[tuple[dict, list[str]]]  # micro-batches of this process, each with its molecule ids
 
 
 def train_stage(
@@ -171,24 +46,23 @@ def train_stage(
 ) -> list[dict]:
     """Train `model` in place through one stage and leave it with the moving average of its weights.
 
-    A finished or interrupted stage in `config.output_dir` is taken up where it stood when `config.resume` is set.
+    With `config.resume` a finished or interrupted stage in `config.output_dir` is taken up where it stood.
 
     Returns:
         The loss history: every few updates one record of step, learning rate, and `RECORD_NAMES` averaged since
         the record before.
 
     Raises:
-        BadLossError: the loss is NaN or infinite.
+        BadLossError: the loss or gradient was NaN or infinite in `config.max_bad_updates` updates in a row.
+        TrainingInterrupted: SIGTERM came; the state is saved.
+        TrainingStateError: a state cannot be written or read, or is one of another configuration.
     """
     model.to(accelerator.device).train()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     optimizers = make_optimizers(model, config, stage.learning_rate)
     modules = {"model": model, "average": average}
     state_folder = Path(config.output_dir) / "training_state" / name
-    progress: dict = {"step": 0, "history": []}
-    if config.resume and (found := find_training_state(state_folder)) is not None:
-        progress = load_training_state(found, modules, optimizers)
-        logger.info("%s: resumed at update %d", name, progress["step"])
+    progress = _start(state_folder, stage, config, modules, optimizers, accelerator)
 
     loader = make_loader(stage, model.config.energy_level_of_theory, config, accelerator, progress["step"])
     prepared = accelerator.prepare(model)
@@ -200,58 +74,139 @@ def train_stage(
         disable=not accelerator.is_main_process,
         mininterval=1.0,
     )
-    started, molecules = time.perf_counter(), 0
-    window, updates_in_window = torch.zeros(len(RECORD_NAMES), device=accelerator.device), 0
+    window = _Window(name, model, stage, config, accelerator)
     batches = iter(loader)
-    with compiled(model) if config.compile else nullcontext():
+    with compiled(model) if config.compile else nullcontext(), StopRequest() as stop:
         for step in range(progress["step"], stage.num_steps):
             update = [next(batches) for _ in range(config.gradient_accumulation_steps)]
             learning_rate = stage.learning_rate * learning_rate_factor(step, stage)
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = learning_rate
-            window += _update(prepared, update, step, stage, config, accelerator, optimizers)
+            window.add(step, update, _update(prepared, update, step, stage, config, accelerator, optimizers))
             average.update_parameters(model)
-            molecules += config.batch_size * len(update) * accelerator.num_processes
-            updates_in_window += 1
-            if (step + 1) % _UPDATES_PER_LOG == 0 or step + 1 == stage.num_steps:
-                # Each process holds its share of every mean, so the sum over processes is the loss of the update.
-                means = accelerator.reduce(window, reduction="sum") / updates_in_window
-                record = dict(zip(RECORD_NAMES, means.tolist(), strict=True))
-                window.zero_()
-                updates_in_window = 0
-                if not math.isfinite(record["loss"]):
-                    raise BadLossError(f"{name}: the loss is {record['loss']} at update {step}")
-                rate = molecules / (time.perf_counter() - started)
-                progress["history"].append({"step": step, "learning_rate": learning_rate, **record})
-                bar.set_postfix(
-                    {key.removesuffix("_loss"): f"{value:.3g}" for key, value in record.items() if value}
-                    | {"molecules/s": f"{rate:.0f}"}
-                )
             bar.update()
             progress["step"] = step + 1
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == stage.num_steps:
+            is_last = step + 1 == stage.num_steps
+            if (step + 1) % UPDATES_PER_WINDOW and not is_last:
+                continue
+            record, stop_now = window.read(stop.received)
+            if record is not None:
+                progress["history"].append({"step": step, "learning_rate": learning_rate, **record})
+                bar.set_postfix(window.postfix(record))
+            if (step + 1) % config.checkpoint_every == 0 or is_last or stop_now:
                 accelerator.wait_for_everyone()
                 if accelerator.is_main_process:
-                    save_training_state(state_folder, modules, optimizers, progress)
+                    save_training_state(state_folder, modules, optimizers, progress, config.keep_checkpoints)
+            if stop_now:
+                bar.close()
+                raise TrainingInterrupted(f"{name}: stopped on request after {step + 1} updates; the state is saved")
     bar.close()
+    accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)  # the next stage wraps the model again
     model.load_state_dict(average.module.state_dict())
     model.eval()
     accelerator.free_memory()
     return progress["history"]
 
 
+def _start(state_folder: Path, stage: StageConfig, config: TrainingConfig, modules, optimizers, accelerator) -> dict:
+    """Where to start: the last state if asked to resume, else the beginning."""
+    # What a state must have been made with for the run to go on as if it had not been cut.
+    keys = ("model", "preset", "batch_size", "gradient_accumulation_steps", "optimizer", "ema_decay", "seed")
+    settings = {"stage": asdict(stage)} | {key: getattr(config, key) for key in keys}
+    settings = json.loads(json.dumps(settings))  # as a state gives them back
+    if config.resume and (progress := load_training_state(state_folder, modules, optimizers)) is not None:
+        changed = [key for key, value in settings.items() if progress["settings"].get(key) != value]
+        if changed:
+            raise TrainingStateError(
+                f"the training state in {state_folder} was made with another {', '.join(changed)}; take another "
+                "output_dir, or resume with the settings of that run"
+            )
+        logger.info("%s: resumed at update %d", state_folder.name, progress["step"])
+        return progress
+    if not config.resume and accelerator.is_main_process:
+        set_aside(state_folder)
+    return {"step": 0, "history": [], "settings": settings}
+
+
+class _Window:
+    """Collects what updates return, on the device, until it is read."""
+
+    def __init__(self, name: str, model: PCBridgeModel, stage: StageConfig, config: TrainingConfig, accelerator):
+        self.name, self.model, self.stage, self.config, self.accelerator = name, model, stage, config, accelerator
+        self.updates: list[tuple[int, Update, Tensor]] = []
+        self.bad_in_a_row = 0
+        self.started, self.molecules = time.perf_counter(), 0
+
+    def add(self, step: int, update: Update, values: Tensor) -> None:
+        """`values`: this process's share of `RECORD_NAMES`, then 1.0 if the update was good, else 0.0."""
+        self.updates.append((step, update, values))
+        self.molecules += self.config.batch_size * len(update) * self.accelerator.num_processes
+
+    def read(self, stop_requested: bool) -> tuple[dict[str, float] | None, bool]:
+        """Means over the good updates since the last time, None if there is none; whether any process has to stop.
+
+        Raises:
+            BadLossError: see `train_stage`.
+        """
+        values = torch.stack([values for _, _, values in self.updates])
+        stop = torch.full_like(values[:1], float(stop_requested))
+        # Each process holds its share of every mean, so the sum over processes is the loss of the update.
+        *rows, (stop_count, *_) = self.accelerator.reduce(torch.cat([values, stop]), reduction="sum").tolist()
+        good = [row[:-1] for row in rows if row[-1] > 0]
+        for (step, update, _), row in zip(self.updates, rows, strict=True):
+            self.bad_in_a_row = 0 if row[-1] > 0 else self.bad_in_a_row + 1
+            if self.bad_in_a_row:
+                self._report(step, update)
+        self.updates = []
+        record = dict(zip(RECORD_NAMES, np.mean(good, axis=0).tolist(), strict=True)) if good else None
+        return record, stop_count > 0
+
+    def postfix(self, record: dict[str, float]) -> dict[str, str]:
+        rate = self.molecules / (time.perf_counter() - self.started)
+        losses = {key.removesuffix("_loss"): f"{value:.3g}" for key, value in record.items() if value}
+        return losses | {"molecules/s": f"{rate:.0f}"}
+
+    def _report(self, step: int, update: Update) -> None:
+        culprits = [
+            molecule_id
+            for batch, ids in update
+            for molecule_id in find_bad_molecules(self.model, batch, ids, self.stage.losses)
+        ]
+        ids = culprits or [molecule_id for _, ids in update for molecule_id in ids]
+        who = f"{'molecules' if culprits else 'none alone; the batch is'} {', '.join(ids)}"
+        message = f"{self.name}: the loss or gradient of update {step} is NaN or infinite ({who})"
+        if self.bad_in_a_row >= self.config.max_bad_updates:
+            raise BadLossError(f"{message}; that is {self.bad_in_a_row} in a row")
+        logger.warning("%s; its gradient counts as zero", message)
+
+
+def count_labels(update: Update, accelerator: Accelerator) -> dict[str, Tensor]:
+    """Labels of each kind in all micro-batches of an update on all processes, as scalar tensors."""
+    counts = torch.zeros(3, device=accelerator.device)
+    for batch, _ in update:
+        counts[0] += (~batch["energy"].isnan()).sum()
+        counts[1] += (~batch["forces"][:, 0, 0].isnan()).sum()
+        counts[2] += batch["is_equilibrium"].sum()
+    energy, forces, equilibrium = accelerator.reduce(counts, reduction="sum")
+    return {"energy": energy, "forces": forces, "equilibrium": equilibrium}
+
+
 def noise_generator(config: TrainingConfig, step: int, micro_batch: int, accelerator: Accelerator) -> torch.Generator:
-    """The noise of one micro-batch depends on the seed and its place in the run only, so resuming needs no state."""
-    entropy = (config.seed, step, micro_batch, accelerator.process_index)
-    seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+    """The noise of a micro-batch depends on the seed and its place in the run only, so resuming needs no state.
+
+    `micro_batch` is its number on this process. The loader deals micro-batches out in turn, so the same number on all
+    processes together is the same micro-batch on one.
+    """
+    place = micro_batch * accelerator.num_processes + accelerator.process_index
+    seed = int(np.random.SeedSequence((config.seed, step, place)).generate_state(1, np.uint64)[0] >> 1)
     return torch.Generator(accelerator.device).manual_seed(seed)
 
 
-def _update(prepared, update: list[dict], step: int, stage: StageConfig, config, accelerator, optimizers) -> Tensor:
-    """One optimiser update over its micro-batches; returns this process's share of `RECORD_NAMES`."""
+def _update(prepared, update: Update, step: int, stage: StageConfig, config, accelerator, optimizers) -> Tensor:
+    """One optimiser update over its micro-batches; returns what `_Window.add` takes."""
     counts = count_labels(update, accelerator)
     totals = torch.zeros(len(LOSS_NAMES), device=accelerator.device)
-    for index, batch in enumerate(update):
+    for index, (batch, _) in enumerate(update):
         is_last = index + 1 == len(update)
         # DDP averages gradients over processes and `backward` divides by the micro-batches; the losses are already
         # divided by the label counts of the whole update, so both are undone.
@@ -259,13 +214,16 @@ def _update(prepared, update: list[dict], step: int, stage: StageConfig, config,
             with accelerator.autocast():
                 generator = noise_generator(config, step, index, accelerator)
                 output = prepared(**batch, loss_settings=stage.losses, label_counts=counts, generator=generator)
-            accelerator.backward(output.loss * accelerator.num_processes * accelerator.gradient_accumulation_steps)
+            loss = poison_if_bad(output.loss)
+            accelerator.backward(loss * accelerator.num_processes * accelerator.gradient_accumulation_steps)
         terms = [getattr(output, name) for name in LOSS_NAMES]
         totals += torch.stack([totals.new_zeros(()) if term is None else term.detach().float() for term in terms])
-    gradient_norm = accelerator.clip_grad_norm_(prepared.parameters(), config.max_grad_norm)
+    gradient_norm = accelerator.clip_grad_norm_(prepared.parameters(), config.max_grad_norm).detach().float()
+    good = gradient_norm.isfinite()
+    drop_gradients_unless(good, prepared)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     # Every process has the same gradient, so a share of it adds up to it.
-    share = gradient_norm.detach().float() / accelerator.num_processes
-    return torch.cat([totals, share.reshape(1)])
+    values = torch.cat([totals, gradient_norm.reshape(1) / accelerator.num_processes])
+    return torch.cat([values.nan_to_num(), good.float().reshape(1)])

@@ -14,7 +14,8 @@ from .modeling_pcbridge import PCBridgeModel
 from .processing_pcbridge import PCBridgeProcessor
 from .report import plot_losses
 from .training_config import StageConfig, TrainingConfig
-from .training_loop import fit_reference_energies, load_source, train_stage
+from .training_data import fit_reference_energies, load_source
+from .training_loop import train_stage
 
 logger = logging.getLogger(__name__)
 

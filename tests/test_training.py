@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_pcbridge import LossSettings, PCBridgeModel, PCBridgeProcessor, training_loop
+from modeling_pcbridge.optimizers import learning_rate_factor
 from modeling_pcbridge.training_config import SourceConfig, StageConfig, TrainingConfig
-from modeling_pcbridge.training_loop import fit_reference_energies, learning_rate_factor, load_source
+from modeling_pcbridge.training_data import fit_reference_energies, load_source
 from modeling_pcbridge.training_run import run, without_consistency
 from train_accelerate import parse
 

@@ -1,0 +1,196 @@
+"""Processes, kills, damage on disk and bad numbers: the run that comes out is the one that would have been."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import small_model
+from safetensors.torch import load_file
+from test_training import LABELLED, ROOT, SMALL_MODEL, small_config
+
+from modeling_pcbridge import training_data
+from modeling_pcbridge.bad_numbers import BadLossError
+from modeling_pcbridge.checkpointing import TrainingStateError, load_training_state, save_training_state
+from modeling_pcbridge.training_run import run
+
+TESTS = Path(__file__).parent
+ENVIRONMENT = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+
+
+def state_folder(output_dir: Path) -> Path:
+    return output_dir / "training_state" / "stage1"
+
+
+def assert_equal_runs(first: Path, second: Path) -> None:
+    histories = [json.loads((folder / "metrics.json").read_text())["histories"] for folder in (first, second)]
+    assert histories[0] == histories[1]
+    weights = [load_file(folder / "stage1" / "model.safetensors") for folder in (first, second)]
+    assert all(torch.equal(weights[1][name], tensor) for name, tensor in weights[0].items())
+
+
+def test_processes_do_not_change_the_run(tmp_path):
+    """All losses in one update of four micro-batches, dealt out to one, two and four processes."""
+    runs = {}
+    for processes in (1, 2, 4):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command += [str(TESTS / "train_in_float64.py"), str(folder), str(4 // processes)]
+        done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        ran_on, history = json.loads((folder / "history.json").read_text())
+        assert ran_on == processes
+        runs[processes] = history, load_file(folder / "model.safetensors")
+    initial = small_model(num_structure_layers=1).state_dict()
+    history, weights = runs[1]
+    assert history[0]["optimality_consistency_loss"] > 0 and history[0]["score_consistency_loss"] > 0
+    moved = max((weights[name] - tensor).abs().max().item() for name, tensor in initial.items())
+    assert moved > 1e-3
+    for processes in (2, 4):
+        other_history, other_weights = runs[processes]
+        for name, value in history[0].items():
+            # Totals are kept in float32.
+            assert other_history[0][name] == pytest.approx(value, rel=1e-6), name
+        apart = max((other_weights[name] - tensor).abs().max().item() for name, tensor in weights.items())
+        assert apart < 1e-9
+
+
+def training_process(output_dir: Path) -> subprocess.Popen:
+    options = [
+        f"--model={json.dumps(SMALL_MODEL)}",
+        "--stage1.num_steps=120",
+        "--stage2=null",
+        "--evaluation=null",
+        "--batch_size=9",
+        "--checkpoint_every=10",
+        "--cpu=true",
+        "--resume=true",
+        f"--output_dir={output_dir}",
+    ]
+    command = [sys.executable, "train_accelerate.py", *options]
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    process = training_process(folder)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors[-3000:]
+    return folder
+
+
+def killed_until_done(output_dir: Path, kills: int, number: int, rng: random.Random) -> list[int]:
+    """Kill a run so many times at random moments of its training, starting it again each time; the exit codes."""
+    codes = []
+    while len(codes) < kills:
+        process = training_process(output_dir)
+        # Let it come to training first; then anything may be under way, saving included.
+        while process.poll() is None and not (output_dir / "training_state").exists():
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0.0, 8.0 if codes else 1.0))
+        process.send_signal(number)
+        process.communicate()
+        codes.append(process.returncode)
+        if process.returncode == 0:
+            break
+    process = training_process(output_dir)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors[-3000:]
+    return codes
+
+
+@pytest.mark.parametrize(
+    "number, kills",
+    [
+        (signal.SIGKILL, 2),
+        (signal.SIGTERM, 1),
+        pytest.param(signal.SIGKILL, 20, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_run_goes_on_as_if_nothing_had_been(uninterrupted, tmp_path, number, kills):
+    codes = killed_until_done(tmp_path / "cut", kills, number, random.Random(kills))
+    assert codes[0] == (-signal.SIGKILL if number == signal.SIGKILL else 128 + signal.SIGTERM)
+    assert_equal_runs(uninterrupted, tmp_path / "cut")
+
+
+def test_a_damaged_state_is_refused_and_the_one_before_it_used(tmp_path, caplog):
+    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
+    for folder in (whole, damaged):
+        run(small_config(folder, keep_checkpoints=3))
+    states = sorted(state_folder(damaged).iterdir())
+    assert [state.name for state in states] == ["step-00000010", "step-00000020", "step-00000022"]
+    for state in states[1:]:
+        content = bytearray((state / "modules.safetensors").read_bytes())
+        content[len(content) // 2] ^= 1
+        (state / "modules.safetensors").write_bytes(content)
+    run(small_config(damaged, keep_checkpoints=3, resume=True))
+    assert caplog.text.count("damaged (the checksum of modules.safetensors is wrong)") == 2
+    assert_equal_runs(whole, damaged)
+    for state in state_folder(damaged).iterdir():
+        (state / "progress.json").write_text("{}")
+    with pytest.raises(TrainingStateError, match="every training state"):
+        run(small_config(damaged, resume=True))
+
+
+def test_a_full_disk_leaves_the_last_state(tmp_path):
+    model = small_model()
+    optimizer = torch.optim.Adam(model.parameters())
+    save_training_state(tmp_path, {"model": model}, [optimizer], {"step": 10}, keep=2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(
+            TrainingStateError, match=r"step-00000020 could not be written .* the last one is .*00000010"
+        ):
+            save_training_state(tmp_path, {"model": model}, [optimizer], {"step": 20}, keep=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
+    assert load_training_state(tmp_path, {"model": model}, [optimizer]) == {"step": 10}
+
+
+def test_states_are_pruned_and_an_earlier_run_is_set_aside(tmp_path):
+    config = small_config(tmp_path, keep_checkpoints=1)
+    run(config)
+    assert [state.name for state in state_folder(tmp_path).iterdir()] == ["step-00000022"]
+    run(config)
+    assert (tmp_path / "training_state" / "stage1.previous" / "step-00000022").exists()
+
+
+def test_resuming_with_other_settings_is_refused(tmp_path):
+    run(small_config(tmp_path))
+    with pytest.raises(TrainingStateError, match="made with another batch_size"):
+        run(small_config(tmp_path, resume=True, batch_size=6))
+
+
+def test_bad_numbers_are_reported_by_molecule_and_end_the_run_in_the_end(tmp_path, monkeypatch, caplog):
+    load = training_data.load_source
+
+    def with_bad_rows(count: int):
+        def load_bad(source, split, level):
+            examples = list(load(source, split, level))
+            # Beyond float32, so that the loss is infinite; no label in a file can be NaN.
+            return [replace(example, energy=1e39) for example in examples[:count]] + examples[count:]
+
+        return load_bad
+
+    config = small_config(tmp_path, max_bad_updates=3)
+    few = replace(config.stage1, sources=[replace(LABELLED[0], max_rows=40)])
+    monkeypatch.setattr(training_data, "load_source", with_bad_rows(1))
+    history = run(replace(config, stage1=few))["histories"]["stage1"]
+    bad = load(few.sources[0], "train", "B3LYP/6-31G*")[0].molecule_id
+    assert f"is NaN or infinite (molecules {bad}); its gradient counts as zero" in caplog.text
+    assert all(0 < value < 1e6 for record in history for key, value in record.items() if key.endswith("loss") and value)
+    monkeypatch.setattr(training_data, "load_source", with_bad_rows(40))
+    with pytest.raises(BadLossError, match="that is 3 in a row"):
+        run(replace(config, stage1=few))
