@@ -20,7 +20,7 @@ from dataset_scripts.label_generation import b3lyp_energy_and_forces, read_lines
 from experiments.settings import EVALUATION
 from experiments.statistics import compare
 from modeling_pcbridge import PCBridgeModel
-from modeling_pcbridge.evaluation import load_references, pm6_structures
+from modeling_pcbridge.evaluation import load_references
 from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
 from modeling_pcbridge.model_hessian import quasi_newton_step
 from modeling_pcbridge.report import PREDICTION_TITLES
@@ -29,19 +29,19 @@ from modeling_pcbridge.training_run import CONSISTENCY, MULTI_TASK
 
 RUN = Path(__file__).parents[1] / "outputs" / "evidence" / "displaced" / "seed0"
 LINES = Path(__file__).parent / "results" / "dft_check.jsonl"
-_DFT, _PM6 = "DFT structure", "PM6"
+_DFT = "DFT structure"
 _METHODS = ("refine", "ddim")
 
 
 def structures(molecules: int) -> dict[str, dict[str, tuple[list[int], np.ndarray]]]:
     """molecule id -> what the structure is -> elements and positions; molecules evenly from small to large."""
-    references, pm6 = load_references(EVALUATION), pm6_structures(EVALUATION)
+    references = load_references(EVALUATION)
     predictions = {model: json.loads((RUN / f"{model}.json").read_text()) for model in (MULTI_TASK, CONSISTENCY)}
     chosen = np.linspace(0, len(references) - 1, molecules).round().astype(int)
     table = {}
     for row in chosen:
         reference = references[row]
-        found = {_DFT: reference.positions, _PM6: pm6(reference)[0]}
+        found = {_DFT: reference.positions}
         for method in _METHODS:
             for model, results in predictions.items():
                 per_molecule = results["per_molecule"]
