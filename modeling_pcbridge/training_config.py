@@ -90,6 +90,8 @@ class TrainingConfig:
         compile: run the model through torch.compile. The first steps take minutes; on the CPUs measured so far it
             is no faster afterwards (benchmarks/results), so it is meant for GPUs.
         mixed_precision: "no", "bf16" or "fp16".
+        trackers: where losses, learning rate, gradient norm and throughput go besides `metrics.json`: names that
+            accelerate knows, such as "tensorboard" (files in `output_dir`, no network).
         seed: of initial weights, batches and noise.
         cpu: train on the CPU even where there is a GPU.
         evaluation: what is measured at the end; null to leave it out.
@@ -114,6 +116,7 @@ class TrainingConfig:
     ema_decay: float = 0.998
     compile: bool = False
     mixed_precision: str = "no"
+    trackers: list[str] = field(default_factory=list)
     seed: int = 0
     cpu: bool = False
     evaluation: EvaluationConfig | None = field(default_factory=EvaluationConfig)

@@ -92,7 +92,10 @@ def train_stage(
             record, stop_now = window.read(stop.received)
             if record is not None:
                 progress["history"].append({"step": step, "learning_rate": learning_rate, **record})
-                bar.set_postfix(window.postfix(record))
+                rate = window.molecules_per_second()
+                bar.set_postfix(_postfix(record, rate))
+                tracked = {"learning_rate": learning_rate, "molecules_per_second": rate, **record}
+                accelerator.log({f"{name}/{key}": value for key, value in tracked.items()}, step=step)
             if (step + 1) % config.checkpoint_every == 0 or is_last or stop_now:
                 accelerator.wait_for_everyone()
                 if accelerator.is_main_process:
@@ -161,10 +164,9 @@ class _Window:
         record = dict(zip(RECORD_NAMES, np.mean(good, axis=0).tolist(), strict=True)) if good else None
         return record, stop_count > 0
 
-    def postfix(self, record: dict[str, float]) -> dict[str, str]:
-        rate = self.molecules / (time.perf_counter() - self.started)
-        losses = {key.removesuffix("_loss"): f"{value:.3g}" for key, value in record.items() if value}
-        return losses | {"molecules/s": f"{rate:.0f}"}
+    def molecules_per_second(self) -> float:
+        """Of all processes, since the stage was started or resumed."""
+        return self.molecules / (time.perf_counter() - self.started)
 
     def _report(self, step: int, update: Update) -> None:
         culprits = [
@@ -178,6 +180,11 @@ class _Window:
         if self.bad_in_a_row >= self.config.max_bad_updates:
             raise BadLossError(f"{message}; that is {self.bad_in_a_row} in a row")
         logger.warning("%s; its gradient counts as zero", message)
+
+
+def _postfix(record: dict[str, float], molecules_per_second: float) -> dict[str, str]:
+    losses = {key.removesuffix("_loss"): f"{value:.3g}" for key, value in record.items() if value}
+    return losses | {"molecules/s": f"{molecules_per_second:.0f}"}
 
 
 def count_labels(update: Update, accelerator: Accelerator) -> dict[str, Tensor]:

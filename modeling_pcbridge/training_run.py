@@ -29,9 +29,14 @@ def run(config: TrainingConfig) -> dict:
         cpu=config.cpu,
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=config.trackers or None,
+        project_dir=config.output_dir,
         # A stage without denoising, or without energies, leaves a decoder out of the graph.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    if config.trackers:
+        # Trackers take flat values only.
+        accelerator.init_trackers("trackers", config={"config": json.dumps(asdict(config))})
     torch.manual_seed(config.seed)  # the same initial weights on every process
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)

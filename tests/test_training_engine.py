@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import small_model
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training import LABELLED, ROOT, SMALL_MODEL, small_config
 
 from modeling_pcbridge import training_data
@@ -194,3 +195,13 @@ def test_bad_numbers_are_reported_by_molecule_and_end_the_run_in_the_end(tmp_pat
     monkeypatch.setattr(training_data, "load_source", with_bad_rows(40))
     with pytest.raises(BadLossError, match="that is 3 in a row"):
         run(replace(config, stage1=few))
+
+
+def test_tensorboard_has_every_loss_of_every_window(tmp_path):
+    history = run(small_config(tmp_path, trackers=["tensorboard"]))["histories"]["stage1"]
+    events = EventAccumulator(str(tmp_path / "trackers"))
+    events.Reload()
+    assert {"stage1/molecules_per_second", "stage1/gradient_norm"} <= set(events.Tags()["scalars"])
+    logged = events.Scalars("stage1/energy_loss")
+    assert [event.step for event in logged] == [record["step"] for record in history]
+    assert [event.value for event in logged] == pytest.approx([record["energy_loss"] for record in history])
