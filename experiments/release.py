@@ -76,7 +76,7 @@ def main() -> None:
         folder = ROOT / "checkpoints" / model
         folder.mkdir(parents=True, exist_ok=True)
         for name in _FILES:
-            shutil.copy(run / model / name, folder / name)
+            shutil.copyfile(run / model / name, folder / name)
         evaluation = json.loads((run / f"{model}.json").read_text())
         card(model, arguments.seed, evaluation, record).save(folder / "README.md")
         print(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB")

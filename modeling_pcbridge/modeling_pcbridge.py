@@ -405,6 +405,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         eta: float = 1.0,
         generator: torch.Generator | None = None,
         max_stereo_attempts: int = 5,
+        relaxation_steps: int = 0,
         positions: Tensor | None = None,
         **graph: Tensor,
     ) -> StructureOutput:
@@ -422,6 +423,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             generator: of all noise; with the same generator a sample is the same whatever else is in the batch.
             max_stereo_attempts: a sample that violates a stereo mark of its graph is drawn again until so many
                 attempts are used up, as RDKit's embedding does; the last one is kept. 1 draws once.
+            relaxation_steps: quasi-Newton steps down the model's own energy at the end, see `relax`; 4 are plenty.
             positions: (B, N, 3), angstrom; where "refine" starts, ignored by the other methods.
 
         Returns:
@@ -439,6 +441,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             raise ValueError(
                 f"num_inference_steps must lie in 1..{self.config.num_train_timesteps}, not {num_inference_steps}"
             )
+        if relaxation_steps < 0:
+            raise ValueError(f"relaxation_steps must not be negative, but is {relaxation_steps}")
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must lie in 0..1, not {eta}")
         if method == "refine" and positions is None:
@@ -454,6 +458,9 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             generator=generator,
             max_stereo_attempts=max_stereo_attempts,
         )
+        if relaxation_steps > 0:
+            relaxed = self.relax(GraphBatch(**graph).repeat(num_samples), samples.flatten(0, 1), relaxation_steps)
+            samples = relaxed.unflatten(0, samples.shape[:2])
         return StructureOutput(positions=samples, stereo_right=stereo_right)
 
 

@@ -1,0 +1,107 @@
+"""What the repository ships: the checkpoints, their cards, and the README's example with them."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_model
+from huggingface_hub import ModelCard
+
+from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
+from modeling_pcbridge.evaluation import load_references, pm6_structures
+from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
+from modeling_pcbridge.structure_metrics import bond_length_error
+from modeling_pcbridge.training_config import EvaluationConfig
+
+ROOT = Path(__file__).parent.parent
+CHECKPOINTS = ROOT / "checkpoints"
+
+
+@pytest.fixture(scope="module", params=["multi-task", "consistency"])
+def name(request) -> str:
+    return request.param
+
+
+def test_checkpoints_are_small_and_safe(name):
+    files = {path.name: path.stat().st_size for path in (CHECKPOINTS / name).iterdir()}
+    assert set(files) == {"README.md", "config.json", "model.safetensors", "processor_config.json"}
+    assert sum(files.values()) < 12e6
+
+
+def test_cards_state_metrics_and_limits(name):
+    card = ModelCard.load(CHECKPOINTS / name / "README.md")
+    metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert 0 < metrics["refine_bond_length_error"] < 0.02 and 0 < metrics["energy_pm6_energy_mae"] < 1
+    assert card.data.model_name == f"pcbridge-mini-{name}" and card.data.library_name == "transformers"
+    for words in ("What it cannot do", "B3LYP/6-31G*", "Elements other than H, C, N, O, F", "training seeds", "Wh"):
+        assert words in card.text
+
+
+@pytest.fixture(scope="module")
+def refined() -> dict[str, float]:
+    """Bond errors against DFT of 30 test molecules refined from PM6, for each checkpoint and after relaxation."""
+    evaluation = EvaluationConfig(split="test", max_molecules=30)
+    references, starts = load_references(evaluation), pm6_structures(evaluation)
+    graphs = pad_graphs([reference.example.graph for reference in references])
+    positions = pad_positions([starts(reference)[0] for reference in references])
+
+    def error(structures) -> float:
+        return float(
+            np.mean(
+                [
+                    bond_length_error(r.example.graph, s[None, : r.example.graph.num_atoms], r.positions)[0]
+                    for r, s in zip(references, np.asarray(structures, dtype=np.float64), strict=True)
+                ]
+            )
+        )
+
+    errors = {"PM6": error(positions)}
+    for checkpoint in ("multi-task", "consistency"):
+        model = PCBridgeModel.from_pretrained(CHECKPOINTS / checkpoint)
+        for steps in (0, 4):
+            output = model.predict_structure(
+                **graphs,
+                positions=positions,
+                method="refine",
+                relaxation_steps=steps,
+                generator=torch.Generator().manual_seed(0),
+            )
+            errors[f"{checkpoint}, {steps} steps"] = error(output.positions[:, 0])
+    return errors
+
+
+def test_consistency_and_relaxation_bring_bonds_closer_to_dft(refined):
+    assert refined["consistency, 0 steps"] < 0.6 * refined["PM6"]
+    assert refined["consistency, 0 steps"] < 0.6 * refined["multi-task, 0 steps"]
+    # E itself is the teacher: relaxing on it does at least as well, whatever it starts from.
+    assert refined["multi-task, 4 steps"] < 0.6 * refined["multi-task, 0 steps"]
+
+
+def test_relaxation_lowers_the_forces_and_zero_steps_change_nothing():
+    model = PCBridgeModel.from_pretrained(CHECKPOINTS / "consistency")
+    inputs = PCBridgeProcessor.from_pretrained(CHECKPOINTS / "consistency")(["CCO", "c1ccoc1"])
+
+    def sample(**options):
+        return model.predict_structure(
+            **inputs, num_samples=2, generator=torch.Generator().manual_seed(0), **options
+        ).positions
+
+    def rms_force(positions):
+        repeated = {key: value.repeat_interleave(2, 0) for key, value in inputs.items()}
+        return model.predict_energy(**repeated, positions=positions.flatten(0, 1)).forces.square().mean().sqrt()
+
+    plain, relaxed = sample(), sample(relaxation_steps=4)
+    assert torch.equal(plain, sample(relaxation_steps=0))
+    assert rms_force(relaxed) < 0.3 * rms_force(plain)
+    with pytest.raises(ValueError, match="relaxation_steps must not be negative"):
+        small_model().predict_structure(**inputs, relaxation_steps=-1)
+
+
+def test_the_readmes_example_runs(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    shapes = capsys.readouterr().out
+    assert "torch.Size([2, 3, 14, 3])" in shapes and "torch.Size([2, 14, 3])" in shapes
