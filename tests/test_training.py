@@ -214,7 +214,12 @@ def test_paper_configuration_has_the_papers_constants():
 
 @pytest.mark.parametrize(
     ("wrong", "reason"),
-    [(["--optimizer=sgd"], "optimizer"), (["--stage1=null"], "init_from"), (["--nonsense=1"], "nonsense")],
+    [
+        (["--optimizer=sgd"], "optimizer"),
+        (["--mixed_precision=fp16"], "bf16"),
+        (["--stage1=null"], "init_from"),
+        (["--nonsense=1"], "nonsense"),
+    ],
 )
 def test_wrong_options_say_why(wrong, reason, capsys):
     with pytest.raises((SystemExit, ValueError)) as caught:

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import small_model
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -205,3 +207,27 @@ def test_tensorboard_has_every_loss_of_every_window(tmp_path):
     logged = events.Scalars("stage1/energy_loss")
     assert [event.step for event in logged] == [record["step"] for record in history]
     assert [event.value for event in logged] == pytest.approx([record["energy_loss"] for record in history])
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """accelerate keeps the precision of the first run of a process; forget it, and afterwards again."""
+    forget = partial(AcceleratorState._reset_state, reset_partial_state=True)
+    forget()
+    yield forget
+    forget()
+
+
+def test_bf16_follows_float32(tmp_path, fresh_accelerate):
+    """Two stages, so that the model is wrapped for mixed precision twice; labels stay in float32 and better."""
+    records = {}
+    for precision in ("no", "bf16"):
+        fresh_accelerate()
+        config = small_config(tmp_path / precision, mixed_precision=precision)
+        stage = replace(config.stage1, num_steps=4)
+        histories = run(replace(config, stage1=stage, stage2=stage))["histories"]
+        assert set(histories) == {"stage1", "consistency"}
+        records[precision] = histories["stage1"][0]
+    for name in ("energy_loss", "force_loss", "denoising_loss"):
+        assert records["bf16"][name] == pytest.approx(records["no"][name], rel=0.05), name
+        assert records["bf16"][name] != records["no"][name]
