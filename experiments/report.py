@@ -299,7 +299,8 @@ def _plot(found: dict[str, Evaluations], references: dict[str, dict], path: Path
                 if values.get(metric) is not None:
                     axis.axhline(values[metric], color=colour, ls=style, lw=1, label=name)
             axis.set_xticks([0, 1, 2.5, 3.5], ["multi-task", "consistency"] * 2, fontsize=7)
-            axis.set(ylabel=title, ylim=(0, None), title=f"{setting}: refined from PM6 | generated")
+            axis.axhline(0, color="black", lw=0.5)  # errors and energies are judged by their distance from it
+            axis.set(ylabel=title, title=f"{setting}: refined from PM6 | generated")
             axis.title.set_fontsize(9)
             if axis.get_legend_handles_labels()[0]:
                 axis.legend(fontsize=7)
