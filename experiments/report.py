@@ -17,6 +17,7 @@ from modeling_pcbridge.report import (
     ENERGY_COLUMNS,
     PREDICTION_TITLES,
     STRUCTURE_COLUMNS,
+    markdown_table,
     plot_energy_scatter,
     plot_structures,
 )
@@ -66,6 +67,10 @@ def read_evaluations(folder: Path) -> Evaluations:
 def over_seeds(evaluations: Evaluations, model: str, section: str, metric: str) -> list[float]:
     """One value a seed; `section` is one of `PREDICTION_NAMES` or "energy"."""
     return [models[model][section][metric] for models in evaluations.values()]
+
+
+def _by_metric(evaluations: Evaluations, model: str, section: str, columns) -> dict[str, list[float]]:
+    return {metric: over_seeds(evaluations, model, section, metric) for metric, _, _ in columns}
 
 
 def effects(evaluations: Evaluations) -> dict[str, dict[str, PairedComparison]]:
@@ -140,25 +145,8 @@ def write_evidence(runs: Path, folder: Path) -> None:
     ]
     record: dict = {"num_molecules": len(ids), "settings": {}}
     for name in [name for name in DATA_SETTINGS if name in found]:
-        evaluations, title = found[name], SETTINGS[name].title
-        models = list(SETTINGS[name].models)
-        lines += [f"## Setting: {name} ({title}), seeds {', '.join(map(str, evaluations))}", ""]
-        lines += [*_structure_table(evaluations, models, references), "", *_energy_table(evaluations, models), ""]
-        record["settings"][name] = _record(evaluations, models)
-        if len(evaluations) > 1:
-            effect = effects(evaluations)
-            lines += ["Consistency minus multi-task, 95% confidence interval, paired t-test over seeds:", ""]
-            lines += [*_effect_table(effect), ""]
-            record["settings"][name]["effects"] = {
-                kind: {metric: asdict(one) for metric, one in row.items()} for kind, row in effect.items()
-            }
-        subset = {
-            seed: {model: only_molecules(results, dissimilar) for model, results in by_model.items()}
-            for seed, by_model in evaluations.items()
-        }
-        lines += [f"The {len(dissimilar)} molecules with no training molecule above Tanimoto {SIMILARITY_LIMIT}:", ""]
-        lines += [*_structure_table(subset, models, {k: only_molecules(v, dissimilar) for k, v in references.items()})]
-        lines += [""]
+        section, record["settings"][name] = _setting_section(name, found[name], references, dissimilar)
+        lines += section
     ablations = {name: found[name] for name in ABLATIONS if name in found}
     if ablations:
         lines += _ablation_tables(ablations, found)
@@ -176,53 +164,60 @@ def write_evidence(runs: Path, folder: Path) -> None:
     _plot({name: found[name] for name in DATA_SETTINGS if name in found}, references, folder / "evidence.png")
 
 
+def _setting_section(
+    name: str, evaluations: Evaluations, references: dict[str, dict], dissimilar: set[str]
+) -> tuple[list[str], dict]:
+    """Lines of Markdown and the record of one data setting: all molecules, effects, dissimilar molecules."""
+    models = list(SETTINGS[name].models)
+    lines = [f"## Setting: {name} ({SETTINGS[name].title}), seeds {', '.join(map(str, evaluations))}", ""]
+    lines += [*_structure_table(evaluations, models, references), "", *_energy_table(evaluations, models), ""]
+    record = _record(evaluations, models)
+    if len(evaluations) > 1:
+        effect = effects(evaluations)
+        lines += ["Consistency minus multi-task, 95% confidence interval, paired t-test over seeds:", ""]
+        lines += [*_effect_table(effect), ""]
+        record["effects"] = {kind: {metric: asdict(one) for metric, one in row.items()} for kind, row in effect.items()}
+    subset = {
+        seed: {model: only_molecules(results, dissimilar) for model, results in by_model.items()}
+        for seed, by_model in evaluations.items()
+    }
+    lines += [f"The {len(dissimilar)} molecules with no training molecule above Tanimoto {SIMILARITY_LIMIT}:", ""]
+    lines += [*_structure_table(subset, models, {k: only_molecules(v, dissimilar) for k, v in references.items()}), ""]
+    return lines, record
+
+
 def _record(evaluations: Evaluations, models: list[str]) -> dict:
     sections = [*((name, STRUCTURE_COLUMNS) for name in PREDICTION_NAMES), ("energy", ENERGY_COLUMNS)]
     values = {
-        model: {
-            section: {metric: over_seeds(evaluations, model, section, metric) for metric, _, _ in columns}
-            for section, columns in sections
-        }
+        model: {section: _by_metric(evaluations, model, section, columns) for section, columns in sections}
         for model in models
     }
     return {"seeds": list(evaluations)} | values
 
 
 def _cell(values: list[float | None], decimals: int) -> str:
+    """Mean over seeds, and its spread; a dash where a metric is absent."""
     if any(value is None for value in values):
         return "-"
     spread = f" ({np.std(values, ddof=1):.{decimals}f})" if len(values) > 1 else ""
     return f"{np.mean(values):.{decimals}f}{spread}"
 
 
-def _table(rows: dict[str, list[list]], columns) -> list[str]:
-    """`rows`: title -> for each column its values."""
-    lines = ["| | " + " | ".join(title for _, title, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for title, values in rows.items():
-        cells = [_cell(cell, decimals) for cell, (_, _, decimals) in zip(values, columns, strict=True)]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return lines
-
-
 def _structure_table(
     evaluations: Evaluations, models: list[str], references: dict[str, dict], columns=STRUCTURE_COLUMNS
 ) -> list[str]:
     rows = {
-        f"{model}: {PREDICTION_TITLES[name]}": [
-            over_seeds(evaluations, model, name, metric) for metric, _, _ in columns
-        ]
+        f"{model}: {PREDICTION_TITLES[name]}": _by_metric(evaluations, model, name, columns)
         for name in PREDICTION_NAMES
         for model in models
     }
-    rows |= {name: [[values.get(metric)] for metric, _, _ in columns] for name, values in references.items()}
-    return _table(rows, columns)
+    rows |= {name: {key: [values.get(key)] for key, _, _ in columns} for name, values in references.items()}
+    return markdown_table(rows, columns, _cell).splitlines()
 
 
 def _energy_table(evaluations: Evaluations, models: list[str]) -> list[str]:
-    return _table(
-        {model: [over_seeds(evaluations, model, "energy", key) for key, _, _ in ENERGY_COLUMNS] for model in models},
-        ENERGY_COLUMNS,
-    )
+    rows = {model: _by_metric(evaluations, model, "energy", ENERGY_COLUMNS) for model in models}
+    return markdown_table(rows, ENERGY_COLUMNS, _cell).splitlines()
 
 
 def _effect_table(found: dict[str, dict[str, PairedComparison]]) -> list[str]:
@@ -247,12 +242,10 @@ def _ablation_tables(ablations: dict[str, Evaluations], found: dict[str, Evaluat
             start = SETTINGS[name].start
             shared = {seed: found[start][seed] for seed in evaluations if seed in found[start]}
             for model in (MULTI_TASK, CONSISTENCY) if shared else ():
-                rows[f"{start}: {model}"] = [over_seeds(shared, model, kind, metric) for metric, _, _ in columns]
+                rows[f"{start}: {model}"] = _by_metric(shared, model, kind, columns)
         for name, evaluations in ablations.items():
-            rows[f"{SETTINGS[name].title} ({name})"] = [
-                over_seeds(evaluations, CONSISTENCY, kind, metric) for metric, _, _ in columns
-            ]
-        lines += [f"{PREDICTION_TITLES[kind]}:", "", *_table(rows, columns), ""]
+            rows[f"{SETTINGS[name].title} ({name})"] = _by_metric(evaluations, CONSISTENCY, kind, columns)
+        lines += [f"{PREDICTION_TITLES[kind]}:", "", *markdown_table(rows, columns, _cell).splitlines(), ""]
     return lines
 
 

@@ -14,8 +14,7 @@ logger = logging.getLogger(__name__)
 def compiled(model: PCBridgeModel):
     """Within the context the model's E with its gradient, and its S, run through `torch.compile`.
 
-    Where nothing can be compiled (no C++ compiler, for
-    instance) the model stays as it is, and a warning says why.
+    Where nothing can be compiled (no C++ compiler, for instance) the model stays as it is, and a warning says why.
     """
     try:
         torch.compile(torch.sin)(torch.ones(2))

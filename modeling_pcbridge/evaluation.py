@@ -114,7 +114,7 @@ def evaluate_model(
     references, starts = load_references(evaluation), pm6_structures(evaluation)
     reference_energies = _model_energies(model, [r.example for r in references], evaluation.batch_size)
     predictions = {
-        method: _predict(model, references, method, evaluation, seed, progress) for method in SAMPLING_METHODS
+        method: _predict(model, references, starts, method, evaluation, seed, progress) for method in SAMPLING_METHODS
     }
     predictions["lowest_energy"] = [
         (samples[[energies.argmin()]], energies[[energies.argmin()]]) for samples, energies in predictions["ddim"]
@@ -145,14 +145,17 @@ def evaluate_model(
 def _predict(
     model: PCBridgeModel,
     references: list[ReferenceMolecule],
+    starts: Callable[[ReferenceMolecule], np.ndarray],
     method: str,
     evaluation: EvaluationConfig,
     seed: int,
     progress: bool,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each reference the samples (S, N, 3) of a method and the model's energies of them (S,), eV."""
+    """For each reference the samples (S, N, 3) of a method and the model's energies of them (S,), eV.
+
+    `starts` gives the structures that "refine" starts from.
+    """
     generator = torch.Generator().manual_seed(seed)
-    starts = pm6_structures(evaluation)
     # Refined structures differ by hundredths of an angstrom; one of them is enough.
     num_samples = 1 if method == "refine" else evaluation.num_samples
     chunk = max(evaluation.batch_size // num_samples, 1)

@@ -1,5 +1,6 @@
 """What a run leaves for people: a Markdown table, pictures, and a model card beside the checkpoint."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -46,11 +47,16 @@ PREDICTION_TITLES = {
 _ELEMENT_COLOURS = {1: "#bbbbbb", 6: "#444444", 7: "#3050f8", 8: "#e02020", 9: "#50b050"}
 
 
-def markdown_table(rows: dict[str, dict], columns) -> str:
-    """A Markdown table: a row for each entry, a dash where a metric is absent."""
+def format_value(value: float | None, decimals: int) -> str:
+    """A table cell; a dash where a metric is absent."""
+    return "-" if value is None else f"{value:.{decimals}f}"
+
+
+def markdown_table(rows: dict[str, dict], columns, format_cell: Callable = format_value) -> str:
+    """A Markdown table: a row for each entry, by metric; `format_cell` takes what is there and the decimals."""
     lines = ["| | " + " | ".join(title for _, title, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, metrics in rows.items():
-        cells = ["-" if metrics.get(key) is None else f"{metrics[key]:.{decimals}f}" for key, _, decimals in columns]
+        cells = [format_cell(metrics.get(key), decimals) for key, _, decimals in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
