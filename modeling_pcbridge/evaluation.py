@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import Example, collate, example_from_row, mol_from_row
 
-from .graph_batch import GRAPH_KEYS, pad_graphs, pad_positions
+from .graph_batch import GRAPH_KEYS, GraphBatch, pad_graphs, pad_positions
 from .modeling_pcbridge import PCBridgeModel
 from .molecular_graph import stereo_is_right
 from .structure_metrics import (
@@ -35,8 +35,12 @@ from .training_config import EvaluationConfig
 COVERAGE_RMSD = 0.9
 # "refine" starts from the PM6 structures.
 SAMPLING_METHODS = ("ddim", "denoising", "refine")
-# Rows of the result tables: each method, and the best of the "ddim" samples by the model's own energy.
-PREDICTION_NAMES = (*SAMPLING_METHODS, "lowest_energy")
+# Rows of the result tables: each method, the best of the "ddim" samples by the model's own energy, and what relaxing on
+# that energy gives at inference, with which a multi-task model could do without the consistency losses.
+PREDICTION_NAMES = (*SAMPLING_METHODS, "lowest_energy", "refine_relaxed", "lowest_energy_relaxed")
+_RELAXATION_STEPS = 4
+# For each molecule its samples (S, N, 3) and the model's energies of them (S,), eV.
+Predictions = list[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -106,9 +110,8 @@ def evaluate_model(
     """All metrics of a model on a split of the bundled data.
 
     Returns:
-        For each of `SAMPLING_METHODS`, and for "lowest_energy", the one of the "ddim" samples that the model's own
-        energy prefers, the structure metrics and EGap, means over molecules; for "energy" the errors on PM6 and
-        displaced structures; under "per_molecule" the metrics of each molecule and what the plots need.
+        For each of `PREDICTION_NAMES` the structure metrics and EGap, means over molecules; for "energy" the errors
+        on PM6 and displaced structures; under "per_molecule" the metrics of each molecule and what the plots need.
     """
     model.eval()
     references, starts = load_references(evaluation), pm6_structures(evaluation)
@@ -116,9 +119,10 @@ def evaluate_model(
     predictions = {
         method: _predict(model, references, starts, method, evaluation, seed, progress) for method in SAMPLING_METHODS
     }
-    predictions["lowest_energy"] = [
-        (samples[[energies.argmin()]], energies[[energies.argmin()]]) for samples, energies in predictions["ddim"]
-    ]
+    relaxed = {name: _relax(model, references, predictions[name], evaluation.batch_size) for name in ("ddim", "refine")}
+    predictions["lowest_energy"] = _lowest_energy(predictions["ddim"])
+    predictions["refine_relaxed"] = relaxed["refine"]
+    predictions["lowest_energy_relaxed"] = _lowest_energy(relaxed["ddim"])
     results: dict[str, dict] = {"per_molecule": {"molecule_id": [r.example.molecule_id for r in references]}}
     results["per_molecule"]["reference_energy"] = reference_energies
     for method, predicted in predictions.items():
@@ -150,16 +154,13 @@ def _predict(
     evaluation: EvaluationConfig,
     seed: int,
     progress: bool,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each reference the samples (S, N, 3) of a method and the model's energies of them (S,), eV.
-
-    `starts` gives the structures that "refine" starts from.
-    """
+) -> Predictions:
+    """The samples of a method; `starts` gives the structures that "refine" starts from."""
     generator = torch.Generator().manual_seed(seed)
     # Refined structures differ by hundredths of an angstrom; one of them is enough.
     num_samples = 1 if method == "refine" else evaluation.num_samples
     chunk = max(evaluation.batch_size // num_samples, 1)
-    predictions = []
+    predictions: Predictions = []
     for start in tqdm(range(0, len(references), chunk), desc=f"evaluate {method}", disable=not progress):
         batch = references[start : start + chunk]
         graphs = pad_graphs([reference.example.graph for reference in batch])
@@ -175,11 +176,41 @@ def _predict(
             generator=generator,
         ).positions
         repeated = {key: values.repeat_interleave(num_samples, 0) for key, values in graphs.items()}
-        energies = model.predict_energy(**repeated, positions=positions.flatten(0, 1)).energy
-        samples, energies = positions.cpu().double().numpy(), energies.unflatten(0, (-1, num_samples)).cpu().numpy()
-        for row, reference in enumerate(batch):
-            predictions.append((samples[row, :, : reference.example.graph.num_atoms], energies[row]))
+        predictions += _with_energies(model, batch, repeated, positions.flatten(0, 1))
     return predictions
+
+
+def _relax(
+    model: PCBridgeModel, references: list[ReferenceMolecule], predictions: Predictions, batch_size: int
+) -> Predictions:
+    """Every sample relaxed on the model's own energy."""
+    num_samples = len(predictions[0][0])
+    chunk = max(batch_size // num_samples, 1)
+    relaxed: Predictions = []
+    for start in range(0, len(references), chunk):
+        batch = references[start : start + chunk]
+        graphs = pad_graphs([reference.example.graph for reference in batch for _ in range(num_samples)])
+        positions = pad_positions([s for samples, _ in predictions[start : start + chunk] for s in samples])
+        graphs, positions = send_to_device((graphs, positions), model.device)
+        positions = model.relax(GraphBatch(**graphs), positions, _RELAXATION_STEPS)
+        relaxed += _with_energies(model, batch, graphs, positions)
+    return relaxed
+
+
+def _with_energies(
+    model: PCBridgeModel, batch: list[ReferenceMolecule], graphs: dict[str, torch.Tensor], positions: torch.Tensor
+) -> Predictions:
+    """Padded `positions` (molecules * samples, N, 3) by molecule, without padding, beside their energies."""
+    energies = model.predict_energy(**graphs, positions=positions).energy.unflatten(0, (len(batch), -1)).cpu().numpy()
+    samples = positions.unflatten(0, (len(batch), -1)).cpu().double().numpy()
+    return [
+        (samples[row, :, : reference.example.graph.num_atoms], energies[row]) for row, reference in enumerate(batch)
+    ]
+
+
+def _lowest_energy(predictions: Predictions) -> Predictions:
+    best = [int(energies.argmin()) for _, energies in predictions]
+    return [(samples[[i]], energies[[i]]) for i, (samples, energies) in zip(best, predictions, strict=True)]
 
 
 def evaluate_energy(model: PCBridgeModel, evaluation: EvaluationConfig) -> dict[str, float]:

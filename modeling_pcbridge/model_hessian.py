@@ -6,14 +6,21 @@ same zeros as the force, so it points at the same minima, but stiff and soft mod
 """
 
 import torch
+from rdkit.Chem import BondType
 from torch import Tensor
 
-from .molecular_graph import PAIR_PATH_OF_2, PAIR_SELF
+from .molecular_graph import PAIR_BONDS, PAIR_PATH_OF_2
 
-# eV / square angstrom. A C-C or C-H bond has 30, a double bond 60; bending by 1-3 distances has about 8. The last
-# bounds how far torsions move, where a force model that learned from few labels is least sure.
-BOND_STIFFNESS = 40.0
-ONE_THREE_STIFFNESS = 8.0
+# By pair type, eV / square angstrom. C-C and C-H have 30, O-H 48, C=C 60, C=O 75, C#N 115. A spring less than half as
+# stiff as the bond would make the steps grow. Bending by 1-3 distances has about 8. The last bounds how far torsions
+# move, where a force model that learned from few labels is least sure.
+STIFFNESS = {
+    PAIR_BONDS[BondType.SINGLE]: 40.0,
+    PAIR_BONDS[BondType.AROMATIC]: 60.0,
+    PAIR_BONDS[BondType.DOUBLE]: 70.0,
+    PAIR_BONDS[BondType.TRIPLE]: 110.0,
+    PAIR_PATH_OF_2: 8.0,
+}
 ATOM_STIFFNESS = 6.0
 # No atom moves further than this, angstrom; far from any label a force means little more than its direction.
 TRUST_RADIUS = 0.2
@@ -40,8 +47,7 @@ def quasi_newton_step(positions: Tensor, forces: Tensor, pair_types: Tensor) -> 
 
 def model_hessian(positions: Tensor, pair_types: Tensor) -> Tensor:
     """(B, 3N, 3N), eV / square angstrom: k u u^T between every two joined atoms, u the unit vector between them."""
-    bonds = (pair_types > PAIR_SELF) & (pair_types < PAIR_PATH_OF_2)
-    stiffness = BOND_STIFFNESS * bonds + ONE_THREE_STIFFNESS * (pair_types == PAIR_PATH_OF_2)
+    stiffness = sum(k * (pair_types == pair_type) for pair_type, k in STIFFNESS.items())
     vectors = positions.unsqueeze(2) - positions.unsqueeze(1)
     units = vectors * (vectors.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
     blocks = stiffness[..., None, None] * units.unsqueeze(-1) * units.unsqueeze(-2)  # (B, N, N, 3, 3)

@@ -43,6 +43,8 @@ PREDICTION_TITLES = {
     "denoising": "generated, one evaluation",
     "refine": "refined from PM6",
     "lowest_energy": "generated, lowest energy",
+    "refine_relaxed": "refined, then relaxed on E",
+    "lowest_energy_relaxed": "generated, relaxed on E, lowest energy",
 }
 _ELEMENT_COLOURS = {1: "#bbbbbb", 6: "#444444", 7: "#3050f8", 8: "#e02020", 9: "#50b050"}
 

@@ -5,22 +5,19 @@ from conftest import random_positions
 
 from modeling_pcbridge.model_hessian import (
     ATOM_STIFFNESS,
-    BOND_STIFFNESS,
-    ONE_THREE_STIFFNESS,
+    STIFFNESS,
     TRUST_RADIUS,
     model_hessian,
     quasi_newton_step,
 )
-from modeling_pcbridge.molecular_graph import PAIR_BONDS, PAIR_PATH_OF_2
 
 
 def test_hessian_is_that_of_springs(graph):
     """Second derivatives of sum k/2 (r - r0)^2 at r = r0, plus the weak spring on every atom."""
     positions, types = random_positions(graph), graph["pair_types"]
     stiffness = torch.zeros(types.shape, dtype=torch.float64)
-    for code in PAIR_BONDS.values():
-        stiffness[types == code] = BOND_STIFFNESS
-    stiffness[types == PAIR_PATH_OF_2] = ONE_THREE_STIFFNESS
+    for pair_type, k in STIFFNESS.items():
+        stiffness[types == pair_type] = k
     rest = torch.cdist(positions, positions)
     for row in range(3):
         chosen = torch.triu(stiffness[row], 1).nonzero()
