@@ -3,7 +3,7 @@
     accelerate launch train_accelerate.py                                  # the mini preset on the bundled data
     accelerate launch train_accelerate.py --config configs/paper.yaml
     accelerate launch train_accelerate.py --seed 1 --output_dir outputs/seed1 --stage2.losses.kT 0.2
-    accelerate launch train_accelerate.py --output_dir outputs/mini --resume true
+    accelerate launch train_accelerate.py --output_dir outputs/mini --resume latest
 
 Every option is a field of `modeling_pcbridge.training_config.TrainingConfig`; `--help` lists them with their meaning.
 """
@@ -43,7 +43,7 @@ def main() -> None:
     try:
         run(config)
     except TrainingInterrupted as interruption:
-        logging.warning("%s; --resume true goes on", interruption)
+        logging.warning("%s; --resume latest goes on", interruption)
         sys.exit(128 + signal.SIGTERM)
 
 

@@ -63,7 +63,7 @@ class Runner:
 
     def train(self, config: str, folder: Path, options: list[str]) -> None:
         if not (folder / "metrics.json").exists():
-            fixed = [f"--output_dir={folder}", "--evaluation=null", "--resume=true", "--cpu=true"]
+            fixed = [f"--output_dir={folder}", "--evaluation=null", "--resume=latest", "--cpu=true"]
             self._call(["train_accelerate.py", "--config", f"configs/{config}", *options, *fixed], folder)
 
     def evaluate(self, checkpoint: Path, output: Path) -> None:

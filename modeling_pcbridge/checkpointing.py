@@ -55,10 +55,8 @@ def save_training_state(
         shutil.rmtree(old)
 
 
-def load_training_state(
-    folder: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]
-) -> dict | None:
-    """Restore the newest undamaged state of `folder` and return its progress; None if there is no state.
+def newest_state(folder: Path) -> Path | None:
+    """The newest undamaged state of `folder`; None if there is no state.
 
     Raises:
         TrainingStateError: there are states but all of them are damaged.
@@ -67,11 +65,31 @@ def load_training_state(
     for state in reversed(states):
         damage = _damage(state)
         if damage is None:
-            return _read(state, modules, optimizers)
+            return state
         logger.warning("the training state %s is damaged (%s) and not used", state, damage)
     if states:
         raise TrainingStateError(f"every training state in {folder} is damaged; remove the folder to start anew")
     return None
+
+
+def read_progress(state: Path) -> dict:
+    """What `save_training_state` was given as progress."""
+    return json.loads((state / _PROGRESS).read_text())
+
+
+def restore_training_state(state: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]) -> None:
+    """Give modules and optimisers what they had when `state` was saved."""
+    weights = load_file(state / _MODULES)
+    for name, module in modules.items():
+        prefix = f"{name}/"
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+    moments = load_file(state / _OPTIMIZERS)
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    for name, value in moments.items():
+        index, parameter, key = name.split("/")
+        states[int(index)].setdefault(int(parameter), {})[key] = value
+    for optimizer, moments_of_one in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({"state": moments_of_one, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def set_aside(folder: Path) -> None:
@@ -106,21 +124,6 @@ def _write(folder: Path, modules: dict[str, nn.Module], optimizers: list[torch.o
     (folder / _CHECKSUMS).write_text(json.dumps(checksums))
     for path in folder.iterdir():
         _sync(path)
-
-
-def _read(folder: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]) -> dict:
-    weights = load_file(folder / _MODULES)
-    for name, module in modules.items():
-        prefix = f"{name}/"
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
-    moments = load_file(folder / _OPTIMIZERS)
-    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
-    for name, value in moments.items():
-        index, parameter, key = name.split("/")
-        states[int(index)].setdefault(int(parameter), {})[key] = value
-    for optimizer, state in zip(optimizers, states, strict=True):
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return json.loads((folder / _PROGRESS).read_text())
 
 
 def _damage(folder: Path) -> str | None:

@@ -65,6 +65,18 @@ class LossSettings:
         off = {field.name: 0.0 for field in fields(self) if field.name.endswith("_weight")}
         return replace(self, **{**off, **weights})
 
+    def trained_blocks(self) -> dict[str, tuple[str, ...]]:
+        """Which blocks of the model each loss in use gives a gradient to."""
+        energy, structure = ("encoder", "energy_decoder"), ("encoder", "structure_decoder")
+        blocks = {
+            "energy": energy,
+            "force": energy,
+            "denoising": structure,
+            "optimality": ("structure_decoder",),
+            "score": structure if self.score_trains_encoder else ("structure_decoder",),
+        }
+        return {name: trained for name, trained in blocks.items() if getattr(self, f"{name}_weight") > 0}
+
     def __post_init__(self):
         if self.force_form not in ("squared", "norm"):
             raise ValueError(f"force_form must be 'squared' or 'norm', not {self.force_form!r}")

@@ -1,8 +1,12 @@
 """Everything a training run can be told, as dataclasses that a YAML file or the command line fills."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from .losses import LossSettings
+
+# Losses are read from the device, and anything is decided on the host, only every so many updates.
+UPDATES_PER_WINDOW = 10
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,29 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class ValidationConfig:
+    """How a stage is watched on the validation splits of its sources while it trains.
+
+    Attributes:
+        every: updates between validations; a multiple of 10. There is one more at the end.
+        max_molecules: so many rows of each source; null for all.
+        patience: so many validations in a row without a lower loss end the stage; null never does.
+        num_pictures: molecules in a picture of generated over DFT structures (bundled validation split).
+    """
+
+    every: int
+    max_molecules: int | None = None
+    patience: int | None = None
+    num_pictures: int = 4
+
+    def __post_init__(self):
+        if self.every < 1 or self.every % UPDATES_PER_WINDOW:
+            raise ValueError(f"validation.every must be a positive multiple of 10, not {self.every}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"validation.patience must be at least 1, not {self.patience}")
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """A whole run: stage 1 (Eq. 7), then stage 2 with the consistency losses, then evaluation.
 
@@ -75,12 +102,14 @@ class TrainingConfig:
         compare_multi_task: also train stage 2 without the consistency losses, from the same stage-1 weights and on
             the same batches: the paper's baseline.
         output_dir: where everything goes.
-        resume: go on from the last training state in `output_dir`; without it such states are set aside.
+        resume: "latest" goes on from the last training state in `output_dir`; without it such states are set aside.
         checkpoint_every: updates between saved training states; a multiple of 10.
         keep_checkpoints: how many of the newest states a stage keeps.
         max_bad_updates: so many updates in a row with a NaN or infinite loss or gradient end the run; fewer are
             reported with their molecules, and their gradient counts as zero.
         batch_size: molecules a process and micro-batch.
+        max_pairs: a micro-batch with more pairs of atom slots (molecules x largest molecule squared) is computed in
+            parts, with the same gradient; a molecule that has more alone is left out. Null: no limit.
         gradient_accumulation_steps: micro-batches an update.
         optimizer: "adam" as in the paper, or "muon" (torch.optim.Muon for the matrices of the layers, Adam for the
             rest), which needs fewer steps.
@@ -94,6 +123,8 @@ class TrainingConfig:
             accelerate knows, such as "tensorboard" (files in `output_dir`, no network).
         seed: of initial weights, batches and noise.
         cpu: train on the CPU even where there is a GPU.
+        deterministic: have torch refuse operations without a fixed order of sums (GPUs; slower).
+        validation: how each stage is watched; it then ends with the weights of the lowest validation loss.
         evaluation: what is measured at the end; null to leave it out.
     """
 
@@ -104,11 +135,12 @@ class TrainingConfig:
     init_from: str | None = None
     compare_multi_task: bool = True
     output_dir: str = "outputs/mini"
-    resume: bool = False
+    resume: Literal["latest"] | None = None
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     max_bad_updates: int = 10
     batch_size: int = 32
+    max_pairs: int | None = None
     gradient_accumulation_steps: int = 1
     optimizer: str = "adam"
     weight_decay: float = 0.0
@@ -119,6 +151,8 @@ class TrainingConfig:
     trackers: list[str] = field(default_factory=list)
     seed: int = 0
     cpu: bool = False
+    deterministic: bool = False
+    validation: ValidationConfig | None = None
     evaluation: EvaluationConfig | None = field(default_factory=EvaluationConfig)
 
     def __post_init__(self):
@@ -126,7 +160,7 @@ class TrainingConfig:
             raise ValueError("both stages are left out; there is nothing to train")
         if self.stage1 is None and self.init_from is None:
             raise ValueError("stage 2 alone needs init_from, a checkpoint of stage 1")
-        if self.checkpoint_every < 1 or self.checkpoint_every % 10:
+        if self.checkpoint_every < 1 or self.checkpoint_every % UPDATES_PER_WINDOW:
             raise ValueError(f"checkpoint_every must be a positive multiple of 10, not {self.checkpoint_every}")
         for name in ("keep_checkpoints", "max_bad_updates"):
             if getattr(self, name) < 1:

@@ -1,6 +1,7 @@
 """What a stage trains on: examples of its sources, reference energies fitted to them, and the batches."""
 
-from functools import cache
+import logging
+from functools import cache, partial
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +12,8 @@ from dataset_scripts.collator import Example, collate, example_from_row, order_r
 from dataset_scripts.mixture import MixtureBatchSampler
 
 from .training_config import SourceConfig, StageConfig, TrainingConfig
+
+logger = logging.getLogger(__name__)
 
 
 @cache
@@ -49,17 +52,48 @@ def fit_reference_energies(examples: list[Example]) -> dict[int, float]:
     return dict(zip(elements, solution.tolist(), strict=True))
 
 
-def collate_with_ids(examples: list[Example]) -> tuple[dict, list[str]]:
-    """The keyword arguments of `PCBridgeModel.forward`, and the molecule ids in the same order."""
-    examples = order_rows(examples)
-    return collate(examples), [example.molecule_id for example in examples]
+def collate_in_parts(examples: list[Example], max_pairs: int | None) -> list[tuple[dict, list[str]]]:
+    """A micro-batch in as many parts as keep molecules x largest molecule squared within `max_pairs`.
+
+    Each part is the keyword arguments of `PCBridgeModel.forward` and the molecule ids in the same order. No molecule
+    may be larger than the limit.
+    """
+    parts: list[list[Example]] = [[]]
+    for example in examples if max_pairs is None else sorted(examples, key=lambda example: example.graph.num_atoms):
+        if max_pairs is not None and parts[-1] and (len(parts[-1]) + 1) * example.graph.num_atoms**2 > max_pairs:
+            parts.append([])
+        parts[-1].append(example)
+    ordered = [order_rows(part) for part in parts]
+    return [(collate(part), [example.molecule_id for example in part]) for part in ordered]
+
+
+def within_limit(examples: list[Example], max_pairs: int | None) -> list[Example]:
+    """Those examples that fit into a part alone; the others are counted in a warning."""
+    if max_pairs is None:
+        return examples
+    fitting = [example for example in examples if example.graph.num_atoms**2 <= max_pairs]
+    if len(fitting) < len(examples):
+        left_out = [example for example in examples if example.graph.num_atoms**2 > max_pairs]
+        largest = max(left_out, key=lambda example: example.graph.num_atoms)
+        logger.warning(
+            "left out %d of %d molecules that alone have more than max_pairs = %d pairs of atoms; the largest is %s, "
+            "%d atoms",
+            len(left_out),
+            len(examples),
+            max_pairs,
+            largest.molecule_id,
+            largest.graph.num_atoms,
+        )
+    return fitting
 
 
 def make_loader(
     stage: StageConfig, energy_level_of_theory: str, config: TrainingConfig, accelerator: Accelerator, start_step: int
 ) -> DataLoader:
     """The batches of a stage from update `start_step` on; each process gets every so many-th micro-batch."""
-    sources = [load_source(source, "train", energy_level_of_theory) for source in stage.sources]
+    sources = [
+        within_limit(load_source(source, "train", energy_level_of_theory), config.max_pairs) for source in stage.sources
+    ]
     batches_per_update = config.gradient_accumulation_steps * accelerator.num_processes
     sampler = MixtureBatchSampler(
         sizes=[[example.graph.num_atoms for example in source] for source in sources],
@@ -70,4 +104,5 @@ def make_loader(
         start_batch=start_step * batches_per_update,
     )
     examples = [example for source in sources for example in source]
-    return accelerator.prepare(DataLoader(examples, batch_sampler=sampler, collate_fn=collate_with_ids))
+    collate_fn = partial(collate_in_parts, max_pairs=config.max_pairs)
+    return accelerator.prepare(DataLoader(examples, batch_sampler=sampler, collate_fn=collate_fn))

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DistributedType
 
 from .configuration_pcbridge import PCBridgeConfig
 from .evaluate_checkpoints import evaluate_checkpoints
@@ -20,6 +22,7 @@ from .training_loop import train_stage
 logger = logging.getLogger(__name__)
 
 CONSISTENCY, MULTI_TASK, STAGE1 = "consistency", "multi-task", "stage1"
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 _MODEL_CARD = Path(__file__).parent.parent / "model_card.md"
 
 
@@ -34,6 +37,14 @@ def run(config: TrainingConfig) -> dict:
         # A stage without denoising, or without energies, leaves a decoder out of the graph.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    if accelerator.distributed_type in _SHARDED:
+        raise ValueError(
+            f"{accelerator.distributed_type.value} shards parameters, which the training states and the moving average "
+            "do not support; these models fit on any GPU, so launch with --multi_gpu (DDP)"
+        )
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True)
     if config.trackers:
         # Trackers take flat values only.
         accelerator.init_trackers("trackers", config={"config": json.dumps(asdict(config))})

@@ -115,7 +115,7 @@ def test_resume_is_bit_for_bit(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(small_config(tmp_path / "cut"))
     monkeypatch.undo()
-    resumed = run(small_config(tmp_path / "cut", resume=True))
+    resumed = run(small_config(tmp_path / "cut", resume="latest"))
     assert resumed["histories"] == whole["histories"]
     expected = load_file(tmp_path / "whole" / "stage1" / "model.safetensors")
     got = load_file(tmp_path / "cut" / "stage1" / "model.safetensors")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import small_model
 from safetensors.torch import load_file
@@ -22,8 +23,17 @@ from test_training import LABELLED, ROOT, SMALL_MODEL, small_config
 
 from modeling_pcbridge import training_data
 from modeling_pcbridge.bad_numbers import BadLossError
-from modeling_pcbridge.checkpointing import TrainingStateError, load_training_state, save_training_state
+from modeling_pcbridge.checkpointing import (
+    TrainingStateError,
+    newest_state,
+    read_progress,
+    restore_training_state,
+    save_training_state,
+)
+from modeling_pcbridge.losses import LossSettings
+from modeling_pcbridge.training_config import StageConfig, ValidationConfig
 from modeling_pcbridge.training_run import run
+from modeling_pcbridge.training_update import BLOCKS, RECORD_NAMES, run_update
 
 TESTS = Path(__file__).parent
 ENVIRONMENT = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
@@ -76,7 +86,7 @@ def training_process(output_dir: Path) -> subprocess.Popen:
         "--batch_size=9",
         "--checkpoint_every=10",
         "--cpu=true",
-        "--resume=true",
+        "--resume=latest",
         f"--output_dir={output_dir}",
     ]
     command = [sys.executable, "train_accelerate.py", *options]
@@ -136,13 +146,13 @@ def test_a_damaged_state_is_refused_and_the_one_before_it_used(tmp_path, caplog)
         content = bytearray((state / "modules.safetensors").read_bytes())
         content[len(content) // 2] ^= 1
         (state / "modules.safetensors").write_bytes(content)
-    run(small_config(damaged, keep_checkpoints=3, resume=True))
+    run(small_config(damaged, keep_checkpoints=3, resume="latest"))
     assert caplog.text.count("damaged (the checksum of modules.safetensors is wrong)") == 2
     assert_equal_runs(whole, damaged)
     for state in state_folder(damaged).iterdir():
         (state / "progress.json").write_text("{}")
     with pytest.raises(TrainingStateError, match="every training state"):
-        run(small_config(damaged, resume=True))
+        run(small_config(damaged, resume="latest"))
 
 
 def test_a_full_disk_leaves_the_last_state(tmp_path):
@@ -159,7 +169,9 @@ def test_a_full_disk_leaves_the_last_state(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
-    assert load_training_state(tmp_path, {"model": model}, [optimizer]) == {"step": 10}
+    state = newest_state(tmp_path)
+    restore_training_state(state, {"model": model}, [optimizer])
+    assert read_progress(state) == {"step": 10}
 
 
 def test_states_are_pruned_and_an_earlier_run_is_set_aside(tmp_path):
@@ -173,7 +185,9 @@ def test_states_are_pruned_and_an_earlier_run_is_set_aside(tmp_path):
 def test_resuming_with_other_settings_is_refused(tmp_path):
     run(small_config(tmp_path))
     with pytest.raises(TrainingStateError, match="made with another batch_size"):
-        run(small_config(tmp_path, resume=True, batch_size=6))
+        run(small_config(tmp_path, resume="latest", batch_size=6))
+    with pytest.raises(TrainingStateError, match="made with another model"):
+        run(small_config(tmp_path, resume="latest", model=SMALL_MODEL | {"hidden_size": 16}))
 
 
 def test_bad_numbers_are_reported_by_molecule_and_end_the_run_in_the_end(tmp_path, monkeypatch, caplog):
@@ -231,3 +245,87 @@ def test_bf16_follows_float32(tmp_path, fresh_accelerate):
     for name in ("energy_loss", "force_loss", "denoising_loss"):
         assert records["bf16"][name] == pytest.approx(records["no"][name], rel=0.05), name
         assert records["bf16"][name] != records["no"][name]
+
+
+def test_micro_batch_in_parts_gives_the_same_gradient(tmp_path):
+    """Losses without noise, in float64: the limit on pairs changes memory, not the update."""
+    examples = training_data.load_source(LABELLED[1], "train", "B3LYP/6-31G*")[:24]
+    gradients, shares = [], []
+    for max_pairs in (None, 700):
+        accelerator = Accelerator(cpu=True)
+        model = small_model().double()
+        micro_batch = training_data.collate_in_parts(examples, max_pairs)
+        for batch, _ in micro_batch:
+            molecules, atoms = batch["atomic_numbers"].shape
+            assert max_pairs is None or molecules * atoms**2 <= max_pairs
+            batch["positions"], batch["forces"] = batch["positions"].double(), batch["forces"].double()
+        assert [len(micro_batch) > 1] == [max_pairs is not None]
+        kept = []
+        stage = StageConfig(1, 0.0, 0, [], LossSettings(force_weight=1.0, denoising_weight=0.0))
+
+        class Keep:
+            def step(self, model=model, kept=kept):
+                kept += [torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])]
+
+            def zero_grad(self, set_to_none):
+                pass
+
+        config = small_config(tmp_path, max_grad_norm=1e9)
+        values = run_update(accelerator.prepare(model), [micro_batch], 0, stage, config, accelerator, [Keep()])
+        record = dict(zip(RECORD_NAMES, values.tolist(), strict=False))
+        blocks = [record[f"gradient_norm_{block}"] for block in BLOCKS]
+        assert record["gradient_norm"] == pytest.approx(sum(norm**2 for norm in blocks) ** 0.5, rel=1e-5)
+        assert blocks[2] == 0 and min(blocks[:2]) > 0
+        gradients += kept
+        shares.append(record["padded_share"])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
+    assert shares[1] < shares[0]
+
+
+def test_molecules_over_the_limit_are_left_out_with_a_sentence(caplog):
+    examples = training_data.load_source(LABELLED[0], "train", "B3LYP/6-31G*")
+    kept = training_data.within_limit(examples, 15**2)
+    assert max(example.graph.num_atoms for example in kept) == 15
+    assert f"left out {len(examples) - len(kept)} of {len(examples)} molecules" in caplog.text
+
+
+def test_validation_keeps_the_best_weights_and_ends_early(tmp_path):
+    """With a learning rate that ruins the model the first validation is the best one; resuming changes nothing."""
+    config = small_config(tmp_path / "whole")
+    ruinous = StageConfig(200, 0.5, 0, LABELLED[:1], LossSettings())
+    validation = ValidationConfig(every=10, max_molecules=6, patience=2, num_pictures=2)
+    config = replace(config, stage1=ruinous, validation=validation, ema_decay=0.5, checkpoint_every=20)
+    history = run(config)["histories"]["stage1"]
+    losses = [record["validation_loss"] for record in history]
+    assert len(losses) == losses.index(min(losses)) + 3 < 20
+    assert (tmp_path / "whole" / "pictures" / "stage1" / "step-00000010.png").exists()
+    progress = read_progress(newest_state(state_folder(tmp_path / "whole")))
+    assert progress["ended"] and progress["best"]["loss"] == min(losses)
+    saved = load_file(tmp_path / "whole" / "stage1" / "model.safetensors")
+    states = load_file(newest_state(state_folder(tmp_path / "whole")) / "modules.safetensors")
+    assert all(torch.equal(states[f"best/{name}"], tensor) for name, tensor in saved.items())
+    assert not all(torch.equal(states[f"average/module.{name}"], tensor) for name, tensor in saved.items())
+    assert run(replace(config, resume="latest"))["histories"]["stage1"] == history
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        LossSettings(force_weight=1.0, denoising_weight=0.0),
+        LossSettings().only(denoising_weight=1.0),
+        LossSettings().only(optimality_weight=1.0),
+        LossSettings().only(score_weight=1.0),
+        LossSettings(score_form="relaxed", score_trains_encoder=True).only(score_weight=1.0),
+        LossSettings(score_form="relaxed").only(score_weight=1.0),
+    ],
+)
+def test_the_blocks_said_to_train_are_those_with_a_gradient(losses):
+    model = small_model()
+    (batch, _), *_ = training_data.collate_in_parts(
+        training_data.load_source(LABELLED[0], "train", "B3LYP/6-31G*")[:6], None
+    )
+    model(**batch, loss_settings=losses, generator=torch.Generator().manual_seed(0)).loss.backward()
+    blocks = {block for trained in losses.trained_blocks().values() for block in trained}
+    for name in BLOCKS:
+        gradients = [p.grad for p in getattr(model, name).parameters() if p.grad is not None]
+        assert any(gradient.abs().max() > 0 for gradient in gradients) == (name in blocks), name

@@ -1,0 +1,112 @@
+"""One optimiser update: its micro-batches on every process, their losses, gradients and norms."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from .bad_numbers import drop_gradients_unless, poison_if_bad
+from .training_config import StageConfig, TrainingConfig
+
+LOSS_NAMES = (
+    "loss",
+    "energy_loss",
+    "force_loss",
+    "denoising_loss",
+    "optimality_consistency_loss",
+    "score_consistency_loss",
+)
+BLOCKS = ("encoder", "energy_decoder", "structure_decoder")
+RECORD_NAMES = (
+    *LOSS_NAMES,
+    "padded_share",
+    "gradient_norm",
+    *(f"gradient_norm_{block}" for block in BLOCKS),
+)
+
+# A batch, and the ids of its molecules. A micro-batch comes in parts if it would be too large in one.
+Part = tuple[dict, list[str]]
+MicroBatch = list[Part]
+
+
+def count_labels(batches: list[dict], accelerator: Accelerator) -> dict[str, Tensor]:
+    """Labels of each kind in `batches` on all processes, as scalar tensors."""
+    counts = torch.zeros(3, device=accelerator.device)
+    for batch in batches:
+        counts[0] += (~batch["energy"].isnan()).sum()
+        counts[1] += (~batch["forces"][:, 0, 0].isnan()).sum()
+        counts[2] += batch["is_equilibrium"].sum()
+    energy, forces, equilibrium = accelerator.reduce(counts, reduction="sum")
+    return {"energy": energy, "forces": forces, "equilibrium": equilibrium}
+
+
+def noise_generator(seed: int, *place: int, device: torch.device) -> torch.Generator:
+    """The noise of a batch depends on the seed and its place in the run only, so resuming needs no state."""
+    entropy = np.random.SeedSequence((seed, *place)).generate_state(1, np.uint64)[0] >> 1
+    return torch.Generator(device).manual_seed(int(entropy))
+
+
+def run_update(
+    prepared: torch.nn.Module,
+    update: list[MicroBatch],
+    step: int,
+    stage: StageConfig,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    optimizers: list[torch.optim.Optimizer],
+) -> Tensor:
+    """Forward, backward and optimiser step over the micro-batches of update number `step` on this process.
+
+    Returns:
+        This process's share of `RECORD_NAMES`, so that the sum over processes is the value of the update, and last
+        1.0 if the update was good, 0.0 if its loss or gradient was not finite. Stays on the device.
+    """
+    # The loader deals micro-batches out in turn, so the same number on all processes together is the same micro-batch
+    # on one.
+    parts = [
+        (batch, (index * accelerator.num_processes + accelerator.process_index, part))
+        for index, micro_batch in enumerate(update)
+        for part, (batch, _) in enumerate(micro_batch)
+    ]
+    counts = count_labels([batch for batch, _ in parts], accelerator)
+    totals = torch.zeros(len(LOSS_NAMES), device=accelerator.device)
+    for index, (batch, place) in enumerate(parts):
+        is_last = index + 1 == len(parts)
+        # DDP averages gradients over processes and `backward` divides by the micro-batches; the losses are already
+        # divided by the label counts of the whole update, so both are undone.
+        with nullcontext() if is_last else accelerator.no_sync(prepared):
+            with accelerator.autocast():
+                generator = noise_generator(config.seed, step, *place, device=accelerator.device)
+                output = prepared(**batch, loss_settings=stage.losses, label_counts=counts, generator=generator)
+            loss = poison_if_bad(output.loss)
+            accelerator.backward(loss * accelerator.num_processes * accelerator.gradient_accumulation_steps)
+        terms = [getattr(output, name) for name in LOSS_NAMES]
+        totals += torch.stack([totals.new_zeros(()) if term is None else term.detach().float() for term in terms])
+    # Every process has the same gradient, and about the same padding; a share of each adds up to it.
+    block_norms = _block_norms(accelerator.unwrap_model(prepared))
+    gradient_norm = accelerator.clip_grad_norm_(prepared.parameters(), config.max_grad_norm).detach().float()
+    shared = torch.stack([_padded_share([batch for batch, _ in parts]), gradient_norm, *block_norms])
+    good = gradient_norm.isfinite()
+    drop_gradients_unless(good, prepared)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    values = torch.cat([totals, shared / accelerator.num_processes])
+    return torch.cat([values.nan_to_num(), good.float().reshape(1)])
+
+
+def _block_norms(model: torch.nn.Module) -> list[Tensor]:
+    norms = []
+    for name in BLOCKS:
+        block = getattr(model, name)
+        gradients = [p.grad for p in block.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=model.device)
+        norms.append(norm.float())
+    return norms
+
+
+def _padded_share(batches: list[dict]) -> Tensor:
+    """The share of atom slots that hold no atom, mean over batches."""
+    return 1 - torch.stack([batch["atom_mask"].float().mean() for batch in batches]).mean()
