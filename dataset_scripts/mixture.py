@@ -32,8 +32,9 @@ class MixtureBatchSampler(Sampler[list[int]]):
     """Batches of indices into the concatenation of several sources.
 
     Every batch has the same number of rows of each source. Each source is walked through in a fresh random order an
-    epoch, on its own; small sources simply come around more often. Batch k depends on the seed and k only, so a run
-    resumes at `start_batch` without state.
+    epoch, on its own; small sources simply come around more often. A source in shards is walked through shard by
+    shard, in random order, with the rows of each in random order, so that few shards are in use at a time. Batch k
+    depends on the seed and k only, so a run resumes at `start_batch` without state.
 
     Args:
         sizes: for each source, the number of atoms of each of its rows.
@@ -42,6 +43,7 @@ class MixtureBatchSampler(Sampler[list[int]]):
         num_batches: batches in the whole run.
         seed: of all orders.
         start_batch: batches to leave out at the beginning.
+        shard_lengths: for each source the rows of its shards, in the order of its rows; by default one shard each.
     """
 
     def __init__(
@@ -52,11 +54,13 @@ class MixtureBatchSampler(Sampler[list[int]]):
         num_batches: int,
         seed: int,
         start_batch: int = 0,
+        shard_lengths: Sequence[Sequence[int]] | None = None,
     ):
         for source, source_sizes in enumerate(sizes):
             if len(source_sizes) == 0:
                 raise ValueError(f"data source number {source} is empty")
         self.sizes = [np.asarray(source_sizes) for source_sizes in sizes]
+        self.shard_lengths = [np.asarray(of_source) for of_source in shard_lengths or [[len(s)] for s in self.sizes]]
         self.counts = rows_per_batch(weights, batch_size)
         self.num_batches = num_batches
         self.seed = seed
@@ -86,6 +90,18 @@ class MixtureBatchSampler(Sampler[list[int]]):
         epochs, places = np.divmod(drawn, len(sizes))
         rows = np.empty_like(drawn)
         for epoch in np.unique(epochs):
-            order = np.random.default_rng((self.seed, source, epoch)).permutation(len(sizes))
-            rows[epochs == epoch] = order[places[epochs == epoch]]
+            rows[epochs == epoch] = self._rows_at(source, int(epoch), places[epochs == epoch])
         return rows[np.argsort(sizes[rows], kind="stable")].reshape(BATCHES_PER_WINDOW, count)
+
+    def _rows_at(self, source: int, epoch: int, places: np.ndarray) -> np.ndarray:
+        """The rows at `places` of an epoch's order: shards permuted, and rows within each."""
+        lengths = self.shard_lengths[source]
+        order = np.random.default_rng((self.seed, source, epoch)).permutation(len(lengths))
+        starts, ends = np.cumsum(lengths) - lengths, np.cumsum(lengths[order])
+        positions = np.searchsorted(ends, places, side="right")
+        rows = np.empty_like(places)
+        for position in np.unique(positions):
+            shard, here = order[position], positions == position
+            within = np.random.default_rng((self.seed, source, epoch, shard)).permutation(lengths[shard])
+            rows[here] = starts[shard] + within[places[here] - (ends[position] - lengths[shard])]
+        return rows

@@ -14,7 +14,7 @@ class SourceConfig:
     """A data source and its share of every batch.
 
     Attributes:
-        name: a configuration of `dataset_scripts.bundled`.
+        name: a configuration of `dataset_scripts.bundled`, or a folder of shards that `dataset_scripts.prepare` wrote.
         weight: share of the rows of a batch.
         only_labelled: leave out rows without energy and forces at the model's level of theory.
         max_rows: take only the first so many rows, to try something out.
@@ -111,6 +111,8 @@ class TrainingConfig:
         max_pairs: a micro-batch with more pairs of atom slots (molecules x largest molecule squared) is computed in
             parts, with the same gradient; a molecule that has more alone is left out. Null: no limit.
         gradient_accumulation_steps: micro-batches an update.
+        num_workers: processes beside each training process that read and collate batches. Bundled data needs none;
+            rows of shards are parsed as they are read, which takes a worker or two.
         optimizer: "adam" as in the paper, or "muon" (torch.optim.Muon for the matrices of the layers, Adam for the
             rest), which needs fewer steps.
         weight_decay: decoupled.
@@ -142,6 +144,7 @@ class TrainingConfig:
     batch_size: int = 32
     max_pairs: int | None = None
     gradient_accumulation_steps: int = 1
+    num_workers: int = 0
     optimizer: str = "adam"
     weight_decay: float = 0.0
     max_grad_norm: float = 10.0

@@ -1,15 +1,20 @@
 """What a stage trains on: examples of its sources, reference energies fitted to them, and the batches."""
 
 import logging
+from collections.abc import Sequence
 from functools import cache, partial
+from itertools import islice
+from math import isqrt
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 
-from dataset_scripts.bundled import load_bundled
+from dataset_scripts.bundled import CONFIG_NAMES, load_bundled
 from dataset_scripts.collator import Example, collate, example_from_row, order_rows
 from dataset_scripts.mixture import MixtureBatchSampler
+from dataset_scripts.sharded import ShardedExamples
 
 from .training_config import SourceConfig, StageConfig, TrainingConfig
 
@@ -17,20 +22,45 @@ logger = logging.getLogger(__name__)
 
 
 @cache
-def load_source(source: SourceConfig, split: str, energy_level_of_theory: str) -> list[Example]:
-    """The examples of one source, with graph features computed once a process.
+def load_source(
+    source: SourceConfig, split: str, energy_level_of_theory: str, max_pairs: int | None = None
+) -> Sequence[Example]:
+    """The examples of one source: of bundled data in memory, graph features computed once a process; else read from
+    its shards as they are asked for.
+
+    Molecules that alone have more than `max_pairs` pairs of atoms are left out, with a warning that counts them.
 
     Raises:
         ValueError: an unknown source, or one without any row.
     """
-    rows = load_bundled(source.name, split)
-    examples = [example_from_row(row, energy_level_of_theory) for row in rows]
-    if source.only_labelled:
-        examples = [example for example in examples if example.is_labelled]
-    examples = examples[: source.max_rows]
-    if not examples:
+    max_atoms = None if max_pairs is None else isqrt(max_pairs)
+    if source.name in CONFIG_NAMES:
+        examples = [example_from_row(row, energy_level_of_theory) for row in load_bundled(source.name, split)]
+        if source.only_labelled:
+            examples = [example for example in examples if example.is_labelled]
+        fitting = [example for example in examples if max_atoms is None or example.graph.num_atoms <= max_atoms]
+        num_left_out = len(examples) - len(fitting)
+    elif Path(source.name).is_dir():
+        fitting = ShardedExamples(Path(source.name), split, energy_level_of_theory, source.only_labelled, max_atoms)
+        num_left_out = fitting.num_too_large
+    else:
+        raise ValueError(
+            f"no data source {source.name!r}: neither a bundled configuration ({', '.join(CONFIG_NAMES)}) nor a folder "
+            "that dataset_scripts.prepare wrote"
+        )
+    if num_left_out:
+        logger.warning(
+            "%s, %s: left out %d molecules of more than %d atoms (max_pairs)",
+            source.name,
+            split,
+            num_left_out,
+            max_atoms,
+        )
+    if source.max_rows is not None:
+        fitting = list(islice(fitting, source.max_rows))
+    if not fitting:
         raise ValueError(f"data source {source} has no rows at {energy_level_of_theory}")
-    return examples
+    return fitting
 
 
 def fit_reference_energies(examples: list[Example]) -> dict[int, float]:
@@ -67,42 +97,32 @@ def collate_in_parts(examples: list[Example], max_pairs: int | None) -> list[tup
     return [(collate(part), [example.molecule_id for example in part]) for part in ordered]
 
 
-def within_limit(examples: list[Example], max_pairs: int | None) -> list[Example]:
-    """Those examples that fit into a part alone; the others are counted in a warning."""
-    if max_pairs is None:
-        return examples
-    fitting = [example for example in examples if example.graph.num_atoms**2 <= max_pairs]
-    if len(fitting) < len(examples):
-        left_out = [example for example in examples if example.graph.num_atoms**2 > max_pairs]
-        largest = max(left_out, key=lambda example: example.graph.num_atoms)
-        logger.warning(
-            "left out %d of %d molecules that alone have more than max_pairs = %d pairs of atoms; the largest is %s, "
-            "%d atoms",
-            len(left_out),
-            len(examples),
-            max_pairs,
-            largest.molecule_id,
-            largest.graph.num_atoms,
-        )
-    return fitting
-
-
 def make_loader(
     stage: StageConfig, energy_level_of_theory: str, config: TrainingConfig, accelerator: Accelerator, start_step: int
 ) -> DataLoader:
     """The batches of a stage from update `start_step` on; each process gets every so many-th micro-batch."""
-    sources = [
-        within_limit(load_source(source, "train", energy_level_of_theory), config.max_pairs) for source in stage.sources
-    ]
+    sources = [load_source(source, "train", energy_level_of_theory, config.max_pairs) for source in stage.sources]
     batches_per_update = config.gradient_accumulation_steps * accelerator.num_processes
     sampler = MixtureBatchSampler(
-        sizes=[[example.graph.num_atoms for example in source] for source in sources],
+        sizes=[_sizes(source) for source in sources],
+        shard_lengths=[
+            source.shard_lengths if isinstance(source, ShardedExamples) else [len(source)] for source in sources
+        ],
         weights=[source.weight for source in stage.sources],
         batch_size=config.batch_size,
         num_batches=stage.num_steps * batches_per_update,
         seed=config.seed,
         start_batch=start_step * batches_per_update,
     )
-    examples = [example for source in sources for example in source]
-    collate_fn = partial(collate_in_parts, max_pairs=config.max_pairs)
-    return accelerator.prepare(DataLoader(examples, batch_sampler=sampler, collate_fn=collate_fn))
+    loader = DataLoader(
+        ConcatDataset(sources),
+        batch_sampler=sampler,
+        collate_fn=partial(collate_in_parts, max_pairs=config.max_pairs),
+        num_workers=config.num_workers,
+    )
+    return accelerator.prepare(loader)
+
+
+def _sizes(source: Sequence[Example]) -> Sequence[int]:
+    """Numbers of atoms."""
+    return source.sizes if isinstance(source, ShardedExamples) else [example.graph.num_atoms for example in source]

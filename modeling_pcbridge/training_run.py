@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 CONSISTENCY, MULTI_TASK, STAGE1 = "consistency", "multi-task", "stage1"
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+# Rows of each source that reference energies are fitted to.
+_REFERENCE_ROWS = 10_000
 _MODEL_CARD = Path(__file__).parent.parent / "model_card.md"
 
 
@@ -91,7 +94,11 @@ def initial_model(config: TrainingConfig) -> PCBridgeModel:
     level = model.config.energy_level_of_theory
     stages = [stage for stage in (config.stage1, config.stage2) if stage is not None]
     sources = {source for stage in stages for source in stage.sources}
-    examples = [e for source in sorted(sources, key=str) for e in load_source(source, "train", level)]
+    examples = [
+        example
+        for source in sorted(sources, key=str)
+        for example in islice(load_source(source, "train", level, config.max_pairs), _REFERENCE_ROWS)
+    ]
     table = model.energy_decoder.reference_energies.energies
     for atomic_number, energy in fit_reference_energies(examples).items():
         table[atomic_number] = energy

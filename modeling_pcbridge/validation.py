@@ -1,6 +1,7 @@
 """Validation while a stage trains: the stage's own loss on held-out rows, the best weights so far, and pictures."""
 
 import copy
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from .graph_batch import pad_graphs
 from .modeling_pcbridge import PCBridgeModel
 from .report import plot_structures
 from .training_config import EvaluationConfig, StageConfig, TrainingConfig
-from .training_data import collate_in_parts, load_source, within_limit
+from .training_data import collate_in_parts, load_source
 from .training_update import count_labels, noise_generator
 
 
@@ -33,9 +34,9 @@ class Validation:
         self.config, self.accelerator = config, accelerator
         self.best = copy.deepcopy(model)
         level = model.config.energy_level_of_theory
-        sources = [load_source(source, "validation", level) for source in stage.sources]
-        examples = [example for source in sources for example in source[: self.settings.max_molecules]]
-        examples = sorted(within_limit(examples, config.max_pairs), key=lambda example: example.graph.num_atoms)
+        sources = [load_source(source, "validation", level, config.max_pairs) for source in stage.sources]
+        examples = [example for source in sources for example in islice(source, self.settings.max_molecules)]
+        examples = sorted(examples, key=lambda example: example.graph.num_atoms)
         size = config.batch_size
         micro_batches = [examples[start : start + size] for start in range(0, len(examples), size)]
         parts = [part for batch in micro_batches for part in collate_in_parts(batch, config.max_pairs)]

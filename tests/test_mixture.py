@@ -43,6 +43,21 @@ def test_each_epoch_visits_every_row_once():
     assert set(counts.values()) == {2, 3} and sum(counts.values()) == 288
 
 
+def test_a_source_in_shards_is_walked_through_shard_by_shard():
+    lengths = [30, 0, 45, 25]
+    batches = list(sampler(shard_lengths=[lengths, [10]]))
+    assert batches != list(sampler())
+    places = [index for batch in batches for index in batch if index < 100]
+    assert Counter(places[:96]) <= Counter(range(100)) and set(places[:192]) == set(range(100))
+    shards = np.searchsorted(np.cumsum(lengths), places, side="right")
+    # A window of 96 rows of 100 touches every shard; with longer shards it touches two at most.
+    assert set(shards) == {0, 2, 3}
+    long = sampler(sizes=[[5] * 10_000, [3]], shard_lengths=[[1000] * 10, [1]], num_batches=BATCHES_PER_WINDOW * 5)
+    windows = np.array(list(long)).reshape(5, -1)
+    assert all(len({index // 1000 for index in window if index < 10_000}) <= 2 for window in windows)
+    assert list(sampler(shard_lengths=[lengths, [10]], start_batch=77)) == batches[77:]
+
+
 def test_order_depends_on_the_seed_only():
     assert list(sampler()) == list(sampler())
     assert list(sampler(seed=1)) != list(sampler())

@@ -194,7 +194,7 @@ def test_bad_numbers_are_reported_by_molecule_and_end_the_run_in_the_end(tmp_pat
     load = training_data.load_source
 
     def with_bad_rows(count: int):
-        def load_bad(source, split, level):
+        def load_bad(source, split, level, max_pairs):
             examples = list(load(source, split, level))
             # Beyond float32, so that the loss is infinite; no label in a file can be NaN.
             return [replace(example, energy=1e39) for example in examples[:count]] + examples[count:]
@@ -283,10 +283,10 @@ def test_micro_batch_in_parts_gives_the_same_gradient(tmp_path):
 
 
 def test_molecules_over_the_limit_are_left_out_with_a_sentence(caplog):
-    examples = training_data.load_source(LABELLED[0], "train", "B3LYP/6-31G*")
-    kept = training_data.within_limit(examples, 15**2)
+    everything = training_data.load_source(LABELLED[0], "train", "B3LYP/6-31G*")
+    kept = training_data.load_source(LABELLED[0], "train", "B3LYP/6-31G*", max_pairs=15**2 + 1)
     assert max(example.graph.num_atoms for example in kept) == 15
-    assert f"left out {len(examples) - len(kept)} of {len(examples)} molecules" in caplog.text
+    assert f"left out {len(everything) - len(kept)} molecules of more than 15 atoms" in caplog.text
 
 
 def test_validation_keeps_the_best_weights_and_ends_early(tmp_path):

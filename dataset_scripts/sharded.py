@@ -1,0 +1,92 @@
+"""Examples of a data set in Parquet shards, read as they are asked for: for sets that do not fit into memory."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .collator import Example, example_from_row
+
+# Shards that a process holds in memory. Batches walk through one shard a source, sometimes two.
+_SHARDS_IN_MEMORY = 8
+
+
+class ShardedExamples(Sequence[Example]):
+    """The rows of `FOLDER/SPLIT/*.parquet`, as `dataset_scripts.prepare` writes them, as a sequence of examples.
+
+    Only the numbers of atoms, and whether there are labels, are read at the beginning: two bytes a row stays in memory.
+
+    Attributes:
+        sizes: (rows,) numbers of atoms.
+        shard_lengths: rows that count, by shard.
+        num_too_large: rows that `max_atoms` left out.
+
+    Args:
+        folder, split: where the shards are.
+        energy_level_of_theory: see `example_from_row`.
+        only_labelled: count rows with an energy at that level only.
+        max_atoms: count molecules with at most so many atoms only.
+
+    Raises:
+        ValueError: no shards, or no row that counts.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        energy_level_of_theory: str,
+        only_labelled: bool = False,
+        max_atoms: int | None = None,
+    ):
+        self.level = energy_level_of_theory
+        self.paths = sorted((folder / split).glob("*.parquet"))
+        if not self.paths:
+            raise ValueError(f"no Parquet shards in {folder / split}; dataset_scripts.prepare makes them")
+        # Rows that count, by shard, or None for all.
+        self._chosen: list[np.ndarray | None] = []
+        self.num_too_large = 0
+        sizes = []
+        for path in self.paths:
+            columns = pq.read_table(path, columns=["atomic_numbers", "energy", "energy_level_of_theory"])
+            num_atoms = pc.list_value_length(columns["atomic_numbers"]).to_numpy().astype(np.uint16)
+            counts = np.ones(len(num_atoms), dtype=bool)
+            if only_labelled:
+                same_level = pc.equal(columns["energy_level_of_theory"], pa.scalar(self.level))
+                counts &= pc.fill_null(pc.and_(same_level, columns["energy"].is_valid()), False).to_numpy()
+            if max_atoms is not None:
+                self.num_too_large += int((counts & (num_atoms > max_atoms)).sum())
+                counts &= num_atoms <= max_atoms
+            self._chosen.append(None if counts.all() else np.flatnonzero(counts))
+            sizes.append(num_atoms[counts])
+        self.sizes = np.concatenate(sizes)
+        self.shard_lengths = [len(of_shard) for of_shard in sizes]
+        self._ends = list(accumulate(self.shard_lengths))
+        if not len(self.sizes):
+            raise ValueError(f"no row of {folder / split} counts (labels at {self.level}, sizes)")
+        self._read = lru_cache(_SHARDS_IN_MEMORY)(pq.read_table)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = bisect_right(self._ends, index)
+        row = index - (self._ends[shard] - self.shard_lengths[shard])
+        chosen = self._chosen[shard]
+        table = self._read(self.paths[shard])
+        return example_from_row(table.slice(row if chosen is None else chosen[row], 1).to_pylist()[0], self.level)
+
+    def __getstate__(self) -> dict:
+        """Worker processes get the index, not the shards in memory."""
+        return {key: value for key, value in self.__dict__.items() if key != "_read"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _read=lru_cache(_SHARDS_IN_MEMORY)(pq.read_table))

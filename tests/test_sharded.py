@@ -1,0 +1,86 @@
+"""Examples from Parquet shards: the same as in memory, whatever process reads them, and training on them."""
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_training import small_config
+
+from dataset_scripts.bundled import load_bundled
+from dataset_scripts.collator import example_from_row
+from dataset_scripts.schema import FEATURES
+from dataset_scripts.sharded import ShardedExamples
+from modeling_pcbridge.training_config import SourceConfig, ValidationConfig
+from modeling_pcbridge.training_data import load_source
+from modeling_pcbridge.training_run import run
+
+LEVEL = "B3LYP/6-31G*"
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    return [load_bundled("pm6", "train")[index] for index in range(0, 3000, 50)]
+
+
+@pytest.fixture(scope="module")
+def folder(rows, tmp_path_factory) -> Path:
+    """Sixty rows in shards of 25, an empty one among them, and a validation split."""
+    folder = tmp_path_factory.mktemp("shards")
+    shards = {"train": [rows[:25], [], rows[25:50], rows[50:]], "validation": [rows[:8]]}
+    for split, contents in shards.items():
+        (folder / split).mkdir()
+        for number, content in enumerate(contents):
+            table = pa.Table.from_pylist(content, schema=FEATURES.arrow_schema)
+            pq.write_table(table, folder / split / f"part-{number}.parquet")
+    return folder
+
+
+def test_rows_are_those_of_the_shards(rows, folder):
+    sharded = ShardedExamples(folder, "train", LEVEL)
+    assert sharded.shard_lengths == [25, 0, 25, 10]
+    for got, row in zip(sharded, rows, strict=True):
+        expected = example_from_row(row, LEVEL)
+        assert (got.molecule_id, got.energy) == (expected.molecule_id, expected.energy)
+        np.testing.assert_array_equal(got.positions, expected.positions)
+    assert sharded.sizes.tolist() == [len(row["atomic_numbers"]) for row in rows]
+    elsewhere = pickle.loads(pickle.dumps(sharded))  # as a worker process gets it
+    assert elsewhere[30].molecule_id == rows[30]["molecule_id"]
+    with pytest.raises(IndexError):
+        sharded[60]
+
+
+def test_only_rows_that_count(rows, folder):
+    labelled = [row["molecule_id"] for row in rows if row["energy"] is not None]
+    assert [e.molecule_id for e in ShardedExamples(folder, "train", LEVEL, only_labelled=True)] == labelled
+    assert 0 < len(labelled) < 60
+    small = ShardedExamples(folder, "train", LEVEL, max_atoms=12)
+    assert [e.graph.num_atoms for e in small] == [n for n in map(len, (r["atomic_numbers"] for r in rows)) if n <= 12]
+    assert small.num_too_large == 60 - len(small)
+    with pytest.raises(ValueError, match="no row of"):
+        ShardedExamples(folder, "train", "CCSD(T)", only_labelled=True)
+    with pytest.raises(ValueError, match="no Parquet shards"):
+        ShardedExamples(folder, "test", LEVEL)
+    with pytest.raises(ValueError, match=r"no data source 'nowhere': neither a bundled configuration \(pm6"):
+        load_source(SourceConfig("nowhere"), "train", LEVEL)
+
+
+def test_training_on_shards_is_training_on_the_rows_and_workers_change_nothing(folder, tmp_path):
+    shards = SourceConfig(str(folder))
+    histories = []
+    for workers in (0, 2):
+        config = small_config(
+            tmp_path / str(workers),
+            num_workers=workers,
+            validation=ValidationConfig(every=10, num_pictures=0),
+        )
+        stage = replace(config.stage1, sources=[shards, SourceConfig("pm6_displaced", max_rows=10)], num_steps=12)
+        run(replace(config, stage1=stage))
+        metrics = json.loads((tmp_path / str(workers) / "metrics.json").read_text())
+        histories.append(metrics["histories"]["stage1"])
+    assert histories[0] == histories[1]
+    assert all(record["validation_loss"] > 0 for record in histories[0])
