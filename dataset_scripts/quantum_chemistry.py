@@ -80,7 +80,7 @@ def _mopac_messages(output: str) -> str:
     """The messages that MOPAC repeats at the end of its output, or the last lines where it gives none."""
     box = output.partition("Error and normal termination messages")[2]
     messages = [m for m in re.findall(r"^ \* (.*\S) *\*$", box, re.MULTILINE) if m != "JOB ENDED NORMALLY"]
-    last_lines = [line.strip() for line in output.splitlines() if line.strip(" *")][-5:]
+    last_lines = [line.strip() for line in output.splitlines() if line.strip(" *")][-6:]
     return " ".join(messages or last_lines) or "no output"
 
 
