@@ -90,9 +90,9 @@ def b3lyp_energy_and_forces(
     """Restricted B3LYP/6-31G*, Cartesian d functions and the VWN form of Gaussian and GAMESS.
 
     Args:
-        exact: exact two-electron integrals and PySCF's default grid (level 3), so that energies are those of Gaussian
-            and GAMESS to 1e-5 hartree (water) instead of density fitting and grid level 1. Density fitting shifts
-            total energies of molecules of this size by up to 3e-4 hartree: do not mix the two.
+        exact: exact two-electron integrals and PySCF's default grid (level 3), so that energies are Gaussian's to
+            1e-6 hartree (water), in place of density fitting and grid level 1. Density fitting shifts total energies
+            of molecules of up to seven heavy atoms by up to 3e-4 hartree: do not mix the two in one data set.
 
     Returns:
         The total electronic energy in eV and the (N, 3) forces in eV/angstrom.

@@ -51,7 +51,7 @@ def test_pm6_minima_agree_with_the_bundled_ones(molecule_id, heat_of_formation):
 
 @needs_mopac
 def test_mopac_says_why_it_failed(monkeypatch):
-    with pytest.raises(RuntimeError, match=r"ATOMS +2 AND +1 ARE SEPARATED BY 0.0001"):
+    with pytest.raises(RuntimeError, match=r"MOPAC: ATOMS +2 AND +1 ARE SEPARATED BY 0.0001.*'GEO-OK'\.$"):
         pm6_minimum([1, 1], np.array([[0, 0, 0], [0, 0, 1e-4]]), 0)
     with pytest.raises(RuntimeError, match=r"UNRECOGNIZED ELEMENT NAME: \(FM\)"):
         pm6_minimum([100, 1], np.array([[0, 0, 0], [0, 0, 1.5]]), 0)
@@ -80,7 +80,7 @@ def test_a_missing_program_stops_the_run_instead_of_being_a_line_a_molecule(monk
 def test_exact_b3lyp_is_that_of_gaussian_and_density_fitting_is_near_it():
     pytest.importorskip("pyscf")
     energy, forces = b3lyp_energy_and_forces([8, 1, 1], WATER, 0, exact=True)
-    assert energy == pytest.approx(WATER_ENERGY, abs=1e-5 * HARTREE_TO_EV)
+    assert energy == pytest.approx(WATER_ENERGY, abs=1e-6 * HARTREE_TO_EV)
     assert np.abs(forces).max() < 0.01
     # Another form of VWN is .037 hartree off, spherical d functions .002.
     fitted, fitted_forces = b3lyp_energy_and_forces([8, 1, 1], WATER, 0)
