@@ -223,8 +223,8 @@ def label_all(
         return
     from distributed import Client, KilledWorker, as_completed
 
-    where = {"address": scheduler} if scheduler else {"n_workers": workers, "threads_per_worker": 1}
-    with Client(**where, dashboard_address=None) as client:
+    own_cluster = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+    with Client(scheduler) if scheduler else Client(**own_cluster) as client:
         tasks = iter(tasks)
         running, completed = {}, as_completed()
 

@@ -212,8 +212,8 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_a_line(tmp_path, worke
 
 
 @pytest.mark.slow
-def test_several_workers_give_the_lines_of_one_and_outlive_a_crash(tmp_path, springs):
-    pytest.importorskip("distributed")
+def test_several_workers_give_the_lines_of_one_and_a_running_scheduler_outlives_a_crash(tmp_path, springs):
+    distributed = pytest.importorskip("distributed")
     molecules = _write(tmp_path / "a.smi", "CF f\nO o\nCC cc\nCN n\nC1 bad\n")
     for workers in (1, 2):
         generate(springs, [molecules], tmp_path / str(workers), workers=workers)
@@ -221,7 +221,8 @@ def test_several_workers_give_the_lines_of_one_and_outlive_a_crash(tmp_path, spr
     assert len(serial) == 5 and serial == parallel
 
     molecules.write_text("CCl kills_its_worker\nO o\nCC cc\n")
-    counts = generate(springs, [molecules], tmp_path / "crash", workers=2)
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        counts = generate(springs, [molecules], tmp_path / "crash", scheduler=cluster.scheduler_address)
     assert counts["done"] == 2 and [reason for reason in counts if "worker process died" in reason]
 
 
