@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 from rdkit import Chem, RDLogger
 
 from dataset_scripts.bundled import CONFIG_NAMES, SPLITS, parquet_path
-from dataset_scripts.label_generation import read_lines
+from dataset_scripts.label_generation import check_same_molecule, read_lines
 from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES, PM6
-from modeling_pcbridge.molecular_graph import mapped_smiles, mol_from_positions, with_structure
+from modeling_pcbridge.molecular_graph import mapped_smiles, mol_from_positions
 
 logger = logging.getLogger(__name__)
 
-# A bonded pair further apart than this in the PM6 structure means that PM6 broke the bond (angstrom).
-MAX_BOND_LENGTH = 1.9
+# What `label_generation` calls the structures of its lines, in the words of the bundled configurations.
+_GEOMETRY_NAMES = {"given": "pm6", "displaced": "pm6_displaced"}
 VALIDATION_PERCENT = 10
 TEST_PERCENT = 10
 
@@ -53,19 +53,14 @@ def checked_mol(structure: dict) -> Chem.Mol:
     """The molecule of a raw row, with bonds perceived from its DFT structure.
 
     Raises:
-        ValueError: the perceived graph is not the source's SMILES, PM6 broke a bond, or the PM6 and DFT structures
-            are different stereoisomers.
+        ValueError: the perceived graph is not the source's SMILES, or PM6 broke a bond or led to another stereoisomer.
     """
     dft = np.stack(structure["qm9_dft_positions"])
     pm6 = np.stack(structure["pm6_positions"])
     mol = mol_from_positions(structure["atomic_numbers"], dft)
     if _constitution(mol) != _constitution(Chem.MolFromSmiles(structure["smiles"])):
         raise ValueError("graph of the DFT structure differs from the SMILES")
-    bonds = np.array([(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in mol.GetBonds()])
-    if np.linalg.norm(pm6[bonds[:, 0]] - pm6[bonds[:, 1]], axis=-1).max() > MAX_BOND_LENGTH:
-        raise ValueError("PM6 broke a bond")
-    if mapped_smiles(with_structure(mol, pm6)) != mapped_smiles(mol):
-        raise ValueError("PM6 and DFT structures are different stereoisomers")
+    check_same_molecule(mol, pm6)
     return mol
 
 
@@ -105,11 +100,26 @@ def rows_of_molecule(structure: dict, mol: Chem.Mol, labels: dict[str, dict]) ->
 
 
 def read_labels(path: Path) -> list[dict]:
-    """Raw labels from Parquet, or from the lines of `label_generation` without its failures."""
+    """Raw labels from Parquet, or the B3LYP/6-31G* lines of `label_generation` without its failures.
+
+    Raises:
+        ValueError: lines of another level.
+    """
     if path.suffix != ".jsonl":
         return pq.read_table(path).to_pylist()
     lines = [line for line in read_lines(path) if "error" not in line]
-    return [{**line, "qm9_index": int(line["molecule_id"].removeprefix("qm9_"))} for line in lines]
+    if any(line["level"] != "b3lyp" for line in lines):
+        raise ValueError(f"{path} has lines of another level than b3lyp")
+    return [
+        {
+            "qm9_index": int(line["molecule_id"].removeprefix("qm9_")),
+            "geometry": _GEOMETRY_NAMES[line["geometry"]],
+            "positions": line["positions"],
+            "energy_ev": line["energy"],
+            "forces_ev_ang": line["forces"],
+        }
+        for line in lines
+    ]
 
 
 def build(structures_path: Path, label_paths: list[Path]) -> dict:

@@ -1,28 +1,169 @@
-"""Compute B3LYP/6-31G* energies and forces, the level of PubChemQC B3LYP/6-31G*//PM6, with PySCF.
+"""Compute labels: PM6 minima, B3LYP/6-31G* energies and forces, GFN2-xTB; on one machine or on a cluster.
 
-    python -m dataset_scripts.label_generation --rows rows.parquet --output labels.jsonl --geometries pm6 pm6_displaced
+    python -m dataset_scripts.label_generation --level pm6 --inputs molecules.smi --output pm6.jsonl --workers 8
+    python -m dataset_scripts.label_generation --level b3lyp --inputs pm6.jsonl --output b3lyp.jsonl \\
+        --geometries given displaced --workers 8
 
-`--rows` is Parquet in `dataset_scripts.schema.FEATURES`; its `positions` are the structures. The output has one JSON
-object a line and is flushed after each: a killed run goes on where it stopped, and `build_bundled` reads the lines
-back. A molecule that fails is a line too, with its reason, and is not tried again. Needs the `qc` extra.
+Input: SMILES files (`SMILES name` a line), SDF, Parquet in `dataset_scripts.schema.FEATURES`, or the output of another
+run. What has no structure gets one from ETKDGv3 and MMFF94. Output: one JSON object a line, a row of the schema with
+its `geometry` and `level`; `load_labels` makes a `Dataset` of it. A molecule that fails is a line with the reason as
+its `error`. A killed run goes on where it stopped when it is started again.
+
+A level of your own: put a `Level` into a module and give `--level my_module:MY_LEVEL`. Programs: `quantum_chemistry`.
+Several workers need the `cluster` extra; `--scheduler tcp://host:8786` uses the workers of a running dask scheduler
+(`dask worker --nthreads 1`), which need this package and the programs.
 """
 
 import argparse
+import fcntl
 import hashlib
+import importlib
 import json
 import os
 import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow.parquet as pq
+from datasets import Dataset
+from rdkit import Chem, rdBase
+from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 from tqdm.auto import tqdm
 
-from modeling_pcbridge.constants import HARTREE_PER_BOHR_TO_EV_PER_ANGSTROM, HARTREE_TO_EV
+from dataset_scripts.quantum_chemistry import (
+    b3lyp_energy_and_forces,
+    gfn2_energy_and_forces,
+    gfn2_minimum,
+    pm6_minimum,
+)
+from dataset_scripts.schema import B3LYP_6_31GD, FEATURES, GFN2_XTB, PM6
+from modeling_pcbridge.molecular_graph import graph_from_mol, mapped_smiles, mol_from_smiles, with_structure
 
-# "pm6" is the structure itself; "pm6_displaced" moves every coordinate by Gaussian noise of one of these widths.
-GEOMETRIES = ("pm6", "pm6_displaced")
+
+@dataclass(frozen=True)
+class Level:
+    """A level of theory and how to compute it.
+
+    Both functions take (atomic_numbers, (N, 3) positions, total_charge) and raise RuntimeError or ValueError where a
+    calculation fails; either may be absent.
+
+    Attributes:
+        level_of_theory: the name that travels with the labels.
+        energy_and_forces: gives the energy in eV and the (N, 3) forces in eV/angstrom at the positions.
+        minimum: gives the (N, 3) positions of a minimum and its energy in eV.
+    """
+
+    level_of_theory: str
+    energy_and_forces: Callable[..., tuple[float, np.ndarray]] | None = None
+    minimum: Callable[..., tuple[np.ndarray, float]] | None = None
+
+
+LEVELS = {
+    "pm6": Level(PM6, minimum=pm6_minimum),
+    "b3lyp": Level(B3LYP_6_31GD, b3lyp_energy_and_forces),
+    "b3lyp_exact": Level(B3LYP_6_31GD, partial(b3lyp_energy_and_forces, exact=True)),
+    "gfn2": Level(GFN2_XTB, gfn2_energy_and_forces, gfn2_minimum),
+}
+
+# The structure of the input, one moved from it by Gaussian noise of one of the widths, or the minimum below it.
+GEOMETRIES = ("given", "displaced", "minimum")
 DISPLACEMENTS = (0.03, 0.06, 0.1)  # angstrom
+
+# A bond is broken when it is longer than this times the sum of the covalent radii.
+MAX_BOND_STRETCH = 1.3
+
+_TASKS_IN_FLIGHT = 1000
+
+
+def find_level(name: str) -> Level:
+    """A level by its name in `LEVELS`, or a user's own by `module:attribute`.
+
+    Raises:
+        ValueError: no such name.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon and name not in LEVELS:
+        raise ValueError(f"no level {name!r}; there are {', '.join(LEVELS)}, or give module:attribute")
+    return getattr(importlib.import_module(module), attribute) if colon else LEVELS[name]
+
+
+def read_molecules(path: Path) -> list[dict]:
+    """The molecules of one input file, not parsed yet: `molecule_id` with `smiles` or `mol_block`, maybe `positions`.
+
+    Molecules without a name are numbered by line or record: "file_000001".
+
+    Raises:
+        ValueError: a file of another kind.
+    """
+    if path.suffix in (".smi", ".smiles"):
+        fields = [line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip()]
+        found = [{"smiles": field[0], "molecule_id": "".join(field[1:]).strip()} for field in fields]
+    elif path.suffix == ".sdf":
+        blocks = re.split(r"^\$\$\$\$.*\n?", path.read_text(), flags=re.MULTILINE)
+        found = [{"mol_block": b, "molecule_id": b.partition("\n")[0].strip()} for b in blocks if b.strip()]
+    elif path.suffix in (".parquet", ".jsonl"):
+        rows = pq.read_table(path).to_pylist() if path.suffix == ".parquet" else read_lines(path)
+        found = [row | {"smiles": row["mapped_smiles"]} for row in rows if "error" not in row]
+    else:
+        raise ValueError(f"{path}: not one of .smi, .smiles, .sdf, .parquet, .jsonl")
+    for number, molecule in enumerate(found, start=1):
+        molecule["molecule_id"] = molecule["molecule_id"] or f"{path.stem}_{number:06d}"
+    return found
+
+
+def starting_structure(molecule: dict) -> Chem.Mol:
+    """The molecule with hydrogens, its structure and the stereo marks of that structure.
+
+    Raises:
+        ValueError: it cannot be parsed, is a radical or several fragments, or its coordinates are not numbers.
+        RuntimeError: it has no structure and ETKDG finds none.
+    """
+    positions = molecule.get("positions")
+    if "mol_block" in molecule:
+        mol = Chem.MolFromMolBlock(molecule["mol_block"], removeHs=False)
+        if mol is None:
+            raise ValueError("RDKit cannot parse the SDF record")
+        mol = Chem.AddHs(mol, addCoords=True)
+        positions = mol.GetConformer().GetPositions() if mol.GetConformer().Is3D() else None
+    else:
+        mol = mol_from_smiles(molecule["smiles"])
+    graph_from_mol(mol)  # refuses what the model cannot take, before time is spent on it
+    if positions is None:
+        embedded = Chem.Mol(mol)
+        parameters = rdDistGeom.ETKDGv3()
+        parameters.randomSeed = 1
+        if rdDistGeom.EmbedMolecule(embedded, parameters) < 0:
+            raise RuntimeError("ETKDG found no structure")
+        if rdForceFieldHelpers.MMFFHasAllMoleculeParams(embedded):
+            rdForceFieldHelpers.MMFFOptimizeMolecule(embedded, maxIters=2000)
+        positions = embedded.GetConformer().GetPositions()
+    positions = np.array(positions, dtype=np.float64)
+    if positions.shape != (mol.GetNumAtoms(), 3) or not np.isfinite(positions).all():
+        raise ValueError(f"positions of shape {positions.shape} for {mol.GetNumAtoms()} atoms, or not numbers")
+    return with_structure(mol, positions)
+
+
+def check_same_molecule(mol: Chem.Mol, positions: np.ndarray) -> None:
+    """Whether an optimisation from the structure of `mol` to (N, 3) `positions` kept the molecule.
+
+    Raises:
+        ValueError: a bond is longer than `MAX_BOND_STRETCH` allows, or the stereo marks are others.
+    """
+    radius = Chem.GetPeriodicTable().GetRcovalent
+    for bond in mol.GetBonds():
+        begin, end = bond.GetBeginAtom(), bond.GetEndAtom()
+        length = np.linalg.norm(positions[begin.GetIdx()] - positions[end.GetIdx()])
+        if length > MAX_BOND_STRETCH * (radius(begin.GetAtomicNum()) + radius(end.GetAtomicNum())):
+            raise ValueError(f"the optimisation broke a bond ({begin.GetSymbol()}-{end.GetSymbol()}, {length:.2f} A)")
+    if mapped_smiles(with_structure(mol, positions)) != mapped_smiles(mol):
+        raise ValueError("the optimisation led to another stereoisomer")
 
 
 def displaced(positions: np.ndarray, molecule_id: str) -> np.ndarray:
@@ -32,79 +173,177 @@ def displaced(positions: np.ndarray, molecule_id: str) -> np.ndarray:
     return positions + rng.normal(size=positions.shape) * rng.choice(DISPLACEMENTS)
 
 
-def b3lyp_energy_and_forces(
-    atomic_numbers: list[int], positions: np.ndarray, total_charge: int
-) -> tuple[float, np.ndarray]:
-    """Restricted B3LYP/6-31G* with density fitting, Cartesian d functions and the VWN form of Gaussian and GAMESS.
-
-    Returns:
-        The total electronic energy in eV and the (N, 3) forces in eV/angstrom.
-
-    Raises:
-        RuntimeError: the self-consistent field did not converge.
-    """
-    from pyscf import dft, gto
-
-    atoms = [(int(z), position) for z, position in zip(atomic_numbers, positions, strict=True)]
-    molecule = gto.M(atom=atoms, basis="6-31g*", cart=True, charge=total_charge, unit="Angstrom", verbose=0)
-    field = dft.RKS(molecule, xc="b3lyp").density_fit()
-    field.grids.level = 1
-    field.conv_tol = 1e-8
-    energy = field.kernel()
-    if not field.converged:
-        raise RuntimeError("the self-consistent field did not converge")
-    gradient = field.nuc_grad_method().kernel()
-    return energy * HARTREE_TO_EV, -gradient * HARTREE_PER_BOHR_TO_EV_PER_ANGSTROM
-
-
-def label_row(row: dict, geometry: str) -> dict:
-    """One output line for one row and geometry; on failure it has an `error` in place of the labels."""
-    positions = np.array(row["positions"], dtype=np.float64)
-    if geometry == "pm6_displaced":
-        positions = displaced(positions, row["molecule_id"])
-    line = {"molecule_id": row["molecule_id"], "geometry": geometry}
+def label(molecule: dict, geometry: str, level_name: str) -> dict:
+    """One output line for one molecule and geometry; on failure it has an `error` in place of the labels."""
+    line = {"molecule_id": molecule["molecule_id"], "geometry": geometry, "level": level_name}
     try:
-        energy, forces = b3lyp_energy_and_forces(row["atomic_numbers"], positions, row["total_charge"])
-    except (RuntimeError, ValueError, np.linalg.LinAlgError) as error:
+        with rdBase.BlockLogs():
+            return line | _labelled_row(molecule, geometry, find_level(level_name))
+    except (RuntimeError, ValueError) as error:
         return line | {"error": str(error)}
-    return line | {
+
+
+def _labelled_row(molecule: dict, geometry: str, level: Level) -> dict:
+    mol = starting_structure(molecule)
+    atomic_numbers = [atom.GetAtomicNum() for atom in mol.GetAtoms()]
+    total_charge = Chem.GetFormalCharge(mol)
+    positions = mol.GetConformer().GetPositions()
+    forces, equilibrium = None, None
+    if geometry == "minimum":
+        positions, energy = level.minimum(atomic_numbers, positions, total_charge)
+        check_same_molecule(mol, positions)
+        equilibrium = level.level_of_theory
+    else:
+        if geometry == "displaced":
+            positions = displaced(positions, molecule["molecule_id"])
+        else:
+            equilibrium = molecule.get("equilibrium_level_of_theory")
+        energy, forces = level.energy_and_forces(atomic_numbers, positions, total_charge)
+    if not np.isfinite(energy) or (forces is not None and not np.isfinite(forces).all()):
+        raise RuntimeError("the energy or a force is not a number")
+    return {
+        "smiles": Chem.MolToSmiles(Chem.RemoveHs(mol)),
+        "mapped_smiles": mapped_smiles(mol),
+        "atomic_numbers": atomic_numbers,
+        "total_charge": total_charge,
         "positions": positions.round(6).tolist(),
-        "energy_ev": energy,
-        "forces_ev_ang": forces.round(6).tolist(),
+        "equilibrium_level_of_theory": equilibrium,
+        "energy": float(energy),
+        "forces": None if forces is None else forces.round(6).tolist(),
+        "energy_level_of_theory": level.level_of_theory,
     }
 
 
+def label_all(
+    tasks: Iterable[tuple[dict, str]], level_name: str, workers: int = 1, scheduler: str | None = None
+) -> Iterator[dict]:
+    """The lines of (molecule, geometry) tasks: in order by one worker, as they come by several (dask.distributed)."""
+    if workers == 1 and scheduler is None:
+        yield from (label(molecule, geometry, level_name) for molecule, geometry in tasks)
+        return
+    from distributed import Client, KilledWorker, as_completed
+
+    own_cluster = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+    with Client(scheduler) if scheduler else Client(**own_cluster) as client:
+        tasks = iter(tasks)
+        running, completed = {}, as_completed()
+
+        def submit(count: int) -> None:
+            for molecule, geometry in islice(tasks, count):
+                future = client.submit(label, molecule, geometry, level_name, pure=False)
+                running[future] = {"molecule_id": molecule["molecule_id"], "geometry": geometry, "level": level_name}
+                completed.add(future)
+
+        submit(_TASKS_IN_FLIGHT)
+        for future in completed:
+            line = running.pop(future)
+            try:
+                yield future.result()
+            except KilledWorker:  # dask has tried it on several workers
+                yield line | {"error": "the worker process died (out of memory, or the program crashed)"}
+            submit(1)
+
+
 def read_lines(path: Path) -> list[dict]:
-    """All whole lines of an output file; a last line cut short by a kill is dropped from the file."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        path.write_bytes(whole)
-    return [json.loads(line) for line in whole.splitlines()]
+    """All whole lines of an output file, without a last one cut short by a kill; none where there is no file.
+
+    Raises:
+        ValueError: a line is not JSON.
+    """
+    lines = []
+    for number, text in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else [], start=1):
+        if text.endswith(b"\n"):
+            try:
+                lines.append(json.loads(text))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number} is not JSON ({error})") from error
+    return lines
+
+
+def load_labels(path: Path) -> Dataset:
+    """The rows of an output file, without its failures, as a `Dataset` in the columns of `schema.FEATURES`."""
+    rows = [line for line in read_lines(path) if "error" not in line]
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
+
+
+def generate(
+    level: str,
+    inputs: list[Path],
+    output: Path,
+    geometries: list[str] | None = None,
+    max_molecules: int | None = None,
+    workers: int = 1,
+    scheduler: str | None = None,
+    retry_failed: bool = False,
+) -> Counter:
+    """The command (see its options): append the missing lines to `output`, and count the new ones by error or "done".
+
+    Raises:
+        ValueError: bad input, an output of another level or one that another process is writing to.
+    """
+    functions = find_level(level)
+    geometries = geometries or (["given"] if functions.energy_and_forces else ["minimum"])
+    for geometry in geometries:
+        if (functions.minimum if geometry == "minimum" else functions.energy_and_forces) is None:
+            raise ValueError(f"level {level} cannot compute geometry {geometry!r}")
+    molecules = [molecule for path in inputs for molecule in read_molecules(path)]
+    repeated = [name for name, count in Counter(m["molecule_id"] for m in molecules).items() if count > 1]
+    if repeated:
+        raise ValueError(f"molecule_id {repeated[0]!r} is there more than once in the input")
+    # In a random order, so that what is there at any time is a fair sample; without rows that have their label already.
+    random.Random(0).shuffle(molecules)
+    if geometries != ["minimum"]:
+        molecules = [m for m in molecules if m.get("energy_level_of_theory") != functions.level_of_theory]
+    tasks = [(molecule, geometry) for molecule in molecules[:max_molecules] for geometry in geometries]
+
+    with output.open("a+b") as file:
+        done = _finished_tasks(file, level, retry_failed)
+        tasks = [(m, geometry) for m, geometry in tasks if (m["molecule_id"], geometry) not in done]
+        lines = label_all(tasks, level, workers, scheduler)
+        new = Counter()
+        for line in (progress := tqdm(lines, total=len(tasks), desc=functions.level_of_theory, unit="structure")):
+            file.write(json.dumps(line).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+            new[line.get("error", "done")] += 1
+            progress.set_postfix(failed=new.total() - new["done"])
+    return new
+
+
+def _finished_tasks(file: BinaryIO, level: str, retry_failed: bool) -> set[tuple[str, str]]:
+    """Make the open output ours and whole; the molecules and geometries that need no new line."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(f"another process is writing to {file.name}") from error
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)  # a line cut short by a kill
+    lines = read_lines(Path(file.name))
+    if others := {line["level"] for line in lines} - {level}:
+        raise ValueError(f"{file.name} holds labels of level {others.pop()}; give another --output")
+    return {(ln["molecule_id"], ln["geometry"]) for ln in lines if not (retry_failed and "error" in ln)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=Path, nargs="+", required=True, help="Parquet files in the project's schema")
+    parser.add_argument("--level", required=True, help=f"{', '.join(LEVELS)}, or module:attribute")
+    parser.add_argument("--inputs", type=Path, nargs="+", required=True, help=".smi, .sdf, .parquet or .jsonl files")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines, appended to")
-    parser.add_argument("--geometries", nargs="+", choices=GEOMETRIES, default=list(GEOMETRIES))
-    parser.add_argument("--seed", type=int, default=0, help="order in which molecules are taken")
-    parser.add_argument("--max_molecules", type=int, default=None)
+    parser.add_argument("--geometries", nargs="+", choices=GEOMETRIES, help="default: given; for pm6, minimum")
+    parser.add_argument("--max_molecules", type=int, help="take only so many, in a fixed random order")
+    parser.add_argument("--workers", type=int, default=1, help="processes on this machine, one thread each")
+    parser.add_argument("--scheduler", help="address of a running dask scheduler, in place of --workers")
+    parser.add_argument("--retry_failed", action="store_true", help="try again what has failed before")
     arguments = parser.parse_args()
-
-    rows = [row for path in arguments.rows for row in pq.read_table(path).to_pylist() if row["energy"] is None]
-    random.Random(arguments.seed).shuffle(rows)
-    done = {(line["molecule_id"], line["geometry"]) for line in read_lines(arguments.output)}
-    tasks = [(row, geometry) for row in rows[: arguments.max_molecules] for geometry in arguments.geometries]
-    tasks = [(row, geometry) for row, geometry in tasks if (row["molecule_id"], geometry) not in done]
-    with arguments.output.open("a") as output:
-        for row, geometry in tqdm(tasks, desc="B3LYP/6-31G*", unit="structure"):
-            output.write(json.dumps(label_row(row, geometry)) + "\n")
-            output.flush()
-            os.fsync(output.fileno())
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # tblite reads it when it is loaded, which is later
+    try:
+        counts = generate(**vars(arguments))
+    except (ValueError, ImportError, OSError) as error:
+        parser.exit(1, f"{type(error).__name__}: {error}\n")
+    for reason, count in counts.most_common():
+        print(f"{count:8,} {reason}")
 
 
 if __name__ == "__main__":
-    main()
+    # Through the module, so that workers find its functions there and not in __main__.
+    importlib.import_module("dataset_scripts.label_generation").main()

@@ -5,6 +5,7 @@ from datasets import Features, List, Value
 PM6 = "PM6"
 B3LYP_6_31GD = "B3LYP/6-31G*"
 B3LYP_6_31G2DFP = "B3LYP/6-31G(2df,p)"
+GFN2_XTB = "GFN2-xTB"
 
 _VECTORS = List(List(Value("float32"), length=3))
 

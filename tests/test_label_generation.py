@@ -1,27 +1,92 @@
-"""Labels made again agree with the bundled ones; interrupted output is taken up without loss. Needs the `qc` extra."""
+"""The command: input of every kind, failures, interruptions, several workers; lines read back as data."""
 
+import fcntl
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from rdkit import Chem
 
 from dataset_scripts.build_bundled import read_labels
-from dataset_scripts.bundled import SPLITS, load_bundled
-from dataset_scripts.label_generation import displaced, label_row, read_lines
+from dataset_scripts.bundled import SPLITS, load_bundled, parquet_path
+from dataset_scripts.label_generation import (
+    check_same_molecule,
+    displaced,
+    generate,
+    label,
+    load_labels,
+    read_lines,
+    read_molecules,
+    starting_structure,
+)
+from dataset_scripts.schema import FEATURES
+
+RAW_LABELS = parquet_path("pm6", "test").parents[1] / "raw_labels" / "b3lyp_7_heavy_atoms.jsonl"
+
+# A user's own level: every atom bound to the origin by 1 eV/angstrom^2. For the command, not for chemistry.
+SPRINGS = """
+import os, signal, time
+from dataset_scripts.label_generation import Level
+
+def springs(atomic_numbers, positions, total_charge):
+    if 9 in atomic_numbers:
+        raise RuntimeError("no fluorine here")
+    if 17 in atomic_numbers:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if 7 in atomic_numbers:
+        time.sleep(0.05)
+    return 0.5 * (positions**2).sum(), -positions
+
+LEVEL = Level("springs", springs)
+"""
 
 
-def bundled_rows(name: str) -> list[dict]:
-    return [row for split in SPLITS for row in load_bundled(name, split)]
+@pytest.fixture
+def springs(tmp_path, monkeypatch) -> str:
+    (tmp_path / "springs.py").write_text(SPRINGS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    return "springs:LEVEL"
 
 
-@pytest.mark.slow
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def _keys(path: Path) -> list[tuple[str, str]]:
+    return sorted((line["molecule_id"], line["geometry"]) for line in read_lines(path))
+
+
+def bundled_rows(name: str) -> dict[str, dict]:
+    return {row["molecule_id"]: row for split in SPLITS for row in load_bundled(name, split)}
+
+
 @pytest.mark.parametrize("molecule_id", ["qm9_000002", "qm9_000003", "qm9_000005"])
-def test_labels_agree_with_the_bundled_ones(molecule_id):
+@pytest.mark.parametrize("name", ["pm6", "pm6_displaced"])
+def test_b3lyp_labels_agree_with_the_bundled_ones(molecule_id, name):
     pytest.importorskip("pyscf")
-    row = next(row for row in bundled_rows("pm6") if row["molecule_id"] == molecule_id)
-    label = label_row(row, "pm6")
-    assert label["energy_ev"] == pytest.approx(row["energy"], abs=1e-3)
-    np.testing.assert_allclose(label["forces_ev_ang"], row["forces"], atol=1e-2)
+    row = bundled_rows(name)[molecule_id]
+    found = label(row | {"smiles": row["mapped_smiles"]}, "given", "b3lyp")
+    assert found["equilibrium_level_of_theory"] == row["equilibrium_level_of_theory"]
+    assert found["energy"] == pytest.approx(row["energy"], abs=1e-3)
+    np.testing.assert_allclose(found["forces"], row["forces"], atol=1e-2)
+    assert found["mapped_smiles"] == row["mapped_smiles"]
+
+
+def test_displacements_are_those_of_the_raw_labels():
+    minima = bundled_rows("pm6")
+    lines = [line for line in read_lines(RAW_LABELS) if line["geometry"] == "displaced"]
+    assert len(lines) > 100
+    for line in lines[:20]:
+        moved = displaced(np.array(minima[line["molecule_id"]]["positions"]), line["molecule_id"])
+        np.testing.assert_allclose(moved, line["positions"], atol=1e-5)
 
 
 def test_displacements_are_the_same_on_every_run_and_of_a_stated_width():
@@ -33,17 +98,141 @@ def test_displacements_are_the_same_on_every_run_and_of_a_stated_width():
     assert all(min(abs(w - width) for w in (0.03, 0.06, 0.1)) < 0.008 for width in widths)
 
 
-def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path):
-    path = tmp_path / "labels.jsonl"
-    whole = [{"molecule_id": "a", "geometry": "pm6"}, {"molecule_id": "b", "geometry": "pm6"}]
-    path.write_text("".join(json.dumps(line) + "\n" for line in whole) + '{"molecule_id": "c", "geo')
-    assert read_lines(path) == whole
-    assert path.read_text().endswith("\n") and read_lines(path) == whole
+def test_molecules_are_read_from_every_kind_of_file(tmp_path):
+    water = starting_structure({"smiles": "O"})
+    block, flat = Chem.MolToMolBlock(water), Chem.MolToMolBlock(Chem.MolFromSmiles("C1CCCCC1"))
+    sdf = _write(
+        tmp_path / "a.sdf", f"named{block}$$$$\n{block}>  <P>\n1\n\n$$$$\n{flat}$$$$\nbroken\n\n\nno atoms\n$$$$\n"
+    )
+    molecules = read_molecules(sdf)
+    assert [m["molecule_id"] for m in molecules] == ["named", "a_000002", "a_000003", "broken"]
+    for molecule in molecules[:2]:
+        positions = starting_structure(molecule).GetConformer().GetPositions()
+        np.testing.assert_allclose(positions, water.GetConformer().GetPositions(), atol=1e-4)
+    ring = starting_structure(molecules[2])  # drawn flat: hydrogens and a structure are made
+    assert np.linalg.matrix_rank(np.cov(ring.GetConformer().GetPositions()[:6].T), tol=0.01) == 3
+    with pytest.raises(ValueError, match="cannot parse the SDF record"):
+        starting_structure(molecules[3])
+
+    smiles = read_molecules(_write(tmp_path / "a.smi", "O water, pure\n\nCC\n"))
+    assert [(m["smiles"], m["molecule_id"]) for m in smiles] == [("O", "water, pure"), ("CC", "a_000002")]
+    row = read_molecules(parquet_path("pm6", "test"))[0]
+    np.testing.assert_allclose(starting_structure(row).GetConformer().GetPositions(), row["positions"], atol=1e-6)
+    with pytest.raises(ValueError, match=r"a\.csv: not one of"):
+        read_molecules(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("smiles", "positions", "reason"),
+    [
+        ("C1", None, "cannot parse"),
+        ("[CH3]", None, "radical"),
+        ("O.O", None, "several fragments"),
+        ("O", [[0.0, 0.0, 0.0]] * 2, "for 3 atoms"),
+        ("O", [[0.0, 0.0, np.nan]] * 3, "not numbers"),
+    ],
+)
+def test_bad_molecules_are_lines_with_the_reason(smiles, positions, reason, springs):
+    found = label({"molecule_id": "a", "smiles": smiles, "positions": positions}, "given", springs)
+    assert reason in found["error"] and "energy" not in found
+
+
+def test_failures_are_recorded_and_tried_again_only_when_asked(tmp_path, springs):
+    molecules, output = _write(tmp_path / "a.smi", "CF f\nO o\n"), tmp_path / "a.jsonl"
+    options = {"level": springs, "inputs": [molecules], "output": output}
+    assert generate(**options, geometries=["given", "displaced"]) == {"done": 2, "no fluorine here": 2}
+    before = output.read_bytes()
+    assert not generate(**options, geometries=["given", "displaced"])
+    assert output.read_bytes() == before
+    assert generate(**options, retry_failed=True) == {"no fluorine here": 1}
+
+    rows = load_labels(output)
+    assert rows.features == FEATURES and rows["molecule_id"][:] == ["o", "o"]
+    assert rows[0]["energy"] == pytest.approx(0.5 * np.square(rows[0]["positions"]).sum(), abs=1e-5)
+    assert rows[0]["energy_level_of_theory"] == "springs" and rows[0]["equilibrium_level_of_theory"] is None
+
+
+def test_what_cannot_be_done_is_one_clear_error(tmp_path):
+    molecules, output = _write(tmp_path / "a.smi", "O o\nC o\n"), tmp_path / "a.jsonl"
+    with pytest.raises(ValueError, match="'o' is there more than once"):
+        generate("gfn2", [molecules], output)
+    with pytest.raises(ValueError, match="no level 'ccsd'; there are pm6, b3lyp"):
+        generate("ccsd", [molecules], output)
+    with pytest.raises(ValueError, match="pm6 cannot compute geometry 'displaced'"):
+        generate("pm6", [molecules], output, geometries=["displaced"])
+    output.write_text('{"molecule_id": "a", "geometry": "given", "level": "gfn2"}\n')
+    molecules.write_text("O o\n")
+    with pytest.raises(ValueError, match="holds labels of level gfn2"):
+        generate("pm6", [molecules], output)
+    with output.open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another process is writing"):
+            generate("gfn2", [molecules], output)
+
+
+def test_a_changed_molecule_is_told_from_an_optimised_one():
+    mol = starting_structure({"smiles": "C[C@H](F)O"})
+    positions = mol.GetConformer().GetPositions()
+    check_same_molecule(mol, positions * 1.1)
+    with pytest.raises(ValueError, match="another stereoisomer"):
+        check_same_molecule(mol, positions * [1, 1, -1])
+    positions[2] *= 3  # fluorine
+    with pytest.raises(ValueError, match=r"broke a bond \(C-F"):
+        check_same_molecule(mol, positions)
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out_and_made_again(tmp_path, springs):
+    molecules, output = _write(tmp_path / "a.smi", "O a\nCC b\nCCC c\n"), tmp_path / "a.jsonl"
+    generate(springs, [molecules], output)
+    whole = output.read_bytes()
+    output.write_bytes(whole[:-9])
+    assert len(read_lines(output)) == 2 and output.read_bytes() == whole[:-9]  # reading changes nothing
+    assert generate(springs, [molecules], output) == {"done": 1}
+    assert output.read_bytes() == whole
     assert read_lines(tmp_path / "absent.jsonl") == []
 
 
-def test_generated_lines_are_read_as_labels(tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_run_goes_on_without_losing_or_repeating_a_line(tmp_path, workers, springs):
+    if workers > 1:
+        pytest.importorskip("distributed")
+    molecules, output = _write(tmp_path / "a.smi", "".join(f"{'C' * i}N {i}\n" for i in range(1, 61))), tmp_path / "o"
+    options = ["--level", springs, "--inputs", molecules, "--output", output, "--workers", str(workers)]
+    command = [sys.executable, "-m", "dataset_scripts.label_generation", *map(str, options)]
+    process = subprocess.Popen(command, start_new_session=True)
+    while not output.exists() or output.read_bytes().count(b"\n") < 5:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 5 <= len(read_lines(output)) < 60
+    subprocess.run(command, check=True)
+    assert _keys(output) == sorted((str(i), "given") for i in range(1, 61))
+
+
+@pytest.mark.slow
+def test_several_workers_give_the_lines_of_one_and_a_running_scheduler_outlives_a_crash(tmp_path, springs):
+    distributed = pytest.importorskip("distributed")
+    molecules = _write(tmp_path / "a.smi", "CF f\nO o\nCC cc\nCN n\nC1 bad\n")
+    for workers in (1, 2):
+        generate(springs, [molecules], tmp_path / str(workers), workers=workers)
+    serial, parallel = (sorted((tmp_path / n).read_text().splitlines()) for n in "12")
+    assert len(serial) == 5 and serial == parallel
+
+    molecules.write_text("CCl kills_its_worker\nO o\nCC cc\n")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        counts = generate(springs, [molecules], tmp_path / "crash", scheduler=cluster.scheduler_address)
+    assert counts["done"] == 2 and [reason for reason in counts if "worker process died" in reason]
+
+
+def test_generated_lines_are_read_as_labels_of_the_bundle(tmp_path):
     path = tmp_path / "labels.jsonl"
-    good = {"molecule_id": "qm9_000042", "geometry": "pm6", "energy_ev": -1.0}
-    path.write_text("".join(json.dumps(line) + "\n" for line in (good, {**good, "error": "did not converge"})))
-    assert read_labels(path) == [{**good, "qm9_index": 42}]
+    line = {"molecule_id": "qm9_000042", "geometry": "displaced", "level": "b3lyp"}
+    good = {**line, "energy": -1.0, "forces": [[0.0] * 3], "positions": [[1.0] * 3]}
+    path.write_text("".join(json.dumps(line) + "\n" for line in (good, {**line, "error": "did not converge"})))
+    expected = {"qm9_index": 42, "geometry": "pm6_displaced", "energy_ev": -1.0}
+    assert read_labels(path) == [{**expected, "forces_ev_ang": [[0.0] * 3], "positions": [[1.0] * 3]}]
+    path.write_text(json.dumps({**good, "level": "gfn2"}) + "\n")
+    with pytest.raises(ValueError, match="another level than b3lyp"):
+        read_labels(path)

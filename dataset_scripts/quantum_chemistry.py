@@ -1,0 +1,148 @@
+"""The programs that make labels: one function a calculation, in angstrom, eV and eV/angstrom.
+
+| function | level of theory | program |
+| --- | --- | --- |
+| `pm6_minimum` | PM6 | MOPAC 22 (the program `mopac`; Debian package of that name) |
+| `b3lyp_energy_and_forces` | B3LYP/6-31G*, the level of PubChemQC B3LYP/6-31G*//PM6 | PySCF (extra `qc`) |
+| `gfn2_energy_and_forces`, `gfn2_minimum` | GFN2-xTB | tblite and ASE (extra `xtb`) |
+
+All take (atomic_numbers, positions, total_charge) of a closed-shell molecule and use one thread (GFN2-xTB: as many as
+OMP_NUM_THREADS says when it is first used). A calculation that fails raises RuntimeError or ValueError with the
+program's reason; a program that is not installed, ImportError.
+"""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from rdkit import Chem
+
+from modeling_pcbridge.constants import (
+    HARTREE_PER_BOHR_TO_EV_PER_ANGSTROM,
+    HARTREE_TO_EV,
+    KCAL_PER_MOL_TO_EV,
+)
+
+# Above this the structure is not called a minimum, whatever MOPAC says; PRECISE reaches .05 (median).
+MAX_PM6_GRADIENT_NORM = 1.0  # kcal/mol/angstrom, over all coordinates
+MOPAC_TIMEOUT = 3600  # seconds; molecules of PubChem's size take seconds
+
+MAX_GFN2_FORCE = 0.01  # eV/angstrom, on any atom of a minimum
+MAX_GFN2_STEPS = 500
+
+
+def pm6_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int) -> tuple[np.ndarray, float]:
+    """The PM6 minimum below (N, 3) `positions` by MOPAC, keywords `PM6 PRECISE`.
+
+    Returns:
+        The (N, 3) structure and its heat of formation in eV, which is PM6's energy.
+
+    Raises:
+        RuntimeError: MOPAC gave no structure (its messages: no self-consistence, too many cycles, atoms too close,
+            unknown element), stopped far from a minimum, or took longer than `MOPAC_TIMEOUT`.
+        ImportError: there is no program `mopac`.
+    """
+    if shutil.which("mopac") is None:
+        raise ImportError("PM6 needs the program mopac (MOPAC 22; Debian package mopac)")
+    symbol = Chem.GetPeriodicTable().GetElementSymbol
+    atoms = "".join(
+        f"{symbol(int(z))} {x:.8f} 1 {y:.8f} 1 {w:.8f} 1\n"
+        for z, (x, y, w) in zip(atomic_numbers, positions, strict=True)
+    )
+    with TemporaryDirectory(prefix="pm6_") as folder:
+        job = Path(folder) / "molecule.mop"
+        job.write_text(f"PM6 PRECISE THREADS=1 CHARGE={total_charge}\n\n\n{atoms}")
+        try:
+            subprocess.run(["mopac", job.name], cwd=folder, capture_output=True, timeout=MOPAC_TIMEOUT)
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"MOPAC took longer than {MOPAC_TIMEOUT} s") from error
+        # The archive file is written only when there is a result.
+        archive, output = job.with_suffix(".arc"), job.with_suffix(".out")
+        if not archive.exists():
+            raise RuntimeError(f"MOPAC: {_mopac_messages(output.read_text() if output.exists() else '')}")
+        summary, _, geometry = archive.read_text().partition("FINAL GEOMETRY OBTAINED")
+
+    norm = re.search(r"GRADIENT NORM\s+=\s+(\S+)", summary)  # not there for a single atom
+    if norm and float(norm[1]) > MAX_PM6_GRADIENT_NORM:
+        raise RuntimeError(f"PM6 did not reach a minimum (gradient norm {norm[1]} kcal/mol/angstrom)")
+    heat = re.search(r"HEAT OF FORMATION\s+=\s+(\S+) KCAL/MOL", summary)
+    rows = re.findall(r"^\s*[A-Z][a-z]?" + r"\s+(-?\d+\.\d+)\s+\+1" * 3, geometry, re.MULTILINE)
+    if heat is None or len(rows) != len(atomic_numbers):
+        raise RuntimeError("MOPAC's archive file has no energy or not every atom")
+    return np.array(rows, dtype=np.float64), float(heat[1]) * KCAL_PER_MOL_TO_EV
+
+
+def _mopac_messages(output: str) -> str:
+    """The messages that MOPAC repeats at the end of its output, or the last lines where it gives none."""
+    box = output.partition("Error and normal termination messages")[2]
+    messages = [m for m in re.findall(r"^ \* (.*\S) *\*$", box, re.MULTILINE) if m != "JOB ENDED NORMALLY"]
+    last_lines = [line.strip() for line in output.splitlines() if line.strip(" *")][-6:]
+    return " ".join(messages or last_lines) or "no output"
+
+
+def b3lyp_energy_and_forces(
+    atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int, exact: bool = False
+) -> tuple[float, np.ndarray]:
+    """Restricted B3LYP/6-31G*, Cartesian d functions and the VWN form of Gaussian and GAMESS.
+
+    Args:
+        exact: exact two-electron integrals and PySCF's default grid (level 3), so that energies are Gaussian's to
+            1e-6 hartree (water), in place of density fitting and grid level 1. Density fitting shifts total energies
+            of molecules of up to seven heavy atoms by up to 3e-4 hartree: do not mix the two in one data set.
+
+    Returns:
+        The total electronic energy in eV and the (N, 3) forces in eV/angstrom.
+
+    Raises:
+        RuntimeError: the self-consistent field did not converge.
+    """
+    from pyscf import dft, gto, lib
+
+    atoms = [(int(z), position) for z, position in zip(atomic_numbers, positions, strict=True)]
+    molecule = gto.M(atom=atoms, basis="6-31g*", cart=True, charge=total_charge, unit="Angstrom", verbose=0)
+    field = dft.RKS(molecule, xc="b3lyp")
+    if not exact:
+        field = field.density_fit()
+        field.grids.level = 1
+    field.conv_tol = 1e-8
+    with lib.with_omp_threads(1):
+        energy = field.kernel()
+        if not field.converged:
+            raise RuntimeError("the self-consistent field did not converge")
+        gradient = field.nuc_grad_method().kernel()
+    return energy * HARTREE_TO_EV, -gradient * HARTREE_PER_BOHR_TO_EV_PER_ANGSTROM
+
+
+def gfn2_energy_and_forces(
+    atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int
+) -> tuple[float, np.ndarray]:
+    """The GFN2-xTB total energy in eV and (N, 3) forces in eV/angstrom."""
+    atoms = _gfn2_atoms(atomic_numbers, positions, total_charge)
+    return atoms.get_potential_energy(), atoms.get_forces()
+
+
+def gfn2_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int) -> tuple[np.ndarray, float]:
+    """The GFN2-xTB minimum below (N, 3) `positions` (L-BFGS) and its total energy in eV.
+
+    Raises:
+        RuntimeError: forces are above `MAX_GFN2_FORCE` after `MAX_GFN2_STEPS` steps.
+    """
+    from ase.optimize import LBFGS
+
+    atoms = _gfn2_atoms(atomic_numbers, positions, total_charge)
+    if not LBFGS(atoms, logfile=None).run(fmax=MAX_GFN2_FORCE, steps=MAX_GFN2_STEPS):
+        raise RuntimeError(f"GFN2-xTB did not reach a minimum in {MAX_GFN2_STEPS} steps")
+    return atoms.positions, atoms.get_potential_energy()
+
+
+def _gfn2_atoms(atomic_numbers, positions, total_charge):
+    from ase import Atoms
+    from tblite.ase import TBLite
+
+    atoms = Atoms(atomic_numbers, positions)
+    atoms.calc = TBLite(method="GFN2-xTB", charge=total_charge, verbosity=0)
+    return atoms
