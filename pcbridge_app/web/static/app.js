@@ -8,6 +8,10 @@ const view = new StructureView(element("viewer"));
 const player = new Player(drawFrame);
 const reducedMotion = window.matchMedia("(prefers-reduced-motion: reduce)");
 
+if (!view.available) {
+  element("placeholder").textContent = "This browser has no WebGL to draw structures with; numbers and files work.";
+}
+
 let molecule = null; // the server's "molecule" event
 let samples = []; // those of its "result" event
 let chosen = 0; // the sample that is shown
@@ -20,7 +24,7 @@ async function predict(smiles, numSamples) {
   request = new AbortController();
   const { signal } = request;
   clearResult();
-  setBusy(true);
+  setBusy("Predicting…");
   try {
     const response = await fetch("predict", {
       method: "POST",
@@ -38,7 +42,7 @@ async function predict(smiles, numSamples) {
     if (signal.aborted) return;
     showError(error instanceof TypeError ? "The server cannot be reached." : error.message);
   }
-  setBusy(false);
+  setBusy("");
 }
 
 // The JSON objects of a stream that has one a line.
@@ -55,7 +59,10 @@ async function* events(body) {
 }
 
 function handleEvent(event) {
-  if (event.type === "waiting" && event.ahead > 0) say(`Waiting for ${event.ahead} other prediction(s).`);
+  if (event.type === "waiting" && event.ahead > 0) {
+    setBusy("Waiting…");
+    say("Other visitors' predictions come first.");
+  }
   if (event.type === "error") throw new Error(event.message);
   if (event.type === "molecule") startMolecule(event);
   if (event.type === "step") addStep(event);
@@ -66,15 +73,16 @@ function handleEvent(event) {
 
 function startMolecule(event) {
   molecule = event;
+  setBusy("Predicting…");
   say(`Predicting ${event.formula}.`);
   element("step").max = event.num_steps;
 }
 
 function addStep({ step, positions }) {
   if (step === 0 && player.frames.length === 0) {
-    view.setMolecule(molecule.symbols, molecule.bonds, positions);
     element("placeholder").hidden = view.available;
     element("player").hidden = !view.available;
+    view.setMolecule(molecule.symbols, molecule.bonds, positions);
     if (view.available && !reducedMotion.matches) player.play();
   }
   player.frames[step] = positions;
@@ -105,7 +113,6 @@ function showResult(newSamples) {
   element("reference-level").textContent = molecule.reference_level_of_theory ?? "";
   element("viewer").setAttribute("aria-label", `Structure of ${molecule.formula}; arrow keys turn it, plus and minus zoom`);
   const notes = [...molecule.notes];
-  if (!view.available) notes.push("This browser has no WebGL, so the structure cannot be drawn.");
   if (samples.some((sample) => !sample.stereo_right)) notes.push("Some samples violate a stereo mark of the SMILES.");
   element("notes").replaceChildren(...notes.map((note) => make("li", note)));
   element("sample-list").replaceChildren(...samples.map(sampleChoice));
@@ -165,9 +172,10 @@ function clearResult() {
   for (const id of ["numbers", "molecule", "toggles"]) element(id).hidden = true;
 }
 
-function setBusy(busy) {
-  element("predict").textContent = busy ? "Predicting…" : "Predict";
-  document.querySelector("main").setAttribute("aria-busy", busy);
+// What the button says while a prediction is under way; nothing when it is over.
+function setBusy(doing) {
+  element("predict").textContent = doing || "Predict";
+  document.querySelector("main").setAttribute("aria-busy", Boolean(doing));
 }
 
 function showError(message) {

@@ -2,7 +2,7 @@
 
 const FORCE_LENGTH = 2; // angstrom drawn for 1 eV/angstrom, as the page says
 const FORCE_START = 0.3; // angstrom from the nucleus, about where the sphere ends
-const SMALLEST_FORCE = 0.02; // eV/angstrom; arrows of smaller ones would be dots
+const SMALLEST_FORCE = 0.05; // eV/angstrom; arrows of smaller ones would be dots
 // Jmol's colours, a little softer, and hydrogen darker to show on white.
 const map = { H: "#d4d9df", C: "#8b929b", N: "#4a67e0", O: "#e0453c", F: "#5fb83c" };
 const colorscheme = { prop: "elem", map };
@@ -28,6 +28,7 @@ export class StructureView {
   // A molecule of `symbols`, with `bonds` [first, second, order], at `positions`.
   setMolecule(symbols, bonds, positions) {
     if (!this.available) return;
+    this.viewer.resize();
     this.viewer.clear();
     this.reference = null;
     this.model = this.#addModel(symbols, bonds, positions, STYLE);
@@ -51,7 +52,7 @@ export class StructureView {
     this.#removeOverlays();
     forces?.forEach((force, i) => this.#addArrow(positions[i], force));
     if (reference) {
-      const stick = { radius: 0.2, color: this.#colour("--reference"), opacity: 0.45 };
+      const stick = { radius: 0.2, color: this.#colour("--reference"), opacity: 0.55 };
       this.reference = this.#addModel(reference.symbols, reference.bonds, reference.positions, { stick });
     }
     this.viewer.render();
@@ -60,7 +61,7 @@ export class StructureView {
   // Turn the camera to where the atoms are now, with little margin.
   fit() {
     this.viewer?.zoomTo();
-    this.viewer?.zoom(1.2);
+    this.viewer?.zoom(1.3);
   }
 
   #addModel(symbols, bonds, positions, style) {
@@ -87,10 +88,9 @@ export class StructureView {
       const [dx, dy, dz] = force.map((part) => (part / size) * distance);
       return { x: x + dx, y: y + dy, z: z + dz };
     };
-    this.viewer.addArrow({
-      start: point(FORCE_START), end: point(FORCE_START + FORCE_LENGTH * size),
-      radius: 0.05, radiusRatio: 2.4, mid: 0.65, color: this.#colour("--forces"),
-    });
+    const length = FORCE_LENGTH * size;
+    const shape = { radius: Math.min(0.05, length / 6), radiusRatio: 2.4, mid: 0.6, color: this.#colour("--forces") };
+    this.viewer.addArrow({ start: point(FORCE_START), end: point(FORCE_START + length), ...shape });
   }
 
   #removeOverlays() {
