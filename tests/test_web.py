@@ -100,8 +100,10 @@ def test_what_is_shown_is_what_the_model_says_of_the_file(client, predictor):
 def test_the_reference_lies_over_the_prediction(client, predictor):
     *_, result = events(client, "Oc1ccccc1", num_samples=2)
     reference = predictor.references["Oc1ccccc1"]
+    reference_energy = predictor.model.predict_energy(**predictor.processor(reference.mol)).energy.item()
     for sample in result["samples"]:
         overlay, shown = np.array(sample["reference"]["positions"]), np.array(sample["frames"][-1])
+        assert sample["energy"] - sample["reference"]["energy_above"] == pytest.approx(reference_energy, abs=1e-3)
         rmsd = sample["reference"]["rmsd"]
         assert rmsd < 0.2 and sample["reference"]["rmsd_atoms"] == "heavy atoms"
         heavy = [symbol != "H" for symbol in sample["reference"]["symbols"]]
