@@ -27,7 +27,7 @@ from .losses import (
 )
 from .model_hessian import quasi_newton_step
 from .pair_features import PairFeatures, PairProjection
-from .sampling import sample_structures
+from .sampling import OnStep, sample_structures
 from .structure_decoder import StructureDecoder
 
 # Ratio of the last layer's initial weights to the others': the untrained model starts close to the reference
@@ -407,6 +407,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         max_stereo_attempts: int = 5,
         relaxation_steps: int = 0,
         positions: Tensor | None = None,
+        on_step: OnStep | None = None,
         **graph: Tensor,
     ) -> StructureOutput:
         """Generate equilibrium structures from graphs; takes the processor's output.
@@ -425,6 +426,10 @@ class PCBridgeModel(PCBridgePreTrainedModel):
                 attempts are used up, as RDKit's embedding does; the last one is kept. 1 draws once.
             relaxation_steps: quasi-Newton steps down the model's own energy at the end, see `relax`; 4 are plenty.
             positions: (B, N, 3), angstrom; where "refine" starts, ignored by the other methods.
+            on_step: called with (rows, step, positions) for the start (step 0) and after each step of "ddim" and
+                "refine", for instance to show them; positions (len(rows), N, 3), angstrom, are the noisy structures of
+                samples `rows % num_samples` of molecules `rows // num_samples`. Samples drawn again begin at 0 again;
+                what it raises ends the sampling.
 
         Returns:
             `.positions` (B, num_samples, N, 3), angstrom, and `.stereo_right` (B, num_samples).
@@ -457,6 +462,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             eta=eta,
             generator=generator,
             max_stereo_attempts=max_stereo_attempts,
+            on_step=on_step,
         )
         if relaxation_steps > 0:
             relaxed = self.relax(GraphBatch(**graph).repeat(num_samples), samples.flatten(0, 1), relaxation_steps)

@@ -1,11 +1,17 @@
 """Generating structures: the reverse process from noise or from a given structure, checked against stereo marks."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from .diffusion import centre, noise_by_molecule
 from .graph_batch import GraphBatch
 from .molecular_graph import MolecularGraph, stereo_is_right
+
+# What is told of each step of the reverse process: (rows, step, positions), see `PCBridgeModel.predict_structure`.
+OnStep = Callable[[Tensor, int, Tensor], None]
 
 
 def sample_structures(
@@ -18,6 +24,7 @@ def sample_structures(
     eta: float,
     generator: torch.Generator | None,
     max_stereo_attempts: int,
+    on_step: OnStep | None,
 ) -> tuple[Tensor, Tensor]:
     """Structures (B, num_samples, N, 3), angstrom, and whether each obeys its stereo marks, (B, num_samples).
 
@@ -43,7 +50,8 @@ def sample_structures(
             noisy = noise[0] * model.config.length_unit
             return model.denoise(graphs[rows], noisy, _full_timesteps(noisy, model.config.denoising_timestep))
         row_starts = None if starts is None else starts[rows]
-        return _reverse(model, graphs[rows], row_starts, noise, scheduler, timesteps, eta)
+        on_row_step = None if on_step is None else partial(on_step, rows)
+        return _reverse(model, graphs[rows], row_starts, noise, scheduler, timesteps, eta, on_row_step)
 
     samples = sample(torch.arange(len(seeds), device=graphs.atom_mask.device), attempt=0)
     stereo_right = _check_stereo(molecules, samples, range(len(samples)), num_samples)
@@ -68,7 +76,9 @@ def _reverse_schedule(model, method: str, num_steps: int):
     return scheduler, scheduler.timesteps.tolist()
 
 
-def _reverse(model, graphs: GraphBatch, starts: Tensor | None, noise: Tensor, scheduler, timesteps, eta) -> Tensor:
+def _reverse(
+    model, graphs: GraphBatch, starts: Tensor | None, noise: Tensor, scheduler, timesteps, eta, on_step
+) -> Tensor:
     """Eq. 3, from pure noise or from noised `starts`, to structures (B, N, 3) in angstrom.
 
     `noise` holds unit centred noise for the first time step and, where eta > 0, for each step after it.
@@ -77,12 +87,16 @@ def _reverse(model, graphs: GraphBatch, starts: Tensor | None, noise: Tensor, sc
     samples = noise[0] * unit
     if starts is not None:
         samples = model.diffusion.add_noise(starts, noise[0], _full_timesteps(starts, timesteps[0]))
+    if on_step is not None:
+        on_step(0, samples)
     for k, timestep in enumerate(timesteps):
         denoised = model.denoise(graphs, samples, _full_timesteps(samples, timestep))
         # Our own noise, because the scheduler's is not centred.
         fresh = noise[k + 1] if eta > 0 else None
         step = scheduler.step(denoised / unit, timestep, samples / unit, eta=eta, variance_noise=fresh)
         samples = step.prev_sample * unit
+        if on_step is not None:
+            on_step(k + 1, samples)
     return samples
 
 

@@ -124,6 +124,34 @@ def test_wrong_stereo_is_drawn_again(processor):
     assert 0.4 < shares[0] < 0.6 and shares[1] > 0.95
 
 
+def test_each_step_is_told_with_its_samples(processor):
+    """What is told changes nothing, ends in the structures that are returned, also of those drawn again."""
+    model = small_model(hidden_size=8, vector_size=8, num_hidden_layers=1)
+    graph = dict(processor(["C[C@H](N)O", "CC"]))
+    told = torch.full((2 * 8, 4, *graph["atomic_numbers"].shape[1:], 3), torch.nan, dtype=torch.float64)
+    calls = []
+
+    def on_step(rows, step, positions):
+        calls.append((len(rows), step))
+        told[rows, step] = positions
+
+    def sample(**options):
+        options |= {"num_inference_steps": 3, "num_samples": 8, "generator": torch.Generator().manual_seed(0)}
+        return model.predict_structure(**graph, **options)
+
+    output = sample(on_step=on_step)
+    assert torch.equal(output.positions, sample().positions)
+    assert torch.equal(told[:, 3].unflatten(0, (2, 8)), output.positions) and told.isfinite().all()
+    assert calls[:4] == [(16, 0), (16, 1), (16, 2), (16, 3)]
+    assert len(calls) > 4 and all(rows < 8 for rows, _ in calls[4:])
+
+    def stop(rows, step, positions):
+        raise TimeoutError("enough")
+
+    with pytest.raises(TimeoutError, match="enough"):
+        sample(on_step=stop)
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_refinement_stays_near_its_start(processor, eta):
     """Noise of refinement_timestep is added and removed: an exact broad-Gaussian denoiser keeps the structure."""
