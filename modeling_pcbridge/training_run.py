@@ -13,6 +13,7 @@ from accelerate.utils import DistributedType
 from .configuration_pcbridge import PCBridgeConfig
 from .evaluate_checkpoints import evaluate_checkpoints
 from .modeling_pcbridge import PCBridgeModel
+from .pipeline_pcbridge import PCBridgePipeline
 from .processing_pcbridge import PCBridgeProcessor
 from .report import plot_losses
 from .training_config import StageConfig, TrainingConfig
@@ -119,8 +120,8 @@ def without_consistency(stage: StageConfig) -> StageConfig:
 def save_checkpoint(model: PCBridgeModel, folder: Path, accelerator: Accelerator) -> Path:
     """Weights, config, code, processor and card in `folder`, ready for from_pretrained and for a hub."""
     if accelerator.is_main_process:
-        model.save_pretrained(folder)
-        PCBridgeProcessor(model.config.supported_elements).save_pretrained(folder)
+        processor = PCBridgeProcessor(model.config.supported_elements)
+        PCBridgePipeline(model, processor=processor, device=model.device).save_pretrained(folder)
         if _MODEL_CARD.exists():
             (folder / "README.md").write_text(_MODEL_CARD.read_text())
     accelerator.wait_for_everyone()
