@@ -12,6 +12,7 @@ import torch
 from conftest import small_model
 from local_hub import FIRST_COMMIT, LocalHub
 
+import train_accelerate
 from modeling_pcbridge import PCBridgeModel, PCBridgePipeline
 from modeling_pcbridge.hub import HubPushError, push_checkpoint
 
@@ -197,3 +198,39 @@ def test_transformers_own_push_carries_code_too(hub, tmp_path, processor):
     for suffix, expected in (("pipeline", "pipeline_pcbridge.py"), ("model", "modeling_pcbridge.py")):
         repository = hub.repositories[f"{REPO}-{suffix}"]
         assert {"model.safetensors", expected} <= set(repository.commits[repository.resolve("main")])
+
+
+def test_the_training_script_pushes_model_card_and_metrics(hub, tmp_path, monkeypatch, caplog):
+    run = tmp_path / "run"
+    sources = json.dumps([{"name": "pm6", "only_labelled": True, "max_rows": 8}])
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "vector_size": 8, "num_attention_heads": 2}
+    options = {"stage1.sources": sources, "stage1.num_steps": 2, "stage1.warmup_steps": 1, "stage2": "null"}
+    options |= {"evaluation": "null", "batch_size": 4, "model": json.dumps(sizes), "output_dir": run}
+    options |= {"push_to_hub": "true", "hub_model_id": REPO, "resume": "latest", "cpu": "true"}
+    monkeypatch.setattr(sys, "argv", ["train", *(f"--{name}={value}" for name, value in options.items())])
+
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(SystemExit, match="Invalid username or password"):
+        train_accelerate.main()
+    assert not list(run.iterdir())  # before any training
+
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    hub.refuse = "POST /api/models/.*/commit/"
+    with pytest.raises(SystemExit, match=f"(?s)403.*What was trained is in {run}; the same command with --resume"):
+        train_accelerate.main()
+
+    hub.refuse = "(?!)"
+    with caplog.at_level("INFO"):
+        train_accelerate.main()
+    repository = hub.repositories[REPO]
+    commit = repository.resolve("main")
+    assert "resumed at update 2" in caplog.text and f"pushed to {hub.url}/{REPO}/commit/{commit}" in caplog.text
+    files = repository.commits[commit]
+    assert json.loads(files["metrics.json"])["histories"]["stage1"]
+    assert b"library_name: transformers" in files["README.md"]
+    assert files["model.safetensors"] == (run / "stage1" / "model.safetensors").read_bytes()
+
+
+def test_pushing_needs_a_name():
+    with pytest.raises(ValueError, match="push_to_hub needs hub_model_id"):
+        train_accelerate.parse(["--push_to_hub=true"])
