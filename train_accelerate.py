@@ -48,7 +48,7 @@ def main() -> None:
         logging.warning("%s; --resume latest goes on", interruption)
         sys.exit(128 + signal.SIGTERM)
     except HubPushError as error:
-        sys.exit(f"{error}\nWhat was trained is in {config.output_dir}; the same command with --resume latest pushes it.")
+        sys.exit(f"{error}\nWhat was trained is in {config.output_dir}; run again with --resume latest to push.")
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ def test_the_training_script_pushes_model_card_and_metrics(hub, tmp_path, monkey
 
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     hub.refuse = "POST /api/models/.*/commit/"
-    with pytest.raises(SystemExit, match=f"(?s)403.*What was trained is in {run}; the same command with --resume"):
+    with pytest.raises(SystemExit, match=f"(?s)403.*What was trained is in {run}; run again with --resume latest"):
         train_accelerate.main()
 
     hub.refuse = "(?!)"
