@@ -4,6 +4,7 @@
     accelerate launch train_accelerate.py --config configs/paper.yaml
     accelerate launch train_accelerate.py --seed 1 --output_dir outputs/seed1 --stage2.losses.kT 0.2
     accelerate launch train_accelerate.py --output_dir outputs/mini --resume latest
+    accelerate launch train_accelerate.py --push_to_hub true --hub_model_id me/my-model      # after `hf auth login`
 
 Every option is a field of `modeling_pcbridge.training_config.TrainingConfig`; `--help` lists them with their meaning.
 """
@@ -37,6 +38,7 @@ def main() -> None:
     config = parse()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    from modeling_pcbridge.hub import HubPushError
     from modeling_pcbridge.interruption import TrainingInterrupted
     from modeling_pcbridge.training_run import run
 
@@ -45,6 +47,8 @@ def main() -> None:
     except TrainingInterrupted as interruption:
         logging.warning("%s; --resume latest goes on", interruption)
         sys.exit(128 + signal.SIGTERM)
+    except HubPushError as error:
+        sys.exit(f"{error}\nWhat was trained is in {config.output_dir}; run again with --resume latest to push.")
 
 
 if __name__ == "__main__":

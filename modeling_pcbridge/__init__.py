@@ -5,6 +5,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from .configuration_pcbridge import PCBridgeConfig
 from .losses import LossSettings
 from .modeling_pcbridge import PCBridgeModel, PCBridgeOutput, StructureOutput
+from .pipeline_pcbridge import PCBridgePipeline
 from .processing_pcbridge import PCBridgeProcessor
 
 AutoConfig.register("pcbridge", PCBridgeConfig)
@@ -20,6 +21,7 @@ __all__ = [
     "PCBridgeConfig",
     "PCBridgeModel",
     "PCBridgeOutput",
+    "PCBridgePipeline",
     "PCBridgeProcessor",
     "StructureOutput",
 ]

@@ -2,6 +2,7 @@
 
 from dataclasses import field
 
+from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 # The sizes of Ren et al., Appendix B.2, and the elements of PubChemQC's CHNOPSFClNaKMgCa subset.
@@ -16,9 +17,22 @@ PAPER_SIZES = {
     "supported_elements": [1, 6, 7, 8, 9, 11, 12, 15, 16, 17, 19, 20],
 }
 
+# What transformers itself puts into a config.json, or passes on, besides the fields of `PreTrainedConfig`.
+_TRANSFORMERS_FIELDS = {
+    "attn_implementation",
+    "auto_map",
+    "custom_pipelines",
+    "model_type",
+    "name_or_path",
+    "torch_dtype",
+}
 
+
+@strict
 class PCBridgeConfig(PreTrainedConfig):
     r"""Sizes and constants of a [`PCBridgeModel`]. The defaults are the `mini` preset, meant for a CPU.
+
+    A field that does not exist, is of another type or out of range is refused with an error that names it.
 
     Args:
         supported_elements: atomic numbers the model has learned; others are refused by the processor.
@@ -68,6 +82,9 @@ class PCBridgeConfig(PreTrainedConfig):
     energy_level_of_theory: str = "B3LYP/6-31G*"
 
     def __post_init__(self, **kwargs):
+        unknown = sorted(name for name in kwargs if name not in _TRANSFORMERS_FIELDS and not name.startswith("_"))
+        if unknown:
+            raise ValueError(f"PCBridgeConfig has no field {', '.join(unknown)}")
         super().__post_init__(**kwargs)
         sizes = (
             "hidden_size",
@@ -90,9 +107,9 @@ class PCBridgeConfig(PreTrainedConfig):
                 )
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(f"need 0 < beta_start <= beta_end < 1, not {self.beta_start} and {self.beta_end}")
-        for name in ("length_unit", "position_std", "max_distance"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("length_unit", "position_std", "max_distance", "initializer_range", "layer_norm_eps"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")
         for name in ("denoising_timestep", "refinement_timestep"):
             if not 1 <= getattr(self, name) <= self.num_train_timesteps:
                 raise ValueError(f"{name} must lie in 1..num_train_timesteps, not {getattr(self, name)}")

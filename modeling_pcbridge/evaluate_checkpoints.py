@@ -75,6 +75,10 @@ def evaluate_checkpoints(
     return metrics
 
 
-if __name__ == "__main__":
+def main() -> None:
     RDLogger.DisableLog("rdApp.*")
     auto_cli(evaluate_checkpoints, as_positional=False)
+
+
+if __name__ == "__main__":
+    main()

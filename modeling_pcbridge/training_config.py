@@ -128,6 +128,9 @@ class TrainingConfig:
         deterministic: have torch refuse operations without a fixed order of sums (GPUs; slower).
         validation: how each stage is watched; it then ends with the weights of the lowest validation loss.
         evaluation: what is measured at the end; null to leave it out.
+        push_to_hub: push the last model with its card and metrics to `hub_model_id` at the end. The repository is made
+            at the start, so that a wrong token does not cost a training.
+        hub_model_id: "owner/name" on the hub.
     """
 
     stage1: StageConfig | None
@@ -157,6 +160,8 @@ class TrainingConfig:
     deterministic: bool = False
     validation: ValidationConfig | None = None
     evaluation: EvaluationConfig | None = field(default_factory=EvaluationConfig)
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
 
     def __post_init__(self):
         if self.stage1 is None and self.stage2 is None:
@@ -172,3 +177,5 @@ class TrainingConfig:
             raise ValueError(f"mixed_precision must be 'no' or 'bf16', not {self.mixed_precision!r}")
         if self.optimizer not in ("adam", "muon"):
             raise ValueError(f"optimizer must be 'adam' or 'muon', not {self.optimizer!r}")
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ValueError("push_to_hub needs hub_model_id")

@@ -13,7 +13,9 @@ from accelerate.utils import DistributedType
 
 from .configuration_pcbridge import PCBridgeConfig
 from .evaluate_checkpoints import evaluate_checkpoints
+from .hub import create_repository, push_checkpoint
 from .modeling_pcbridge import PCBridgeModel
+from .pipeline_pcbridge import PCBridgePipeline
 from .processing_pcbridge import PCBridgeProcessor
 from .report import plot_losses
 from .training_config import StageConfig, TrainingConfig
@@ -54,6 +56,8 @@ def run(config: TrainingConfig) -> dict:
     torch.manual_seed(config.seed)  # the same initial weights on every process
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
+    if config.push_to_hub and accelerator.is_main_process:
+        create_repository(config.hub_model_id)
 
     model = initial_model(config)
     histories: dict[str, list[dict]] = {}
@@ -81,6 +85,9 @@ def run(config: TrainingConfig) -> dict:
                 final, config.output_dir, config.evaluation, config.seed, str(accelerator.device)
             )
         (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=1))
+        if config.push_to_hub:
+            pushed = push_checkpoint(models.get(CONSISTENCY, models.get(STAGE1)), config.hub_model_id, output_dir)
+            logger.info("pushed to %s", pushed.commit_url)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return metrics
@@ -126,8 +133,8 @@ def without_consistency(stage: StageConfig) -> StageConfig:
 def save_checkpoint(model: PCBridgeModel, folder: Path, accelerator: Accelerator) -> Path:
     """Weights, config, code, processor and card in `folder`, ready for from_pretrained and for a hub."""
     if accelerator.is_main_process:
-        model.save_pretrained(folder)
-        PCBridgeProcessor(model.config.supported_elements).save_pretrained(folder)
+        processor = PCBridgeProcessor(model.config.supported_elements)
+        PCBridgePipeline(model, processor=processor, device=model.device).save_pretrained(folder)
         if _MODEL_CARD.exists():
             (folder / "README.md").write_text(_MODEL_CARD.read_text())
     accelerator.wait_for_everyone()

@@ -1,0 +1,1 @@
+"""Using a trained model without writing code: the `pcbridge` command."""

@@ -1,0 +1,77 @@
+"""PCBridge as an ASE calculator: geometry optimisation, molecular dynamics, and whatever else takes forces."""
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from rdkit import Chem
+
+from .modeling_pcbridge import PCBridgeModel
+from .molecular_graph import mol_from_positions, mol_from_smiles
+from .processing_pcbridge import PCBridgeProcessor
+
+
+class PCBridgeCalculator(Calculator):
+    """Energy in eV and forces in eV/angstrom of one molecule in vacuum.
+
+        atoms.calc = PCBridgeCalculator("checkpoints/consistency", molecule="CCO")
+
+    The model needs to know which atoms are bonded. A calculator is for one molecule and keeps its bonds, so none can
+    break or form on the way.
+
+    Args:
+        model: a model, or a checkpoint folder or hub name.
+        molecule: SMILES or RDKit molecule whose atoms, hydrogens included, are in the order of the ASE atoms; by
+            default bonds and stereo marks are perceived from the first positions.
+        total_charge: elementary charges, for perceiving bonds.
+        device: where to compute; by default where the model is.
+
+    Raises:
+        ValueError: when computing: no bonds fit the positions, the atoms are not those of `molecule` or of the first
+            computation, an element is not supported, or the atoms are periodic.
+        PropertyNotImplementedError: any property but energy and forces was asked for.
+    """
+
+    implemented_properties = ["energy", "free_energy", "forces"]  # noqa: RUF012, as ASE declares it
+
+    def __init__(
+        self,
+        model: PCBridgeModel | str,
+        molecule: str | Chem.Mol | None = None,
+        total_charge: int = 0,
+        device: str | torch.device | None = None,
+    ):
+        super().__init__()
+        self.model = model if isinstance(model, PCBridgeModel) else PCBridgeModel.from_pretrained(model)
+        self.model.to(device or self.model.device).eval()
+        self.total_charge = total_charge
+        self._graph = None
+        if molecule is not None:
+            self._set_molecule(mol_from_smiles(molecule) if isinstance(molecule, str) else molecule)
+
+    def calculate(self, atoms: Atoms, properties=("energy",), system_changes=all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        if atoms.pbc.any():
+            raise ValueError("the atoms are periodic; PCBridge describes single molecules in vacuum")
+        if self._graph is None:
+            self._set_molecule(mol_from_positions(atoms.numbers, atoms.positions, self.total_charge))
+        numbers = self._graph["atomic_numbers"][0].tolist()
+        if atoms.numbers.tolist() != numbers:
+            raise ValueError(
+                f"the atoms are {atoms.symbols}, but this calculator is for atomic numbers {numbers} in this order; "
+                "make a calculator for each molecule"
+            )
+        positions = torch.as_tensor(atoms.positions, device=self.model.device)[None]
+        result = self.model.predict_energy(**self._graph, positions=positions)
+        energy = result.energy.item()
+        forces = result.forces[0].cpu().numpy().astype(np.float64)
+        self.results = {"energy": energy, "free_energy": energy, "forces": forces}
+
+    def get_stress(self, atoms=None):
+        raise PropertyNotImplementedError("PCBridge describes single molecules in vacuum: no cell, hence no stress")
+
+    def _set_molecule(self, mol: Chem.Mol) -> None:
+        mol = Chem.Mol(mol)
+        mol.RemoveAllConformers()  # the ASE atoms have the positions
+        graph = PCBridgeProcessor(self.model.config.supported_elements)(mol)
+        self._graph = {key: tensor.to(self.model.device) for key, tensor in graph.items()}

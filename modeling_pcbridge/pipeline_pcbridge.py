@@ -1,0 +1,78 @@
+"""`transformers.pipeline` for molecules: from SMILES to structures, energies and forces, in batches."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+from torch import Tensor
+from transformers import AutoModel, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+TASK = "molecular-structure"
+
+
+class PCBridgePipeline(Pipeline):
+    """Predicts structures and evaluates their energies and forces.
+
+        pipe = pipeline("molecular-structure", model=path, trust_remote_code=True)
+        pipe(["CCO", "c1ccoc1"], batch_size=32, num_samples=5)
+
+    Molecules are whatever `PCBridgeProcessor` takes; a list, a generator or a single one. Options of
+    `PCBridgeModel.predict_structure` go to the constructor or to the call.
+
+    Returns:
+        For each molecule of N atoms and S samples a dictionary of arrays: `atomic_numbers` (N,), `positions`
+        (S, N, 3) in angstrom, `energy` (S,) in eV, `forces` (S, N, 3) in eV/angstrom, `stereo_right` (S,) bool.
+
+    Raises:
+        ValueError: as the processor and `predict_structure` do.
+    """
+
+    _load_processor = True
+    _load_tokenizer = _load_feature_extractor = _load_image_processor = _load_video_processor = False
+
+    def _sanitize_parameters(self, **options) -> tuple[dict, dict, dict]:
+        return {}, options, {}
+
+    def preprocess(self, molecules) -> dict[str, Tensor]:
+        return dict(self.processor(molecules))
+
+    def _forward(self, inputs: dict[str, Tensor], **options) -> dict[str, Tensor]:
+        structures = self.model.predict_structure(**inputs, **options)
+        shape = structures.positions.shape[:2]  # molecules, samples
+        graphs = {key: tensor.repeat_interleave(shape[1], 0) for key, tensor in inputs.items() if key != "positions"}
+        result = self.model.predict_energy(**graphs, positions=structures.positions.flatten(0, 1))
+        return {
+            "atomic_numbers": inputs["atomic_numbers"],
+            "positions": structures.positions,
+            "energy": result.energy.unflatten(0, shape),
+            "forces": result.forces.unflatten(0, shape),
+            "stereo_right": structures.stereo_right,
+        }
+
+    def postprocess(self, outputs: dict[str, Tensor]) -> list[dict[str, np.ndarray]]:
+        arrays = {key: tensor.numpy() for key, tensor in outputs.items()}
+        molecules = []
+        for row, num_atoms in enumerate((arrays["atomic_numbers"] > 0).sum(-1)):
+            molecule = {key: array[row] for key, array in arrays.items()}
+            molecule["atomic_numbers"] = molecule["atomic_numbers"][:num_atoms]
+            molecule |= {key: molecule[key][:, :num_atoms] for key in ("positions", "forces")}
+            molecules.append(molecule)
+        return molecules
+
+    def get_iterator(self, inputs, num_workers, batch_size, *parameters) -> Iterator[dict[str, np.ndarray]]:
+        """Batches are padded by the processor: transformers' own collation knows no pair tensors."""
+        molecules = iter(inputs)
+        while batch := list(islice(molecules, batch_size)):
+            yield from super().run_single(batch, *parameters)
+
+    def run_single(self, inputs, *parameters) -> dict[str, np.ndarray]:
+        return super().run_single([inputs], *parameters)[0]
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """Weights, config, processor and code: all that `pipeline` and `from_pretrained` need."""
+        super().save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+
+PIPELINE_REGISTRY.register_pipeline(TASK, PCBridgePipeline, pt_model=AutoModel)

@@ -1,0 +1,85 @@
+"""The `pcbridge` command: which part of the project does what."""
+
+import argparse
+import importlib
+import sys
+
+from . import predict_command
+
+EXAMPLES = """examples:
+  pcbridge predict molecules.smi --output structures.sdf
+  pcbridge evaluate --checkpoints.mine outputs/mini/consistency --output_dir outputs/evaluation
+  pcbridge train --output_dir outputs/mine --seed 1
+  pcbridge data label --level pm6 --inputs molecules.smi --output pm6.jsonl
+  pcbridge serve
+Each command has its own --help."""
+# Commands with a parser of their own: the module whose `main` reads the rest of the command line, and what it does.
+MODULES = {
+    "evaluate": ("modeling_pcbridge.evaluate_checkpoints", "evaluate checkpoints against DFT structures"),
+    "train": ("train_accelerate", "train a model; on several GPUs use accelerate launch train_accelerate.py"),
+    "data label": ("dataset_scripts.label_generation", "compute PM6 minima, B3LYP/6-31G* or GFN2-xTB energies and forces"),
+    "data build": ("dataset_scripts.build_bundled", "build the bundled data set from raw labels"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line; returns its exit code, or exits by itself on wrong usage."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for words in (1, 2):
+        command = " ".join(arguments[:words])
+        if command in MODULES:
+            module = importlib.import_module(MODULES[command][0])
+            sys.argv = [f"pcbridge {command}", *arguments[words:]]
+            module.main()
+            return 0
+    parsed = _parser().parse_args(arguments)
+    return parsed.run(parsed, parsed.error)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pcbridge",
+        description="Structures, energies and forces of molecules: predict, evaluate, train, make data, look.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    predict = commands.add_parser(
+        "predict",
+        help="predict structures, energies and forces",
+        description="Predict structures, energies (eV) and forces (eV/angstrom) of molecules.",
+        epilog=predict_command.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    predict_command.add_arguments(predict)
+    predict.set_defaults(run=predict_command.run, error=predict.error)
+    for command in ("evaluate", "train"):
+        commands.add_parser(command, help=MODULES[command][1])
+    data = commands.add_parser("data", help="make training data").add_subparsers(metavar="STEP", required=True)
+    for command in MODULES:
+        if command.startswith("data "):
+            data.add_parser(command.removeprefix("data "), help=MODULES[command][1])
+    serve = commands.add_parser("serve", help="a web page to look at predictions")
+    serve.add_argument("--model", help="checkpoint folder or hub name (default: the released one)")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, default=7860, help="(default: 7860)")
+    serve.set_defaults(run=_serve, error=serve.error)
+    return parser
+
+
+def _serve(arguments: argparse.Namespace, error) -> int:
+    from .default_model import released_checkpoint
+
+    try:
+        from .web.server import serve
+    except ImportError as problem:
+        error(f"this installation has no web page ({problem})")
+    try:
+        serve(arguments.model or str(released_checkpoint()), host=arguments.host, port=arguments.port)
+    except OSError as problem:  # no model, or the port is taken
+        error(str(problem))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+"""Molecule files: SMILES, CSV, SDF and xyz in; SDF, extended xyz and Parquet out."""
+
+import csv
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, Value
+from rdkit import Chem
+
+from dataset_scripts.schema import FEATURES
+from modeling_pcbridge.molecular_graph import (
+    conformer_from_positions,
+    mapped_smiles,
+    mol_from_positions,
+    mol_from_smiles,
+)
+
+STANDARD_STREAM = "-"
+# What Parquet holds: the project's row format and two columns more.
+PARQUET_FEATURES = Features({**FEATURES, "sample": Value("int32"), "stereo_right": Value("bool")})
+
+
+@dataclass(frozen=True)
+class Record:
+    """One molecule of an input file.
+
+    Attributes:
+        place: where it is in the file, such as "line 3".
+        name: its name in the file, else the place.
+        text: what the file says, for messages.
+        mol: the molecule with explicit hydrogens, with a conformer if the file has a 3D structure; None if unreadable.
+        error: why it is unreadable.
+    """
+
+    place: str
+    name: str
+    text: str
+    mol: Chem.Mol | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One predicted structure of N atoms.
+
+    Attributes:
+        record: the molecule.
+        sample: number of the structure among those of its molecule, from 0.
+        positions: (N, 3), angstrom.
+        energy: eV.
+        forces: (N, 3), eV/angstrom.
+        stereo_right: whether it obeys every stereo mark.
+        level_of_theory: what predicted energy and forces, e.g. "PCBridge of B3LYP/6-31G*".
+    """
+
+    record: Record
+    sample: int
+    positions: np.ndarray
+    energy: float
+    forces: np.ndarray
+    stereo_right: bool
+    level_of_theory: str
+
+
+Write = Callable[[list[Prediction]], None]
+
+
+def read_molecules(path: str, file_format: str, smiles_column: str = "smiles") -> Iterator[Record]:
+    """The molecules of a file, or of standard input for "-"; one that cannot be read is a record with an error.
+
+    Args:
+        file_format: "smi" (SMILES, then a name; # starts a comment line), "csv" (columns `smiles_column` and, if there
+            is one, `name`), "sdf" or "xyz" (plain or extended, with `charge` if it is not 0; needs ASE).
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: CSV without the SMILES column, or xyz that is not.
+    """
+    with _open(path, "r") as stream:
+        if file_format == "csv":
+            yield from _read_csv(stream, smiles_column)
+        else:
+            yield from {"smi": _read_smiles, "sdf": _read_sdf, "xyz": _read_xyz}[file_format](stream)
+
+
+@contextmanager
+def open_writer(path: str, file_format: str) -> Iterator[Write]:
+    """A function that appends predictions to a file in "sdf", "xyz" or "parquet"; "-" is standard output.
+
+    What was written before an interruption stays readable.
+    """
+    if file_format == "parquet":
+        with pq.ParquetWriter(path, PARQUET_FEATURES.arrow_schema, compression="zstd") as parquet:
+            yield lambda predictions: parquet.write_table(
+                pa.Table.from_pylist([_row(p) for p in predictions], schema=PARQUET_FEATURES.arrow_schema)
+            )
+        return
+    write = {"sdf": _write_sdf, "xyz": _write_xyz}[file_format]
+    with _open(path, "w") as stream:
+
+        def write_and_flush(predictions: list[Prediction]) -> None:
+            write(stream, predictions)
+            stream.flush()
+
+        yield write_and_flush
+
+
+@contextmanager
+def _open(path: str, mode: str) -> Iterator[TextIO]:
+    if path == STANDARD_STREAM:
+        yield sys.stdin if mode == "r" else sys.stdout
+    else:
+        with Path(path).open(mode, encoding="utf-8", newline="" if mode == "r" else None) as stream:
+            yield stream
+
+
+def _record(place: str, name: str | None, text: str, read: Callable[[], Chem.Mol]) -> Record:
+    name = name or place.replace(" ", "_")
+    try:
+        return Record(place, name, text, mol=read())
+    except ValueError as error:
+        return Record(place, name, text, error=str(error))
+
+
+def _read_smiles(stream: TextIO) -> Iterator[Record]:
+    for number, line in enumerate(stream, start=1):
+        smiles, name, *_ = [*line.strip().split(maxsplit=1), "", ""]
+        if smiles and not smiles.startswith("#"):
+            yield _record(f"line {number}", name, smiles, partial(mol_from_smiles, smiles))
+
+
+def _read_csv(stream: TextIO, smiles_column: str) -> Iterator[Record]:
+    reader = csv.DictReader(stream)
+    if smiles_column not in (reader.fieldnames or ()):
+        found = ", ".join(reader.fieldnames or ()) or "none"
+        raise ValueError(f"the CSV file has no column {smiles_column!r}; its columns are {found}")
+    for row in reader:
+        smiles = (row[smiles_column] or "").strip()
+        yield _record(f"line {reader.line_num}", row.get("name"), smiles, partial(mol_from_smiles, smiles))
+
+
+def _read_sdf(stream: TextIO) -> Iterator[Record]:
+    block: list[str] = []
+    number = 0
+    for line in stream:
+        if not line.startswith("$$$$"):
+            block.append(line)
+            continue
+        number += 1
+        yield _sdf_record(number, block)
+        block = []
+    if any(line.strip() for line in block):  # a last record without its end mark, or a MOL file
+        yield _sdf_record(number + 1, block)
+
+
+def _sdf_record(number: int, block: list[str]) -> Record:
+    title = block[0].strip() if block else ""
+    return _record(f"record {number}", title, title, partial(_mol_from_block, "".join(block)))
+
+
+def _mol_from_block(block: str) -> Chem.Mol:
+    mol = Chem.MolFromMolBlock(block, removeHs=False)
+    if mol is None:
+        mol = Chem.MolFromMolBlock(block, removeHs=False, sanitize=False)
+        if mol is not None:
+            Chem.SanitizeMol(mol)  # raises a ValueError that says what is wrong
+        raise ValueError("RDKit cannot read the MOL block")
+    if mol.GetNumConformers() and not mol.GetConformer().Is3D():
+        mol.RemoveAllConformers()
+    return Chem.AddHs(mol, addCoords=True)
+
+
+def _read_xyz(stream: TextIO) -> Iterator[Record]:
+    from ase.io import iread
+
+    for number, atoms in enumerate(iread(stream, index=":", format="extxyz"), start=1):
+        read = partial(mol_from_positions, atoms.numbers, atoms.positions, int(atoms.info.get("charge", 0)))
+        yield _record(f"structure {number}", str(atoms.info.get("name", "")), str(atoms.symbols), read)
+
+
+def _write_sdf(stream: TextIO, predictions: Iterable[Prediction]) -> None:
+    for prediction in predictions:
+        mol = Chem.Mol(prediction.record.mol)
+        mol.RemoveAllConformers()
+        mol.AddConformer(conformer_from_positions(prediction.positions))
+        mol.SetProp("_Name", prediction.record.name)
+        mol.SetDoubleProp("energy_eV", prediction.energy)
+        mol.SetDoubleProp("largest_force_eV_per_angstrom", float(np.linalg.norm(prediction.forces, axis=-1).max()))
+        mol.SetProp("level_of_theory", prediction.level_of_theory)
+        mol.SetIntProp("sample", prediction.sample)
+        mol.SetBoolProp("stereo_right", prediction.stereo_right)
+        stream.write(Chem.SDWriter.GetText(mol))
+
+
+def _write_xyz(stream: TextIO, predictions: Iterable[Prediction]) -> None:
+    from ase import Atoms
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.io import write
+
+    for prediction in predictions:
+        row = _row(prediction)
+        atoms = Atoms(row["atomic_numbers"], prediction.positions)
+        atoms.info = {"name": prediction.record.name, "charge": row["total_charge"], "smiles": row["smiles"]}
+        atoms.info |= {key: row[key] for key in ("sample", "stereo_right", "energy_level_of_theory")}
+        atoms.calc = SinglePointCalculator(atoms, energy=prediction.energy, forces=prediction.forces)
+        write(stream, atoms, format="extxyz")
+
+
+def _row(prediction: Prediction) -> dict:
+    """In `PARQUET_FEATURES`; a prediction is no minimum of any method."""
+    mol = prediction.record.mol
+    return {
+        "molecule_id": prediction.record.name,
+        "smiles": Chem.MolToSmiles(Chem.RemoveHs(mol)),
+        "mapped_smiles": mapped_smiles(mol),
+        "atomic_numbers": [atom.GetAtomicNum() for atom in mol.GetAtoms()],
+        "total_charge": Chem.GetFormalCharge(mol),
+        "positions": prediction.positions.tolist(),
+        "equilibrium_level_of_theory": None,
+        "energy": prediction.energy,
+        "forces": prediction.forces.tolist(),
+        "energy_level_of_theory": prediction.level_of_theory,
+        "sample": prediction.sample,
+        "stereo_right": prediction.stereo_right,
+    }

@@ -1,0 +1,132 @@
+"""`pcbridge predict`: options, and what is done with them."""
+
+import argparse
+import csv
+import sys
+import time
+from pathlib import Path
+
+# torch and RDKit are imported late, so that --help does not wait for them.
+
+EXAMPLES = """examples:
+  pcbridge predict molecules.smi --output structures.sdf
+  pcbridge predict molecules.csv --smiles-column SMILES --num-samples 10 --rank-by energy --relax -o best.parquet
+  pcbridge predict pm6.sdf --method refine --output refined.xyz
+  echo 'C[C@H](N)C(=O)O alanine' | pcbridge predict - --output-format xyz > alanine.xyz
+
+Molecules that fail are listed with place and reason, the others are done.
+exit codes: 0 all molecules done, 1 some failed, 2 wrong usage, no input or no model"""
+INPUT_FORMATS = {".smi": "smi", ".csv": "csv", ".sdf": "sdf", ".mol": "sdf", ".xyz": "xyz", ".extxyz": "xyz"}
+OUTPUT_FORMATS = {".sdf": "sdf", ".xyz": "xyz", ".extxyz": "xyz", ".parquet": "parquet"}
+RELAXATION_STEPS = 4  # quasi-Newton steps, see `PCBridgeModel.predict_structure`
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("input", help="SMILES (.smi), .csv, .sdf or .xyz file; - for standard input")
+    add("-o", "--output", default="-", help=".sdf, .xyz or .parquet file (default: standard output)")
+    add("--model", help="checkpoint folder or hub name (default: the released one)")
+    add("--num-samples", type=_positive, default=1, metavar="N", help="structures a molecule (default: 1)")
+    add("--rank-by", choices=["energy"], help="order the structures of a molecule, lowest first")
+    add("--relax", action="store_true", help="relax structures with the model's own forces")
+    methods = "from noise by DDIM, from noise in one step, or from the structures of the file (default: ddim)"
+    add("--method", choices=["ddim", "denoising", "refine"], default="ddim", help=methods)
+    add("--steps", type=_positive, default=20, metavar="N", help="model evaluations a structure (default: 20)")
+    add("--seed", type=int, default=0, help="of the noise (default: 0)")
+    add("--batch-size", type=_positive, default=64, metavar="N", help="structures at once (default: 64)")
+    add("--device", help="such as cpu or cuda (default: a GPU where there is one)")
+    add("--smiles-column", default="smiles", metavar="NAME", help="of a CSV file (default: smiles)")
+    add("--input-format", choices=sorted(set(INPUT_FORMATS.values())), help="(default: by the file's name, else smi)")
+    add("--output-format", choices=sorted(set(OUTPUT_FORMATS.values())), help="(default: by the file's name, else sdf)")
+    add("--failures", metavar="FILE", help="write failures as CSV: place, name, input, reason")
+
+
+def run(arguments: argparse.Namespace, error) -> int:
+    """Predict; returns the exit code. `error` ends the program with a message on wrong usage."""
+    from rdkit import RDLogger
+    from transformers.utils.logging import disable_progress_bar
+
+    from .default_model import released_checkpoint
+    from .molecule_files import read_molecules
+    from .prediction import load_pipeline
+
+    input_format = _format(arguments.input, arguments.input_format, INPUT_FORMATS, "smi", error)
+    output_format = _format(arguments.output, arguments.output_format, OUTPUT_FORMATS, "sdf", error)
+    if output_format == "parquet" and arguments.output == "-":
+        error("Parquet cannot go to standard output; name a file by --output")
+    for path in filter(None, (arguments.output, arguments.failures)):
+        if not Path(path).parent.is_dir():
+            error(f"there is no folder {Path(path).parent}")
+    RDLogger.DisableLog("rdApp.*")
+    disable_progress_bar()
+    try:
+        records = list(read_molecules(arguments.input, input_format, arguments.smiles_column))
+        pipeline = load_pipeline(arguments.model or str(released_checkpoint()), arguments.device)
+    except (OSError, ValueError, ImportError) as problem:
+        error(str(problem))
+    if not records:
+        error(f"there is no molecule in {arguments.input}")
+    if arguments.steps > pipeline.model.config.num_train_timesteps:
+        error(f"--steps must lie in 1..{pipeline.model.config.num_train_timesteps}, not {arguments.steps}")
+
+    start = time.perf_counter()
+    num_structures, failures = _predict_and_write(arguments, pipeline, records, output_format)
+    print(
+        f"{len(records) - len(failures)} of {len(records)} molecules done, {len(failures)} failed; "
+        f"{num_structures} structures in {time.perf_counter() - start:.1f} s",
+        file=sys.stderr,
+    )
+    if arguments.failures:
+        with open(arguments.failures, "w", newline="", encoding="utf-8") as file:
+            rows = [(failure.place, failure.name, failure.text, failure.error) for failure in failures]
+            csv.writer(file).writerows([("place", "name", "input", "reason"), *rows])
+    return 1 if failures else 0
+
+
+def _predict_and_write(arguments, pipeline, records: list, output_format: str) -> tuple[int, list]:
+    """The number of structures written, and the records that failed."""
+    import torch
+    from tqdm import tqdm
+
+    from .molecule_files import open_writer
+    from .prediction import predict
+
+    batches = predict(
+        pipeline,
+        records,
+        molecules_at_once=max(1, arguments.batch_size // arguments.num_samples),
+        rank_by_energy=arguments.rank_by == "energy",
+        method=arguments.method,
+        num_samples=arguments.num_samples,
+        num_inference_steps=arguments.steps,
+        relaxation_steps=RELAXATION_STEPS if arguments.relax else 0,
+        generator=torch.Generator().manual_seed(arguments.seed),
+    )
+    num_structures, failures = 0, []
+    with (
+        open_writer(arguments.output, output_format) as write,
+        tqdm(total=len(records), unit="molecule", file=sys.stderr, disable=None) as bar,
+    ):
+        for predictions, failed in batches:
+            write(predictions)
+            num_structures += len(predictions)
+            failures += failed
+            for failure in failed:
+                bar.write(f"{failure.place}: {failure.text}: {failure.error}", file=sys.stderr)
+            bar.update(len(predictions) // arguments.num_samples + len(failed))
+    return num_structures, failures
+
+
+def _format(path: str, chosen: str | None, formats: dict[str, str], of_stream: str, error) -> str:
+    if chosen or path == "-":
+        return chosen or of_stream
+    suffix = Path(path).suffix.lower()
+    if suffix not in formats:
+        error(f"cannot tell the format of {path}; its name should end in one of {', '.join(formats)}")
+    return formats[suffix]
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return int(text)

@@ -1,0 +1,203 @@
+"""The `pcbridge` command as a user types it, with the released checkpoint."""
+
+import csv
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from rdkit import Chem
+
+from dataset_scripts.collator import example_from_row
+from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
+from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles, stereo_is_right
+from pcbridge_app import default_model
+from pcbridge_app.command_line import main
+
+CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "consistency"
+INPUT = """C[C@H](N)CO\talaninol
+# a comment
+
+CC[Si] \t silane of another element
+nonsense
+O water
+[Na+].[Cl-] salt
+"""
+QUICK = ["--steps", "5"]
+
+
+@pytest.fixture
+def smiles_file(tmp_path) -> str:
+    path = tmp_path / "in.smi"
+    path.write_text(INPUT)
+    return str(path)
+
+
+def read_sdf(path) -> list[Chem.Mol]:
+    return list(Chem.SDMolSupplier(str(path), removeHs=False))
+
+
+def test_smiles_to_sdf_lists_failures_and_does_the_rest(smiles_file, tmp_path, capsys):
+    output, failures = tmp_path / "out.sdf", tmp_path / "failures.csv"
+    assert main(["predict", smiles_file, "-o", str(output), "--failures", str(failures), *QUICK]) == 1
+    alaninol, water = read_sdf(output)
+    assert (alaninol.GetProp("_Name"), water.GetProp("_Name")) == ("alaninol", "water")
+    assert stereo_is_right(graph_from_mol(mol_from_smiles("C[C@H](N)CO")), alaninol.GetConformer().GetPositions()[None])
+    assert Chem.MolToSmiles(Chem.RemoveHs(alaninol)) == "C[C@H](N)CO"
+    errors = capsys.readouterr().err
+    assert "line 5: nonsense: RDKit cannot parse the SMILES" in errors
+    assert "2 of 5 molecules done, 3 failed; 2 structures" in errors
+    rows = list(csv.reader(failures.open()))
+    assert rows[0] == ["place", "name", "input", "reason"]
+    assert [row[:3] for row in rows[1:]] == [
+        ["line 4", "silane of another element", "CC[Si]"],
+        ["line 5", "line_5", "nonsense"],
+        ["line 7", "salt", "[Na+].[Cl-]"],
+    ]
+    assert all(reason for *_, reason in rows[1:])
+
+
+def test_lowest_energy_first_and_relaxed(tmp_path):
+    (tmp_path / "in.csv").write_text("id,SMILES,name\n1,OCCO,glycol\n2,,empty\n")
+    options = ["--smiles-column", "SMILES", "--num-samples", "4", "--rank-by", "energy", *QUICK]
+    for name, more in (("plain", []), ("relaxed", ["--relax"])):
+        assert main(["predict", str(tmp_path / "in.csv"), "-o", str(tmp_path / f"{name}.sdf"), *options, *more]) == 1
+    mols = {name: read_sdf(tmp_path / f"{name}.sdf") for name in ("plain", "relaxed")}
+    for structures in mols.values():
+        assert [mol.GetIntProp("sample") for mol in structures] == [0, 1, 2, 3]
+        energies = [mol.GetDoubleProp("energy_eV") for mol in structures]
+        assert energies == sorted(energies)
+    force = {n: np.mean([m.GetDoubleProp("largest_force_eV_per_angstrom") for m in mols[n]]) for n in mols}
+    assert force["relaxed"] < 0.5 * force["plain"]
+
+
+def test_parquet_has_the_projects_rows(smiles_file, tmp_path):
+    main(["predict", smiles_file, "-o", str(tmp_path / "out.parquet"), "--num-samples", "2", *QUICK])
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [(row["molecule_id"], row["sample"]) for row in rows] == [
+        ("alaninol", 0), ("alaninol", 1), ("water", 0), ("water", 1)
+    ]  # fmt: skip
+    model, processor = PCBridgeModel.from_pretrained(CHECKPOINT), PCBridgeProcessor()
+    for row in rows:
+        example = example_from_row(row, "PCBridge of B3LYP/6-31G*")
+        assert example.is_labelled and not example.is_equilibrium
+        mol = (row["atomic_numbers"], row["positions"], row["total_charge"])
+        assert model.predict_energy(**processor([mol])).energy.item() == pytest.approx(row["energy"], abs=1e-3)
+
+
+def test_ase_reads_predictions_and_predictions_read_its_files(smiles_file, tmp_path, capsys):
+    paths = {kind: str(tmp_path / f"out.{kind}") for kind in ("xyz", "sdf", "parquet")}
+    for path in paths.values():
+        main(["predict", smiles_file, "--output", path, *QUICK])
+    rows = pq.read_table(paths["parquet"]).to_pylist()
+    for row, atoms in zip(rows, ase.io.read(paths["xyz"], index=":"), strict=True):
+        assert atoms.info["name"] == row["molecule_id"] and atoms.numbers.tolist() == row["atomic_numbers"]
+        assert atoms.get_potential_energy() == row["energy"]
+        np.testing.assert_allclose(atoms.get_forces(), row["forces"], atol=1e-6)
+        np.testing.assert_allclose(atoms.positions, row["positions"], atol=1e-6)
+    np.testing.assert_allclose(ase.io.read(paths["sdf"]).positions, rows[0]["positions"], atol=1e-4)
+    # Refining starts from these structures, so the conformers stay.
+    for kind in ("xyz", "sdf"):
+        refined = tmp_path / f"refined_from_{kind}.sdf"
+        assert main(["predict", paths[kind], "--method", "refine", "-o", str(refined)]) == 0
+        alaninol, _ = read_sdf(refined)
+        before = np.linalg.norm(np.array(rows[0]["positions"])[0] - np.array(rows[0]["positions"])[3])
+        after = np.linalg.norm(np.subtract(*alaninol.GetConformer().GetPositions()[[0, 3]]))
+        assert abs(after - before) < 0.3
+    assert main(["predict", smiles_file, "--method", "refine", "-o", str(tmp_path / "none.sdf")]) == 1
+    assert "water" not in (tmp_path / "none.sdf").read_text()
+    assert "line 6: O: refine starts from a 3D structure" in capsys.readouterr().err
+
+
+def test_sdf_with_bad_records(tmp_path, capsys):
+    good = Chem.MolToMolBlock(Chem.AddHs(Chem.MolFromSmiles("CO")))
+    five_bonds = good.replace(" 0999 V2000", " 0999 V2000", 1).replace("  1  2  1  0", "  1  2  3  0")
+    (tmp_path / "in.sdf").write_text(f"{five_bonds}$$$$\nnot a MOL block\n$$$$\n{good}")
+    assert main(["predict", str(tmp_path / "in.sdf"), "-o", str(tmp_path / "out.sdf"), *QUICK]) == 1
+    errors = capsys.readouterr().err
+    assert "record 1: " in errors and "valence" in errors and "record 2: not a MOL block" in errors
+    assert len(read_sdf(tmp_path / "out.sdf")) == 1
+
+
+def test_same_seed_same_file_whatever_the_batches(smiles_file, tmp_path):
+    for name, options in (("a", []), ("b", ["--batch-size", "1"]), ("c", ["--seed", "1"])):
+        main(["predict", smiles_file, "-o", str(tmp_path / f"{name}.sdf"), *QUICK, *options])
+    a, b, c = ([m.GetConformer().GetPositions() for m in read_sdf(tmp_path / f"{n}.sdf")] for n in "abc")
+    for x, y, z in zip(a, b, c, strict=True):
+        np.testing.assert_allclose(x, y, atol=2e-3)
+        assert np.abs(x - z).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["in.unknown"], "cannot tell the format of in.unknown"),
+        (["missing.smi"], "No such file or directory: 'missing.smi'"),
+        (["in.smi", "--output", "nowhere/out.sdf"], "there is no folder nowhere"),
+        (["in.smi", "--output-format", "parquet"], "Parquet cannot go to standard output"),
+        (["in.smi", "--num-samples", "0"], "must be at least 1"),
+        (["in.smi", "--steps", "2000"], "--steps must lie in 1..1000"),
+        (["in.csv"], "has no column 'smiles'; its columns are a, b"),
+        (["empty.smi"], "there is no molecule in empty.smi"),
+        (["in.smi", "--model", "empty_folder"], "empty_folder"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_one_sentence(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name, text in (("in.smi", "C"), ("in.unknown", "C"), ("in.csv", "a,b\n1,2\n"), ("empty.smi", "\n")):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "empty_folder").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", *options])
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.out == ""
+
+
+def test_without_a_released_checkpoint_it_says_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(default_model, "_PLACES", (tmp_path,))
+    (tmp_path / "in.smi").write_text("C")
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", str(tmp_path / "in.smi")])
+    assert ended.value.code == 2
+    assert "carries no released checkpoint; name one by --model" in capsys.readouterr().err
+
+
+def test_standard_streams_in_a_process_of_its_own():
+    result = subprocess.run(
+        [sys.executable, "-m", "pcbridge_app.command_line", "predict", "-", "--output-format", "xyz", *QUICK],
+        input="C methane\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0 and "1 of 1 molecules done" in result.stderr
+    atoms = ase.io.read(io.StringIO(result.stdout), format="extxyz")
+    assert atoms.symbols.get_chemical_formula() == "CH4" and atoms.info["name"] == "methane"
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("", "pcbridge predict molecules.smi --output structures.sdf"),
+        ("predict", "exit codes: 0 all molecules done"),
+        ("evaluate", "--checkpoints"),
+        ("train", "--stage2.losses.kT"),
+        ("data", "label"),
+        ("data label", "--geometries"),
+        ("data build", "--structures"),
+        ("serve", "--port"),
+    ],
+)
+def test_every_command_has_help(command, expected, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--help"])
+    assert not ended.value.code
+    text = capsys.readouterr().out
+    assert expected in text and f"usage: pcbridge {command}".strip() in text
