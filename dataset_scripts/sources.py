@@ -1,0 +1,54 @@
+"""All data sources by name, and streaming their rows straight from the original files."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import IterableDataset
+
+from dataset_scripts import qm9
+from dataset_scripts.bad_rows import OnError, rows_of_records
+from dataset_scripts.schema import FEATURES
+
+
+@dataclass(frozen=True)
+class Source:
+    """How the files of a data set become rows; docs/data.md describes each.
+
+    Attributes:
+        read: from a file to its records, in order. Cheap, so that finished records can be passed over.
+        parse: from a record to its row, in the project's units; raises `RowError`.
+        default_inputs: the files, where they come with a package.
+        published_split: from the input files to a function of the molecule id, where the source has a usual split.
+    """
+
+    read: Callable[[Path], Iterator[Any]]
+    parse: Callable[[Any], dict]
+    default_inputs: Callable[[], list[Path]] | None = None
+    published_split: Callable[[list[Path]], Callable[[str], str]] | None = None
+
+
+SOURCES = {
+    "qm9pack": Source(qm9.read_csv, qm9.row_of_qm9pack, qm9.qm9pack_files, qm9.published_split_of_qm9pack),
+}
+
+
+def stream_source(source: Source, inputs: list[Path], on_error: OnError = "raise") -> IterableDataset:
+    """The rows of original files, in file order, as they are read.
+
+    For a first look, and for sets that are read once. Training wants shuffled rows and a quick resume: materialise
+    with `dataset_scripts.prepare` and use `dataset_scripts.streaming`.
+
+    Raises:
+        BadRowError: while iterating, a damaged record, with on_error="raise".
+    """
+    return IterableDataset.from_generator(
+        _rows, features=FEATURES, gen_kwargs={"inputs": list(inputs), "source": source, "on_error": on_error}
+    )
+
+
+def _rows(inputs: list[Path], source: Source, on_error: OnError) -> Iterator[dict]:
+    for path in inputs:
+        yield from rows_of_records(source.read(path), source.parse, on_error, Counter())
