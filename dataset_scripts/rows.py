@@ -9,6 +9,7 @@ from modeling_pcbridge.molecular_graph import (
     conformer_from_positions,
     graph_from_mol,
     mapped_smiles,
+    mol_from_positions,
     mol_from_smiles,
     with_structure,
 )
@@ -115,6 +116,22 @@ def mol_of_smiles_in_order(
         if match:
             return Chem.RenumberAtoms(mol, [int(i) for i in np.argsort(match)])
     raise ExcludedRowError(molecule_id, "graph of the structure differs from the SMILES", smiles)
+
+
+def mol_of_structure(
+    molecule_id: str, atomic_numbers: list[int], positions: np.ndarray, total_charge: int = 0
+) -> Chem.Mol:
+    """The molecule that RDKit perceives in a structure; `mol_of_smiles_in_order` is right more often.
+
+    Raises:
+        BadRowError: wrong shape or numbers that are not finite.
+        ExcludedRowError: no graph of that charge fits.
+    """
+    _check(molecule_id, len(atomic_numbers), positions=positions)
+    try:
+        return mol_from_positions(atomic_numbers, positions, total_charge)
+    except ValueError as error:
+        raise ExcludedRowError(molecule_id, "no graph fits the structure", error) from error
 
 
 def _check(molecule_id: str, num_atoms: int, **vectors: np.ndarray | None) -> None:

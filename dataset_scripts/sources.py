@@ -11,6 +11,7 @@ from datasets import IterableDataset
 from dataset_scripts import qm9
 from dataset_scripts.bad_rows import OnError, rows_of_records
 from dataset_scripts.schema import FEATURES
+from dataset_scripts.tables import read_csv, read_parquet
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,10 @@ class Source:
 
 
 SOURCES = {
-    "qm9pack": Source(qm9.read_csv, qm9.row_of_qm9pack, qm9.qm9pack_files, qm9.published_split_of_qm9pack),
+    "qm9": Source(qm9.read_xyz_archive, qm9.row_of_xyz, published_split=qm9.published_split_of_files),
+    "qm9_sdf": Source(qm9.read_sdf_and_csv, qm9.row_of_sdf_and_csv, published_split=qm9.published_split_of_files),
+    "qm9_hub": Source(read_parquet, qm9.row_of_hub),
+    "qm9pack": Source(read_csv, qm9.row_of_qm9pack, qm9.qm9pack_files, qm9.published_split_of_qm9pack),
 }
 
 

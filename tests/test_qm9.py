@@ -5,7 +5,7 @@ import pytest
 
 from dataset_scripts.bundled import SPLITS, load_bundled
 from dataset_scripts.prepare import prepare
-from dataset_scripts.qm9 import published_split, read_csv, row_of_qm9pack
+from dataset_scripts.qm9 import published_split, row_of_qm9pack
 from dataset_scripts.sources import SOURCES
 
 # Water as qm9pack has it, "0." included.
