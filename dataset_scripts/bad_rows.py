@@ -7,6 +7,18 @@ from typing import Any, Literal
 
 OnError = Literal["raise", "skip"]
 
+# What Python, NumPy, RDKit and h5py raise at wrong content.
+_PARSING_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 
 class RowError(ValueError):
     """A record that gives no row. `reason` is the category it is counted under, `item` names it."""
@@ -15,6 +27,7 @@ class RowError(ValueError):
         super().__init__(f"{item}: {reason}" + (f" ({detail})" if str(detail) else ""))
         self.item = item
         self.reason = reason
+        self.detail = detail
 
 
 class BadRowError(RowError):
@@ -32,7 +45,16 @@ def naming(item: str, reason: str = "unparsable") -> Iterator[None]:
         yield
     except RowError:
         raise
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError, EOFError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        EOFError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise BadRowError(item, reason, f"{type(error).__name__}: {error}") from error
 
 

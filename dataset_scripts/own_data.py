@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset_scripts.bad_rows import BadRowError, naming
+from dataset_scripts.bad_rows import BadRowError, ExcludedRowError, naming
 from dataset_scripts.rows import make_row, mol_of_smiles_in_order, mol_of_structure
 from dataset_scripts.sdf import mol_of_sdf, read_sdf
 from dataset_scripts.sources import Source
@@ -72,13 +72,17 @@ def _read_extxyz(path: Path) -> Iterator[Any]:
 
 def _parse(record: tuple[str, str, Any], levels: dict[str, str | None]) -> dict:
     name, kind, content = record
+    parts = {".sdf": _from_sdf, ".xyz": _from_atoms, ".extxyz": _from_atoms}.get(kind, _from_table)
     with naming(name):
-        if kind == ".sdf":
-            mol = mol_of_sdf(name, content)
-            return make_row(name, mol, mol.GetConformer().GetPositions(), **levels)
-        if kind in (".xyz", ".extxyz"):
-            return make_row(name, **_from_atoms(name, content), **levels)
-        return make_row(content.get("molecule_id") or name, **_from_table(name, content), **levels)
+        try:
+            return make_row(**{"molecule_id": name} | parts(name, content), **levels)
+        except ExcludedRowError as error:  # in one's own data it is a mistake
+            raise BadRowError(error.item, error.reason, error.detail) from error
+
+
+def _from_sdf(name: str, record: str) -> dict:
+    mol = mol_of_sdf(name, record)
+    return {"mol": mol, "positions": mol.GetConformer().GetPositions()}
 
 
 def _from_atoms(name: str, atoms: Any) -> dict:
@@ -101,4 +105,5 @@ def _from_table(name: str, record: dict) -> dict:
         mol = mol_from_smiles(record["smiles"])
     else:
         mol = mol_of_smiles_in_order(name, record["smiles"], cells["atomic_numbers"], positions)
-    return {"mol": mol, "positions": positions, "energy": cells["energy"], "forces": cells["forces"]}
+    labels = {"energy": cells["energy"], "forces": cells["forces"]}
+    return {"molecule_id": record.get("molecule_id") or name, "mol": mol, "positions": positions, **labels}

@@ -2,6 +2,7 @@
 
     python -m dataset_scripts.prepare qm9pack --output data/qm9
     python -m dataset_scripts.prepare pubchemqc_b3lyp --input Compound_*.tar.xz --output data/pubchemqc --on_error skip
+    python -m dataset_scripts.prepare own --input mine.xyz --output data/mine --energy_level_of_theory "B3LYP/6-31G*"
 
 Records are taken in blocks; each block gives one shard a split, `OUTPUT/{split}/{input}-{block}.parquet`. A killed run
 goes on after its last whole block; several processes may work on different inputs of one output. What was left out
@@ -22,6 +23,7 @@ from rdkit import Chem, RDLogger
 from tqdm.auto import tqdm
 
 from dataset_scripts.bad_rows import rows_of_records
+from dataset_scripts.own_data import own_source
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sources import SOURCES, Source
 from dataset_scripts.splits import SPLITS, constitution_of, split_of
@@ -162,13 +164,18 @@ def _write_summary(output: Path) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", choices=SOURCES)
+    parser.add_argument("source", choices=[*SOURCES, "own"])
     parser.add_argument("--input", type=Path, nargs="+", help="original files; not for sources that are packages")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--split", choices=("constitution", "published"), default="constitution")
     parser.add_argument("--on_error", choices=("raise", "skip"), default="raise", help="for damaged records")
+    parser.add_argument("--equilibrium_level_of_theory", help="of own data: the method whose minima the structures are")
+    parser.add_argument("--energy_level_of_theory", help="of own data: the method of energies and forces")
     arguments = parser.parse_args()
-    source = SOURCES[arguments.source]
+    if arguments.source == "own":
+        source = own_source(arguments.equilibrium_level_of_theory, arguments.energy_level_of_theory)
+    else:
+        source = SOURCES[arguments.source]
     if arguments.input is None and source.default_inputs is None:
         parser.error(f"{arguments.source} needs --input")
     RDLogger.DisableLog("rdApp.*")

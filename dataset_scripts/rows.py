@@ -88,8 +88,8 @@ def mol_of_smiles_in_order(
         bonds: (B, 2) 0-based atom pairs; by distance if None.
 
     Raises:
-        BadRowError: the SMILES cannot be parsed, or the numbers of atoms differ.
-        ExcludedRowError: the structure has another graph than the SMILES.
+        BadRowError: the numbers of atoms and positions differ, positions are not finite, or a bond has no atom.
+        ExcludedRowError: RDKit refuses the SMILES, or the structure has another graph.
     """
     if np.shape(positions) != (len(atomic_numbers), 3):
         raise BadRowError(
@@ -100,7 +100,9 @@ def mol_of_smiles_in_order(
     try:
         mol = mol_from_smiles(smiles)
     except ValueError as error:
-        raise BadRowError(molecule_id, "unparsable SMILES", smiles) from error
+        raise ExcludedRowError(molecule_id, "unparsable SMILES", smiles) from error
+    if bonds is not None and not all(0 <= i < len(atomic_numbers) and 0 <= j < len(atomic_numbers) for i, j in bonds):
+        raise BadRowError(molecule_id, "bonds of atoms that are not there")
     pattern = _skeleton(
         [atom.GetAtomicNum() for atom in mol.GetAtoms()],
         [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in mol.GetBonds()],

@@ -38,6 +38,8 @@ def mol_of_sdf(molecule_id: str, record: str) -> Chem.Mol:
     mol = Chem.MolFromMolBlock(record, removeHs=False)
     if mol is None:
         raise BadRowError(molecule_id, "unparsable SDF record")
+    for atom in mol.GetAtoms():
+        atom.SetAtomMapNum(0)
     if mol.GetNumAtoms() > 1 and not mol.GetConformer().Is3D():
         raise BadRowError(molecule_id, "no 3D structure in the SDF record")
     return mol

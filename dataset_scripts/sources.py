@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import IterableDataset
 
-from dataset_scripts import qm9
+from dataset_scripts import pcqm4mv2, pubchemqc, qm9, spice
 from dataset_scripts.bad_rows import OnError, rows_of_records
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.tables import read_csv, read_parquet
@@ -35,6 +36,13 @@ SOURCES = {
     "qm9": Source(qm9.read_xyz_archive, qm9.row_of_xyz, published_split=qm9.published_split_of_files),
     "qm9_sdf": Source(qm9.read_sdf_and_csv, qm9.row_of_sdf_and_csv, published_split=qm9.published_split_of_files),
     "qm9_hub": Source(read_parquet, qm9.row_of_hub),
+    "pubchemqc_b3lyp": Source(pubchemqc.read_archive, partial(pubchemqc.row_of_file, method="B3LYP@PM6")),
+    "pubchemqc_b3lyp_hub": Source(pubchemqc.read_hub_shard, partial(pubchemqc.row_of_hub_record, has_energy=True)),
+    "pubchemqc_pm6": Source(pubchemqc.read_archive, partial(pubchemqc.row_of_file, method="PM6")),
+    "pubchemqc_pm6_hub": Source(pubchemqc.read_hub_shard, partial(pubchemqc.row_of_hub_record, has_energy=False)),
+    "pcqm4mv2": Source(pcqm4mv2.read_sdf_archive, pcqm4mv2.row_of_record, published_split=pcqm4mv2.published_split),
+    "spice": Source(spice.read_conformations, spice.row_of_conformation),
+    "spice_pubchem": Source(spice.read_conformations, partial(spice.row_of_conformation, subset="PubChem")),
     "qm9pack": Source(read_csv, qm9.row_of_qm9pack, qm9.qm9pack_files, qm9.published_split_of_qm9pack),
 }
 
