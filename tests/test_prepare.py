@@ -115,10 +115,10 @@ def test_a_damaged_member_in_the_middle(archive, tmp_path):
     assert json.loads((tmp_path / "skipped" / "summary.json").read_text()) == summary
 
 
-@pytest.mark.parametrize("keep", [0.5, 0.99])
+@pytest.mark.parametrize("keep", [0.7, 0.99])
 def test_a_truncated_archive_keeps_the_rows_before_the_cut(archive, tmp_path, keep):
     # Incompressible content, so that the cut falls into a late bzip2 block.
-    padding = [(f"padding{i}", os.urandom(400_000)) for i in range(8)]
+    padding = [(f"padding{i}", os.urandom(400_000)) for i in range(4)]
     rewrite(archive, lambda members: [*members[:5], *padding, *members[5:]])
     content = archive.read_bytes()
     archive.write_bytes(content[: int(keep * len(content))])
