@@ -177,5 +177,5 @@ def test_all_of_qm9_from_qm9pack(tmp_path):
     pytest.importorskip("qm9pack", reason="needs the qm9 extra")
     source = SOURCES["qm9pack"]
     summary = prepare(source, source.default_inputs(), tmp_path)
-    assert sum(summary["rows"].values()) == 130_826
-    assert summary["skipped"] == {"graph of the structure differs from the SMILES": 5}
+    assert sum(summary["rows"].values()) == 130_828
+    assert summary["skipped"] == {"graph of the structure differs from the SMILES": 3}
