@@ -1,5 +1,6 @@
 """Prepared shards hold every good row once, survive kills and bad input, and nothing is written elsewhere."""
 
+import bz2
 import io
 import json
 import multiprocessing
@@ -17,7 +18,8 @@ import pytest
 from dataset_scripts.archives import iterate_members
 from dataset_scripts.bad_rows import BadRowError
 from dataset_scripts.prepare import main, prepare
-from dataset_scripts.schema import FEATURES
+from dataset_scripts.schema import B3LYP_6_31G2DFP, FEATURES
+from dataset_scripts.sharded import ShardedExamples
 from dataset_scripts.sources import SOURCES, Source, stream_source
 from dataset_scripts.splits import SPLITS, constitution_of, split_of
 from dataset_scripts.streaming import stream_shards
@@ -64,7 +66,10 @@ def test_shards_hold_the_streamed_rows_by_split(archive, tmp_path):
             assert split_of(constitution_of(mol_from_smiles(row["smiles"]))) == split
             assert row["mapped_smiles"] == streamed[row["molecule_id"]]["mapped_smiles"]
     assert pq.read_schema(next((tmp_path / "out" / "train").glob("*"))).names == list(FEATURES)
+    # Both ways of training read them.
     assert len(list(stream_shards(tmp_path / "out", "train", seed=0))) == summary["rows"]["train"]
+    examples = ShardedExamples(tmp_path / "out", "train", B3LYP_6_31G2DFP)
+    assert [example.energy is not None for example in examples] == [True] * summary["rows"]["train"]
 
 
 def test_a_second_run_parses_only_what_is_missing(archive, tmp_path):
@@ -105,6 +110,24 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_a_row(archive, tmp_pat
     assert sorted(row["molecule_id"] for row in all_rows(tmp_path / "out")) == [f"qm9_{i:06d}" for i in range(1, 11)]
 
 
+@pytest.mark.parametrize("call", [1, 2, 3, 5])
+def test_a_run_stopped_between_the_shards_of_a_block_loses_nothing(archive, tmp_path, monkeypatch, call):
+    write, calls = pq.write_table, []
+
+    def stopped(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        write(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "write_table", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(QM9, [archive], tmp_path / "out", records_per_shard=6)
+    prepare(QM9, [archive], tmp_path / "out", records_per_shard=6)
+    assert sorted(row["molecule_id"] for row in all_rows(tmp_path / "out")) == [f"qm9_{i:06d}" for i in range(1, 11)]
+
+
 def test_a_damaged_member_in_the_middle(archive, tmp_path):
     rewrite(archive, lambda members: [(n, c[:100] if "000005" in n else c) for n, c in members])
     with pytest.raises(BadRowError, match=r"000005\.xyz: wrong number of atoms"):
@@ -127,6 +150,17 @@ def test_a_truncated_archive_keeps_the_rows_before_the_cut(archive, tmp_path, ke
     assert prepare(QM9, [archive], tmp_path / "out", on_error="skip", records_per_shard=5) == summary
     with pytest.raises(BadRowError, match="damaged archive"):
         list(stream_source(QM9, [archive]))
+
+
+def test_a_cut_behind_the_last_member_is_noticed(archive, tmp_path):
+    archive.write_bytes(archive.read_bytes()[:-4])
+    with pytest.raises(BadRowError, match="damaged archive"):
+        list(iterate_members(archive, ".xyz"))
+    # The end of a tar is padded; an archive cut in its padding has all its members and is still reported.
+    with bz2.open(DATA / archive.name) as whole:
+        archive.write_bytes(bz2.compress(whole.read() + bytes(100_000))[:-4])
+    summary = prepare(QM9, [archive], tmp_path / "out", on_error="skip")
+    assert sum(summary["rows"].values()) == 10 and summary["skipped"] == {"damaged archive": 1}
 
 
 @pytest.mark.parametrize("name", ["/tmp/evil.xyz", "../evil.xyz", "a/../../evil.xyz"])

@@ -47,6 +47,7 @@ def test_order_depends_on_seed_and_epoch_only(tmp_path):
     assert sorted(order[:24]) == sorted(order[24:]) and order[:24] != order[24:]
     first_shard = [name for name in order[:24] if name.startswith(order[0][:4])]
     assert first_shard == order[:6] and first_shard != sorted(first_shard)
+    assert first_shard != [name for name in order[24:] if name.startswith(order[0][:4])]
 
 
 @pytest.mark.parametrize("stop", [1, 17, 40])
