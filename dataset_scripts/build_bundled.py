@@ -17,36 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rdkit import Chem, RDLogger
 
-from dataset_scripts.bundled import CONFIG_NAMES, SPLITS, parquet_path
+from dataset_scripts.bundled import CONFIG_NAMES, parquet_path
 from dataset_scripts.label_generation import check_same_molecule, read_lines
 from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES, PM6
+from dataset_scripts.splits import SPLITS, constitution_of, split_of
 from modeling_pcbridge.molecular_graph import mapped_smiles, mol_from_positions
 
 logger = logging.getLogger(__name__)
 
 # What `label_generation` calls the structures of its lines, in the words of the bundled configurations.
 _GEOMETRY_NAMES = {"given": "pm6", "displaced": "pm6_displaced"}
-VALIDATION_PERCENT = 10
-TEST_PERCENT = 10
-
-
-def split_of(constitution: str) -> str:
-    """The split of a molecule, from a hash of its SMILES without stereo marks.
-
-    Stereoisomers share a constitution, so they never fall into different splits.
-    """
-    bucket = int.from_bytes(hashlib.sha256(constitution.encode()).digest()[:8], "big") % 100
-    if bucket < TEST_PERCENT:
-        return "test"
-    if bucket < TEST_PERCENT + VALIDATION_PERCENT:
-        return "validation"
-    return "train"
-
-
-def _constitution(mol: Chem.Mol) -> str:
-    mol = Chem.Mol(mol)
-    Chem.RemoveStereochemistry(mol)
-    return Chem.MolToSmiles(Chem.RemoveAllHs(mol))
 
 
 def checked_mol(structure: dict) -> Chem.Mol:
@@ -58,7 +38,7 @@ def checked_mol(structure: dict) -> Chem.Mol:
     dft = np.stack(structure["qm9_dft_positions"])
     pm6 = np.stack(structure["pm6_positions"])
     mol = mol_from_positions(structure["atomic_numbers"], dft)
-    if _constitution(mol) != _constitution(Chem.MolFromSmiles(structure["smiles"])):
+    if constitution_of(mol) != constitution_of(Chem.MolFromSmiles(structure["smiles"])):
         raise ValueError("graph of the DFT structure differs from the SMILES")
     check_same_molecule(mol, pm6)
     return mol
@@ -137,7 +117,7 @@ def build(structures_path: Path, label_paths: list[Path]) -> dict:
         except ValueError as error:
             rejected[str(error).split(" (")[0]] += 1
             continue
-        split = split_of(_constitution(mol))
+        split = split_of(constitution_of(mol))
         for name, row in rows_of_molecule(structure, mol, labels.get(structure["qm9_index"], {})).items():
             rows[name, split].append(row)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from datasets import Dataset, IterableDataset, load_dataset
 
 from dataset_scripts.schema import FEATURES
+from dataset_scripts.splits import SPLITS
 
 CONFIG_NAMES = ("pm6", "pm6_displaced", "dft_equilibrium")
-SPLITS = ("train", "validation", "test")
 
 _FOLDER = Path(__file__).parent / "bundled"
 

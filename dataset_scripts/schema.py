@@ -6,6 +6,7 @@ PM6 = "PM6"
 B3LYP_6_31GD = "B3LYP/6-31G*"
 B3LYP_6_31G2DFP = "B3LYP/6-31G(2df,p)"
 GFN2_XTB = "GFN2-xTB"
+WB97M_D3BJ_DEF2_TZVPPD = "wB97M-D3(BJ)/def2-TZVPPD"
 
 _VECTORS = List(List(Value("float32"), length=3))
 

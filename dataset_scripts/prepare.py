@@ -1,0 +1,187 @@
+"""Turn the original files of a data source into Parquet shards in the project's schema, split by molecule.
+
+    python -m dataset_scripts.prepare qm9pack --output data/qm9
+    python -m dataset_scripts.prepare pubchemqc_b3lyp --input Compound_*.tar.xz --output data/pubchemqc --on_error skip
+    python -m dataset_scripts.prepare own --input mine.xyz --output data/mine --energy_level_of_theory "B3LYP/6-31G*"
+
+Records are taken in blocks; each block gives one shard a split, `OUTPUT/{split}/{input}-{block}.parquet`. A killed run
+goes on after its last whole block; several processes may work on different inputs of one output. What was left out
+is counted by reason in `OUTPUT/summary.json`. Of rows of one input with the same molecule_id the first is kept.
+"""
+
+import argparse
+import json
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from itertools import count, islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rdkit import Chem, RDLogger
+from tqdm.auto import tqdm
+
+from dataset_scripts.bad_rows import rows_of_records
+from dataset_scripts.own_data import own_source
+from dataset_scripts.schema import FEATURES
+from dataset_scripts.sources import SOURCES, Source
+from dataset_scripts.splits import SPLITS, constitution_of, split_of
+
+# Enough rows for compression and few enough to be held and shuffled in memory when streaming (10 to 40 MB).
+RECORDS_PER_SHARD = 10_000
+_METADATA_KEY = b"pcbridge"
+
+
+def prepare(
+    source: Source,
+    inputs: list[Path],
+    output: Path,
+    split: str = "constitution",
+    on_error: str = "raise",
+    records_per_shard: int = RECORDS_PER_SHARD,
+) -> dict:
+    """Write the shards that are not there yet.
+
+    Args:
+        source: a value of `dataset_scripts.sources.SOURCES`, or `dataset_scripts.own_data.own_source(...)`.
+        inputs: original files with different names.
+        output: folder of the shards.
+        split: "constitution" (`splits.split_of`) or "published" (the source's usual split).
+        on_error: what to do with damaged records.
+        records_per_shard: block length.
+
+    Returns:
+        The summary, also in output/summary.json: rows by split, skipped records by reason.
+
+    Raises:
+        BadRowError: a damaged record, with on_error="raise". Whole blocks before it are kept.
+        ValueError: two inputs share a name, or the shards in `output` were made with other settings.
+    """
+    if len({path.name for path in inputs}) < len(inputs):
+        raise ValueError("inputs share a file name, so their shards would too")
+    split_of_row = _splitter(source, inputs, split)
+    for split_name in SPLITS:
+        (output / split_name).mkdir(parents=True, exist_ok=True)
+    for path in inputs:
+        settings = {
+            "input": path.name,
+            "input_bytes": path.stat().st_size,
+            "split": split,
+            "on_error": on_error,
+            "records_per_shard": records_per_shard,
+        }
+        _prepare_input(source, path, output, split_of_row, settings)
+    return _write_summary(output)
+
+
+def _splitter(source: Source, inputs: list[Path], split: str) -> Callable[[dict], str]:
+    if split == "constitution":
+        return lambda row: split_of(constitution_of(Chem.MolFromSmiles(row["smiles"])))
+    if split == "published" and source.published_split is not None:
+        of_molecule = source.published_split(inputs)
+        return lambda row: of_molecule(row["molecule_id"])
+    raise ValueError(f"the source has no split {split!r}")
+
+
+def _prepare_input(
+    source: Source, path: Path, output: Path, split_of_row: Callable[[dict], str], settings: dict
+) -> None:
+    records = source.read(path)
+    seen: set[str] = set()
+    with tqdm(desc=path.name, unit=" records") as progress:
+        for block in count():
+            shards = {split: output / split / f"{path.name}-{block:05d}.parquet" for split in SPLITS}
+            block_records = islice(records, settings["records_per_shard"])
+            if shards["train"].exists():
+                num_records = _pass_over(block_records, shards, settings, seen)
+            else:
+                num_records = _write_block(source, block_records, shards, split_of_row, settings, seen)
+            progress.update(num_records)
+            if num_records < settings["records_per_shard"]:
+                return
+
+
+def _pass_over(records: Iterator, shards: dict[str, Path], settings: dict, seen: set[str]) -> int:
+    """Read the records of a finished block without parsing them; returns their number."""
+    metadata = _read_metadata(shards["train"])
+    if metadata["settings"] != settings:
+        raise ValueError(f"{shards['train']} was made with {metadata['settings']}, not {settings}")
+    for shard in shards.values():
+        seen.update(pq.read_table(shard, columns=["molecule_id"])["molecule_id"].to_pylist())
+    deque(rows_of_records(records, lambda record: record, settings["on_error"], Counter()), maxlen=0)
+    return metadata["records"]
+
+
+def _write_block(
+    source: Source,
+    records: Iterator,
+    shards: dict[str, Path],
+    split_of_row: Callable[[dict], str],
+    settings: dict,
+    seen: set[str],
+) -> int:
+    """Parse a block and write its shards; returns the number of records."""
+    skipped: Counter[str] = Counter()
+    rows: dict[str, list[dict]] = {split: [] for split in SPLITS}
+    for row in rows_of_records(records, source.parse, settings["on_error"], skipped):
+        if row["molecule_id"] in seen:
+            skipped["duplicated molecule_id"] += 1
+            continue
+        seen.add(row["molecule_id"])
+        rows[split_of_row(row)].append(row)
+    num_records = sum(map(len, rows.values())) + skipped.total()
+    metadata = {"settings": settings, "records": num_records, "skipped": dict(skipped)}
+    # The train shard carries the counts and comes last: a block is finished when it is there.
+    for split in sorted(SPLITS, key=lambda split: split == "train"):
+        table = pa.Table.from_pylist(rows[split], schema=FEATURES.arrow_schema)
+        table = table.replace_schema_metadata({**table.schema.metadata, _METADATA_KEY: json.dumps(metadata)})
+        unfinished = shards[split].with_suffix(f".tmp{os.getpid()}")
+        pq.write_table(table, unfinished, compression="zstd")
+        unfinished.replace(shards[split])
+    return num_records
+
+
+def _read_metadata(shard: Path) -> dict:
+    return json.loads(pq.read_schema(shard).metadata[_METADATA_KEY])
+
+
+def _write_summary(output: Path) -> dict:
+    """Counts over all shards that are there."""
+    rows = {
+        split: sum(pq.read_metadata(shard).num_rows for shard in sorted((output / split).glob("*.parquet")))
+        for split in SPLITS
+    }
+    skipped: Counter[str] = Counter()
+    for shard in sorted((output / "train").glob("*.parquet")):
+        skipped.update(_read_metadata(shard)["skipped"])
+    summary = {"rows": rows, "skipped": dict(sorted(skipped.items()))}
+    unfinished = output / f"summary.tmp{os.getpid()}"
+    unfinished.write_text(json.dumps(summary, indent=2) + "\n")
+    unfinished.replace(output / "summary.json")
+    return summary
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", choices=[*SOURCES, "own"])
+    parser.add_argument("--input", type=Path, nargs="+", help="original files; not for sources that are packages")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--split", choices=("constitution", "published"), default="constitution")
+    parser.add_argument("--on_error", choices=("raise", "skip"), default="raise", help="for damaged records")
+    parser.add_argument("--equilibrium_level_of_theory", help="of own data: the method whose minima the structures are")
+    parser.add_argument("--energy_level_of_theory", help="of own data: the method of energies and forces")
+    arguments = parser.parse_args()
+    if arguments.source == "own":
+        source = own_source(arguments.equilibrium_level_of_theory, arguments.energy_level_of_theory)
+    else:
+        source = SOURCES[arguments.source]
+    if arguments.input is None and source.default_inputs is None:
+        parser.error(f"{arguments.source} needs --input")
+    RDLogger.DisableLog("rdApp.*")
+    inputs = arguments.input or source.default_inputs()
+    print(json.dumps(prepare(source, inputs, arguments.output, arguments.split, arguments.on_error), indent=2))
+
+
+if __name__ == "__main__":
+    main()

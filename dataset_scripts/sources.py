@@ -1,0 +1,66 @@
+"""All data sources by name, and streaming their rows straight from the original files."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import IterableDataset
+
+from dataset_scripts import pcqm4mv2, pubchemqc, qm9, spice
+from dataset_scripts.bad_rows import OnError, rows_of_records
+from dataset_scripts.schema import FEATURES
+from dataset_scripts.tables import read_csv, read_parquet
+
+
+@dataclass(frozen=True)
+class Source:
+    """How the files of a data set become rows; docs/data.md describes each.
+
+    Attributes:
+        read: from a file to its records, in order. Cheap, so that finished records can be passed over.
+        parse: from a record to its row, in the project's units; raises `RowError`.
+        default_inputs: the files, where they come with a package.
+        published_split: from the input files to a function of the molecule id, where the source has a usual split.
+    """
+
+    read: Callable[[Path], Iterator[Any]]
+    parse: Callable[[Any], dict]
+    default_inputs: Callable[[], list[Path]] | None = None
+    published_split: Callable[[list[Path]], Callable[[str], str]] | None = None
+
+
+SOURCES = {
+    "qm9": Source(qm9.read_xyz_archive, qm9.row_of_xyz, published_split=qm9.published_split_of_files),
+    "qm9_sdf": Source(qm9.read_sdf_and_csv, qm9.row_of_sdf_and_csv, published_split=qm9.published_split_of_files),
+    "qm9_hub": Source(read_parquet, qm9.row_of_hub),
+    "pubchemqc_b3lyp": Source(pubchemqc.read_archive, partial(pubchemqc.row_of_file, method="B3LYP@PM6")),
+    "pubchemqc_b3lyp_hub": Source(pubchemqc.read_hub_shard, partial(pubchemqc.row_of_hub_record, has_energy=True)),
+    "pubchemqc_pm6": Source(pubchemqc.read_archive, partial(pubchemqc.row_of_file, method="PM6")),
+    "pubchemqc_pm6_hub": Source(pubchemqc.read_hub_shard, partial(pubchemqc.row_of_hub_record, has_energy=False)),
+    "pcqm4mv2": Source(pcqm4mv2.read_sdf_archive, pcqm4mv2.row_of_record, published_split=pcqm4mv2.published_split),
+    "spice": Source(spice.read_conformations, spice.row_of_conformation),
+    "spice_pubchem": Source(spice.read_conformations, partial(spice.row_of_conformation, subset="PubChem")),
+    "qm9pack": Source(read_csv, qm9.row_of_qm9pack, qm9.qm9pack_files, qm9.published_split_of_qm9pack),
+}
+
+
+def stream_source(source: Source, inputs: list[Path], on_error: OnError = "raise") -> IterableDataset:
+    """The rows of original files, in file order, as they are read.
+
+    For a first look, and for sets that are read once. Training wants shuffled rows and a quick resume: materialise
+    with `dataset_scripts.prepare` and use `dataset_scripts.streaming`.
+
+    Raises:
+        BadRowError: while iterating, a damaged record, with on_error="raise".
+    """
+    return IterableDataset.from_generator(
+        _rows, features=FEATURES, gen_kwargs={"inputs": list(inputs), "source": source, "on_error": on_error}
+    )
+
+
+def _rows(inputs: list[Path], source: Source, on_error: OnError) -> Iterator[dict]:
+    for path in inputs:
+        yield from rows_of_records(source.read(path), source.parse, on_error, Counter())

@@ -1,0 +1,38 @@
+"""CSV and Parquet files record by record, in constant memory."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataset_scripts.bad_rows import BadRowError
+
+# A cell may hold the positions of a large molecule.
+csv.field_size_limit(2**24)
+
+
+def read_csv(path: Path) -> Iterator[dict[str, str]]:
+    """The records of a CSV file with a header, as texts."""
+    with path.open(newline="") as file:
+        try:
+            yield from csv.DictReader(file)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise BadRowError(str(path), "damaged CSV file", error) from error
+
+
+def read_parquet(path: Path) -> Iterator[dict]:
+    """The records of a Parquet file.
+
+    Raises:
+        BadRowError: the file is damaged.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(1000):
+                yield from batch.to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise BadRowError(str(path), "damaged Parquet file", error) from error

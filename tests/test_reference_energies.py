@@ -1,0 +1,54 @@
+"""Energies of different levels of theory agree once the references of the elements are exchanged."""
+
+import numpy as np
+import pytest
+
+from dataset_scripts.bundled import load_bundled
+from dataset_scripts.collator import example_from_row
+from dataset_scripts.reference_energies import at_level_of_theory, fit_by_level_of_theory, fit_reference_energies
+from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD
+from modeling_pcbridge.training_data import fit_reference_energies as fit_to_examples
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[tuple[dict, dict]]:
+    """The same molecules at PM6 minima with B3LYP/6-31G*, and at DFT minima with B3LYP/6-31G(2df,p)."""
+    labelled = {row["molecule_id"]: row for row in load_bundled("pm6", "train") if row["energy"] is not None}
+    return [
+        (labelled[row["molecule_id"]], row)
+        for row in load_bundled("dft_equilibrium", "train")
+        if row["molecule_id"] in labelled
+    ]
+
+
+def test_two_basis_sets_of_real_molecules_agree(pairs):
+    references = fit_by_level_of_theory(row for pair in pairs for row in pair)
+    assert references.keys() == {B3LYP_6_31GD, B3LYP_6_31G2DFP}
+    before = [large["energy"] - small["energy"] for small, large in pairs]
+    shifted = [at_level_of_theory(large, B3LYP_6_31GD, references) for _, large in pairs]
+    after = [row["energy"] - small["energy"] for row, (small, _) in zip(shifted, pairs, strict=True)]
+    assert np.mean(np.abs(before)) > 0.7
+    assert np.mean(np.abs(after)) < 0.1
+    # With the other level's name the model takes the label.
+    assert example_from_row(shifted[0], B3LYP_6_31GD).energy == shifted[0]["energy"]
+
+
+def test_same_fit_as_in_training(pairs):
+    rows = [small for small, _ in pairs]
+    fitted = fit_reference_energies([row["atomic_numbers"] for row in rows], [row["energy"] for row in rows])
+    expected = fit_to_examples([example_from_row(row, B3LYP_6_31GD) for row in rows])
+    assert fitted == pytest.approx(expected, abs=1e-5)
+
+
+def test_forces_stay_and_unknown_elements_make_the_energy_absent():
+    references = {"a": {1: -10.0, 8: -100.0}, "b": {1: -13.0, 8: -90.0}}
+    row = {"atomic_numbers": [8, 1, 1], "energy": -125.0, "forces": [[1.0] * 3] * 3, "energy_level_of_theory": "a"}
+    shifted = at_level_of_theory(row, "b", references)
+    assert shifted["energy"] == pytest.approx(-121.0) and shifted["forces"] == row["forces"]
+    assert at_level_of_theory(shifted, "a", references) == row
+    assert at_level_of_theory(row | {"atomic_numbers": [8, 1, 9]}, "b", references)["energy"] is None
+    assert at_level_of_theory(row | {"energy_level_of_theory": None}, "b", references)["energy"] == -125.0
+    with pytest.raises(KeyError):
+        at_level_of_theory(row, "c", references)
+    with pytest.raises(ValueError, match="no energy"):
+        fit_reference_energies([], [])
