@@ -1,19 +1,19 @@
 """What a stage trains on: examples of its sources, reference energies fitted to them, and the batches."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from itertools import islice
 from math import isqrt
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from torch.utils.data import ConcatDataset, DataLoader
 
 from dataset_scripts.bundled import CONFIG_NAMES, load_bundled
 from dataset_scripts.collator import Example, collate, example_from_row, order_rows
 from dataset_scripts.mixture import MixtureBatchSampler
+from dataset_scripts.reference_energies import fit_reference_energies
 from dataset_scripts.sharded import ShardedExamples
 
 from .training_config import SourceConfig, StageConfig, TrainingConfig
@@ -63,7 +63,7 @@ def load_source(
     return fitting
 
 
-def fit_reference_energies(examples: list[Example]) -> dict[int, float]:
+def reference_energies_of(examples: Iterable[Example]) -> dict[int, float]:
     """Per-element energies in eV, by least squares over the energy labels: atomic number -> energy.
 
     Raises:
@@ -72,14 +72,9 @@ def fit_reference_energies(examples: list[Example]) -> dict[int, float]:
     labelled = [example for example in examples if example.energy is not None]
     if not labelled:
         raise ValueError("no training row has an energy, so reference energies cannot be fitted")
-    elements = sorted({int(z) for example in labelled for z in example.graph.atomic_numbers})
-    counts = torch.tensor(
-        [[(example.graph.atomic_numbers == z).sum() for z in elements] for example in labelled], dtype=torch.float64
+    return fit_reference_energies(
+        [example.graph.atomic_numbers.tolist() for example in labelled], [example.energy for example in labelled]
     )
-    energies = torch.tensor([example.energy for example in labelled], dtype=torch.float64)
-    # gelsd copes with elements that always come together.
-    solution = torch.linalg.lstsq(counts, energies.unsqueeze(-1), driver="gelsd").solution.squeeze(-1)
-    return dict(zip(elements, solution.tolist(), strict=True))
 
 
 def collate_in_parts(examples: list[Example], max_pairs: int | None) -> list[tuple[dict, list[str]]]:

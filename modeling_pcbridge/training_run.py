@@ -19,7 +19,7 @@ from .pipeline_pcbridge import PCBridgePipeline
 from .processing_pcbridge import PCBridgeProcessor
 from .report import plot_losses
 from .training_config import StageConfig, TrainingConfig
-from .training_data import fit_reference_energies, load_source
+from .training_data import load_source, reference_energies_of
 from .training_loop import train_stage
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def initial_model(config: TrainingConfig) -> PCBridgeModel:
         for example in islice(load_source(source, "train", level, config.max_pairs), _REFERENCE_ROWS)
     ]
     table = model.energy_decoder.reference_energies.energies
-    for atomic_number, energy in fit_reference_energies(examples).items():
+    for atomic_number, energy in reference_energies_of(examples).items():
         table[atomic_number] = energy
     return model
 

@@ -10,6 +10,7 @@ EXAMPLES = """examples:
   pcbridge predict molecules.smi --output structures.sdf
   pcbridge evaluate --checkpoints.mine outputs/mini/consistency --output_dir outputs/evaluation
   pcbridge train --output_dir outputs/mine --seed 1
+  pcbridge data prepare qm9pack --output data/qm9
   pcbridge data label --level pm6 --inputs molecules.smi --output pm6.jsonl
   pcbridge serve
 Each command has its own --help."""
@@ -17,7 +18,8 @@ Each command has its own --help."""
 MODULES = {
     "evaluate": ("modeling_pcbridge.evaluate_checkpoints", "evaluate checkpoints against DFT structures"),
     "train": ("train_accelerate", "train a model; on several GPUs use accelerate launch train_accelerate.py"),
-    "data label": ("dataset_scripts.label_generation", "compute PM6 minima, B3LYP/6-31G* or GFN2-xTB energies and forces"),
+    "data prepare": ("dataset_scripts.prepare", "turn a public data set, or your own files, into training shards"),
+    "data label": ("dataset_scripts.label_generation", "compute PM6, B3LYP/6-31G* or GFN2-xTB labels"),
     "data build": ("dataset_scripts.build_bundled", "build the bundled data set from raw labels"),
 }
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from modeling_pcbridge import LossSettings, PCBridgeModel, PCBridgeProcessor, training_loop
 from modeling_pcbridge.optimizers import learning_rate_factor
 from modeling_pcbridge.training_config import SourceConfig, StageConfig, TrainingConfig
-from modeling_pcbridge.training_data import fit_reference_energies, load_source
+from modeling_pcbridge.training_data import load_source, reference_energies_of
 from modeling_pcbridge.training_run import run, without_consistency
 from train_accelerate import parse
 
@@ -181,7 +181,7 @@ def test_learning_rate_warms_up_and_decays_to_zero():
 
 def test_reference_energies_leave_small_residuals():
     examples = load_source(SourceConfig("pm6", only_labelled=True), "train", "B3LYP/6-31G*")
-    energies = fit_reference_energies(examples)
+    energies = reference_energies_of(examples)
     assert set(energies) == {1, 6, 7, 8, 9}
     assert energies[6] == pytest.approx(-38.0 * 27.2114, rel=0.01)
     residuals = [e.energy - sum(energies[int(z)] for z in e.graph.atomic_numbers) for e in examples]
