@@ -1,6 +1,7 @@
 """QM9 in all its forms gives the same rows, and all of it loads offline from qm9pack."""
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -173,8 +174,8 @@ def test_published_split_has_the_published_sizes_and_is_fixed():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("qm9pack") is None, reason="needs the qm9 extra")
 def test_all_of_qm9_from_qm9pack(tmp_path):
-    pytest.importorskip("qm9pack", reason="needs the qm9 extra")
     source = SOURCES["qm9pack"]
     summary = prepare(source, source.default_inputs(), tmp_path)
     assert sum(summary["rows"].values()) == 130_828
