@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from dataset_scripts.label_generation import b3lyp_energy_and_forces, read_lines
+from dataset_scripts.label_generation import read_lines
+from dataset_scripts.quantum_chemistry import b3lyp_energy_and_forces
 from experiments.settings import EVALUATION
 from experiments.statistics import compare
 from modeling_pcbridge import PCBridgeModel

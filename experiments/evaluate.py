@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from rdkit import RDLogger
 
+from dataset_scripts.quantum_chemistry import gfn2_minimum
 from experiments.settings import EVALUATION, QUICK_EVALUATION
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.evaluation import (
@@ -28,19 +29,17 @@ _SEED = 0
 def gfn2_structures(
     start: Callable[[ReferenceMolecule], np.ndarray | None],
 ) -> Callable[[ReferenceMolecule], np.ndarray | None]:
-    """The first of the structures of `start`, optimised with GFN2-xTB (tblite, ASE; the `xtb` extra) to .01 eV/A."""
-    from ase import Atoms
-    from ase.optimize import LBFGS
-    from tblite.ase import TBLite
+    """The first of the structures of `start`, optimised with GFN2-xTB (the `xtb` extra)."""
 
     def optimise(reference: ReferenceMolecule) -> np.ndarray | None:
         structures = start(reference)
         if structures is None:
             return None
-        atoms = Atoms(reference.example.graph.atomic_numbers, structures[0])
-        atoms.calc = TBLite(method="GFN2-xTB", verbosity=0)
-        converged = LBFGS(atoms, logfile=None).run(fmax=0.01, steps=500)
-        return atoms.positions[None] if converged else None
+        try:
+            positions, _ = gfn2_minimum(reference.example.graph.atomic_numbers, structures[0], total_charge=0)
+        except RuntimeError:
+            return None
+        return positions[None]
 
     return optimise
 
