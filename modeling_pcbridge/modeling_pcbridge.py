@@ -10,22 +10,12 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_pcbridge import PCBridgeConfig
-from .diffusion import DiffusionSchedule, centre, centred_noise
+from .diffusion import DiffusionSchedule, centre
 from .encoder import PCBridgeEncoder
 from .energy_decoder import EnergyDecoder, ReferenceEnergies
 from .graph_batch import GraphBatch
-from .losses import (
-    LossSettings,
-    align,
-    denoised_point_consistency_loss,
-    denoising_loss,
-    energy_loss,
-    force_loss,
-    force_norm_loss,
-    optimality_consistency_loss,
-    reduce_mean,
-    score_consistency_loss,
-)
+from .loss_terms import denoising_term, label_terms, optimality_term, score_term
+from .losses import LossSettings
 from .model_hessian import quasi_newton_step
 from .pair_features import PairFeatures, PairProjection
 from .sampling import OnStep, sample_structures
@@ -182,10 +172,10 @@ class PCBridgeModel(PCBridgePreTrainedModel):
 
         Both are detached, also from the parameters. Works under `torch.no_grad` and `torch.inference_mode`.
         """
-        interaction, forces = self._detached_energy_and_forces(graph, positions)
+        interaction, forces = self.detached_energy_and_forces(graph, positions)
         return interaction.double() + self.energy_decoder.reference_energies(graph.atomic_numbers), forces
 
-    def _detached_energy_and_forces(self, graph: GraphBatch, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def detached_energy_and_forces(self, graph: GraphBatch, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Interaction energy (B,) and forces (B, N, 3) as constants: no parameter of the energy model is reached."""
         with torch.inference_mode(False), torch.enable_grad():
             graph = graph.outside_inference_mode()
@@ -219,7 +209,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
     def relax(self, graph: GraphBatch, positions: Tensor, num_steps: int) -> Tensor:
         """`positions` (B, N, 3) after `num_steps` quasi-Newton steps towards the minimum of E; centred, detached."""
         for _ in range(num_steps):
-            _, forces = self._detached_energy_and_forces(graph, positions)
+            _, forces = self.detached_energy_and_forces(graph, positions)
             positions = centre(positions + quasi_newton_step(positions, forces, graph.pair_types), graph.atom_mask)
         return positions
 
@@ -282,7 +272,9 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         output = PCBridgeOutput()
         if settings.energy_weight > 0 or settings.force_weight > 0:
             labels = (None if label is None else label[labelled_rows] for label in (energy, forces))
-            self._add_label_terms(output, graph[labelled_rows], positions[labelled_rows], *labels, settings, counts)
+            output.energy_loss, output.force_loss = label_terms(
+                self, graph[labelled_rows], positions[labelled_rows], *labels, settings, counts
+            )
         structures = (
             graph[structure_rows],
             centre(positions, atom_mask).to(self._geometry_dtype)[structure_rows],
@@ -292,11 +284,11 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             generator,
         )
         if settings.denoising_weight > 0:
-            output.denoising_loss = self._denoising_term(*structures, precision=settings.data_precision)
+            output.denoising_loss = denoising_term(self, *structures, precision=settings.data_precision)
         if settings.optimality_weight > 0:
-            output.optimality_consistency_loss = self._optimality_term(*structures)
+            output.optimality_consistency_loss = optimality_term(self, *structures)
         if settings.score_weight > 0:
-            output.score_consistency_loss = self._score_term(*structures)
+            output.score_consistency_loss = score_term(self, *structures)
 
         weighted = (
             (settings.energy_weight, output.energy_loss),
@@ -338,79 +330,6 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         """
         settings = (loss_settings or LossSettings()).only(score_weight=1.0)
         return self(**batch, loss_settings=settings).loss
-
-    def _add_label_terms(self, output, graph, positions, energy, forces, settings, counts) -> None:
-        """Eq. 7, first term, and Eq. 12, from one evaluation of E."""
-        with_forces = settings.force_weight > 0 and forces is not None
-        if with_forces:
-            positions = positions.detach().requires_grad_()
-            interaction, gradient = self.interaction_energy_and_gradient(graph, positions)
-        else:
-            interaction = self.interaction_energy(graph, positions)
-        if settings.energy_weight > 0 and energy is not None:
-            # The reference energies go off in float64, before the difference is rounded.
-            label = energy.double() - self.energy_decoder.reference_energies(graph.atomic_numbers)
-            mask = ~label.isnan()
-            label = label.nan_to_num().to(interaction.dtype)
-            output.energy_loss = reduce_mean(energy_loss(interaction, label), mask, counts.get("energy"))
-        if with_forces:
-            mask = ~(forces.isnan() & graph.atom_mask.unsqueeze(-1)).flatten(1).any(1)
-            label = forces.to(gradient.dtype).nan_to_num() * graph.atom_mask.unsqueeze(-1)
-            if settings.force_form == "squared":
-                losses = force_loss(-gradient, label)
-            else:
-                losses = force_norm_loss(-gradient, label, graph.atom_mask)
-            output.force_loss = reduce_mean(losses, mask, counts.get("forces"))
-
-    def _denoising_term(
-        self, graph, positions, mask, settings, count, generator, precision: float = 0.0, detach_encoder: bool = False
-    ) -> Tensor:
-        """Eq. 7, second term; `precision` as in `denoising_loss`."""
-        uniform = _uniform(positions, generator)
-        last = self.config.num_train_timesteps
-        timesteps = (last * uniform.pow(settings.denoising_exponent)).long().clamp(max=last - 1) + 1
-        noise = centred_noise(graph.atom_mask, positions.dtype, generator)
-        noisy_positions = self.diffusion.add_noise(positions, noise, timesteps)
-        denoised = self.denoise(graph, noisy_positions, timesteps, detach_encoder)
-        target = align(positions, noisy_positions, graph.atom_mask) if settings.align_targets else positions
-        signal_to_noise = self.diffusion.signal_to_noise(timesteps).to(positions.dtype)
-        return reduce_mean(denoising_loss(denoised, target, signal_to_noise, precision), mask, count)
-
-    def _optimality_term(self, graph, positions, mask, settings, count, generator) -> Tensor:
-        """Eqs. 8 to 10, Algorithm B.1."""
-        timesteps = _random_timesteps(positions, settings.optimality_timesteps, generator)
-        noise = centred_noise(graph.atom_mask, positions.dtype, generator) * self.config.length_unit
-        predicted = self.denoise(graph, noise, timesteps, detach_encoder=True)
-        # sigma^2 ~ U(0, sigma_max^2], one a molecule
-        sigma = settings.sigma_max * (1 - _uniform(positions, generator)).sqrt()[:, None, None]
-        perturbation = sigma * centred_noise(graph.atom_mask, positions.dtype, generator)
-        # Each structure beside its perturbed one, in one evaluation of E.
-        both = torch.stack([predicted, predicted + perturbation], dim=1).flatten(0, 1)
-        energies, forces = self._detached_energy_and_forces(graph.repeat(2), both)
-        energy, perturbed_energy = energies.unflatten(0, (-1, 2)).unbind(1)
-        force, perturbed_force = forces.unflatten(0, (-1, 2)).unbind(1)
-        losses = optimality_consistency_loss(predicted, energy, force, perturbed_energy, perturbed_force)
-        return reduce_mean(losses, mask, count)
-
-    def _score_term(self, graph, positions, mask, settings, count, generator) -> Tensor:
-        """Eq. 11, Algorithm B.2, or one of its other forms."""
-        if settings.score_form == "relaxed":
-            relaxed = self.relax(graph, positions, settings.relaxation_steps)
-            detach_encoder = not settings.score_trains_encoder
-            return self._denoising_term(graph, relaxed, mask, settings, count, generator, detach_encoder=detach_encoder)
-        timesteps = _random_timesteps(positions, settings.score_timesteps, generator)
-        noise = centred_noise(graph.atom_mask, positions.dtype, generator)
-        noisy_positions = self.diffusion.add_noise(positions, noise, timesteps)
-        denoised = self.denoise(graph, noisy_positions, timesteps, detach_encoder=True)
-        if settings.score_form == "noisy":
-            _, forces = self._detached_energy_and_forces(graph, noisy_positions)
-            score = self.diffusion.score(denoised, noisy_positions, timesteps)
-            losses = score_consistency_loss(score, forces, settings.kT)
-        else:
-            _, forces = self._detached_energy_and_forces(graph, denoised)
-            weights = self.diffusion.signal_to_noise(timesteps).to(positions.dtype)
-            losses = denoised_point_consistency_loss(denoised, forces, weights, settings.gradient_step)
-        return reduce_mean(losses, mask, count)
 
     # --- Inference --------------------------------------------------------------------------------------------------
 
@@ -503,15 +422,3 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             relaxed = self.relax(GraphBatch(**graph).repeat(num_samples), samples.flatten(0, 1), relaxation_steps)
             samples = relaxed.unflatten(0, samples.shape[:2])
         return StructureOutput(positions=samples, stereo_right=stereo_right)
-
-
-def _uniform(positions: Tensor, generator: torch.Generator | None) -> Tensor:
-    """(B,) from U[0, 1), on the device of `positions`, drawn on the generator's."""
-    device = generator.device if generator is not None else positions.device
-    return torch.rand(len(positions), generator=generator, device=device).to(positions.device)
-
-
-def _random_timesteps(positions: Tensor, bounds: tuple[int, int], generator: torch.Generator | None) -> Tensor:
-    """(B,) whole time steps, uniform over first..last."""
-    first, last = bounds
-    return first + (_uniform(positions, generator) * (last - first + 1)).long().clamp(max=last - first)

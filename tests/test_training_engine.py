@@ -34,6 +34,7 @@ from modeling_pcbridge.losses import LossSettings
 from modeling_pcbridge.training_config import StageConfig, ValidationConfig
 from modeling_pcbridge.training_run import run
 from modeling_pcbridge.training_update import BLOCKS, RECORD_NAMES, run_update
+from modeling_pcbridge.validation import Validation
 
 TESTS = Path(__file__).parent
 ENVIRONMENT = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
@@ -289,23 +290,34 @@ def test_molecules_over_the_limit_are_left_out_with_a_sentence(caplog):
     assert f"left out {len(everything) - len(kept)} molecules of more than 15 atoms" in caplog.text
 
 
-def test_validation_keeps_the_best_weights_and_ends_early(tmp_path):
-    """With a learning rate that ruins the model the first validation is the best one; resuming changes nothing."""
-    config = small_config(tmp_path / "whole")
-    ruinous = StageConfig(200, 0.5, 0, LABELLED[:1], LossSettings())
-    validation = ValidationConfig(every=10, max_molecules=6, patience=2, num_pictures=2)
-    config = replace(config, stage1=ruinous, validation=validation, ema_decay=0.5, checkpoint_every=20)
-    history = run(config)["histories"]["stage1"]
-    losses = [record["validation_loss"] for record in history]
-    assert len(losses) == losses.index(min(losses)) + 3 < 20
-    assert (tmp_path / "whole" / "pictures" / "stage1" / "step-00000010.png").exists()
-    progress = read_progress(newest_state(state_folder(tmp_path / "whole")))
-    assert progress["ended"] and progress["best"]["loss"] == min(losses)
-    saved = load_file(tmp_path / "whole" / "stage1" / "model.safetensors")
-    states = load_file(newest_state(state_folder(tmp_path / "whole")) / "modules.safetensors")
-    assert all(torch.equal(states[f"best/{name}"], tensor) for name, tensor in saved.items())
-    assert not all(torch.equal(states[f"average/module.{name}"], tensor) for name, tensor in saved.items())
-    assert run(replace(config, resume="latest"))["histories"]["stage1"] == history
+def test_validation_keeps_the_best_weights_and_ends_early(tmp_path, monkeypatch):
+    """The loss is said to be lowest after 20 updates; what is kept are the averaged weights of that moment."""
+    told = iter([3.0, 1.0, 2.0, 1.5])
+    monkeypatch.setattr(Validation, "loss", lambda *_: next(told))
+    config = small_config(tmp_path, validation=ValidationConfig(10, 6, patience=2, num_pictures=2), keep_checkpoints=9)
+    stage = StageConfig(200, 1e-3, 0, LABELLED[:1], LossSettings())
+    history = run(replace(config, stage1=stage))["histories"]["stage1"]
+    assert [record["validation_loss"] for record in history] == [3.0, 1.0, 2.0, 1.5]
+    assert (tmp_path / "pictures" / "stage1" / "step-00000010.png").exists()
+    saved = load_file(tmp_path / "stage1" / "model.safetensors")
+    states = {path.name: load_file(path / "modules.safetensors") for path in state_folder(tmp_path).iterdir()}
+    assert len(states) == 4
+    for step, state in states.items():
+        same = all(torch.equal(state[f"average/module.{name}"], tensor) for name, tensor in saved.items())
+        assert same == (step == "step-00000020"), step
+    # It ended there, also for a run that resumes.
+    assert run(replace(config, stage1=stage, resume="latest"))["histories"]["stage1"] == history
+
+
+def test_validation_loss_is_the_loss_of_the_stage_on_other_rows(tmp_path):
+    """Without noise it is what the model itself says on all validation rows in one batch."""
+    config = small_config(tmp_path, validation=ValidationConfig(10, num_pictures=0), batch_size=32)
+    stage = replace(config.stage1, losses=LossSettings(force_weight=0.5, denoising_weight=0.0))
+    model = small_model()
+    loss = Validation(model, stage, config, tmp_path, Accelerator(cpu=True)).loss(model)
+    examples = [e for source in LABELLED for e in training_data.load_source(source, "validation", "B3LYP/6-31G*")]
+    [(batch, _)] = training_data.collate_in_parts(examples, None)
+    assert loss == pytest.approx(model(**batch, loss_settings=stage.losses).loss.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize(
