@@ -1,5 +1,6 @@
 """Real molecules and a small untrained model, shared by the tests."""
 
+import hypothesis
 import pytest
 import torch
 from datasets import disable_progress_bars
@@ -11,6 +12,11 @@ from modeling_pcbridge import PCBridgeConfig, PCBridgeModel, PCBridgeProcessor
 
 disable_progress_bars()
 torch.set_num_threads(2)
+# The same examples every time, however busy the machine is.
+hypothesis.settings.register_profile(
+    "pcbridge", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("pcbridge")
 
 # With one stereo mark, several, a stereo double bond, none, a ring, charges, and three atoms only.
 SMILES = ["C[C@H](N)C(=O)O", "C[C@@H]1O[C@H]1C", "F/C=C\\F", "CCO", "c1ccoc1", "[NH3+]CC(=O)[O-]", "O"]
