@@ -163,7 +163,8 @@ class _StageTraining:
 
     def _first_progress(self) -> dict:
         """Where to start: at the last state if asked to resume, else at the beginning."""
-        settings = {"stage": asdict(self.stage)} | {k: asdict(self.config)[k] for k in _SETTINGS_OF_A_STATE}
+        whole = asdict(self.config)
+        settings = {"stage": asdict(self.stage)} | {key: whole[key] for key in _SETTINGS_OF_A_STATE}
         settings = json.loads(json.dumps(settings))  # as a state gives them back
         anew = {"step": 0, "ended": False, "history": [], "settings": settings}
         if self.config.resume is None:
