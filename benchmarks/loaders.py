@@ -29,9 +29,11 @@ from rdkit import Chem, RDLogger
 
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import mol_from_row
+from dataset_scripts.mixture import MixtureBatchSampler
 from dataset_scripts.own_data import own_source
 from dataset_scripts.qm9 import parse_xyz
-from dataset_scripts.schema import FEATURES
+from dataset_scripts.schema import B3LYP_6_31GD, FEATURES
+from dataset_scripts.sharded import ShardedExamples
 from dataset_scripts.sources import SOURCES
 from dataset_scripts.streaming import stream_shards
 from modeling_pcbridge.constants import HARTREE_TO_EV
@@ -197,12 +199,26 @@ def resume_seconds(folder: Path) -> dict:
     return seconds
 
 
+def training_seconds(folder: Path) -> dict:
+    """Wall time until training has its index of the shards, and its first batch after `RESUME_ROW` rows."""
+    start = time.perf_counter()
+    examples = ShardedExamples(folder, "train", B3LYP_6_31GD)
+    indexed = time.perf_counter()
+    sampler = MixtureBatchSampler(
+        [examples.sizes], [1.0], 32, 10**9, seed=0, start_batch=RESUME_ROW // 32, shard_lengths=[examples.shard_lengths]
+    )
+    for index in next(iter(sampler)):
+        examples[index]
+    first_batch = time.perf_counter() - indexed
+    return {"indexed_rows": len(examples), "index_seconds": indexed - start, "first_batch_seconds": first_batch}
+
+
 def measure(name: str, path: Path) -> dict:
     """What the process of one loader reports."""
     result = {"import_megabytes": peak_megabytes()}
     if name == "prepared_shards":
         result["rows_per_second"] = rate(islice(stream_shards(path, "train", seed=0), 5 * _ROWS_PER_SHARD))
-        result |= resume_seconds(path)
+        result |= resume_seconds(path) | training_seconds(path)
     else:
         source = own_source(None, "B3LYP/6-31G*") if name == "own" else SOURCES[name]
         if name == "qm9":
