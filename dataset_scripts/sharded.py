@@ -1,4 +1,4 @@
-"""Examples of a data set in Parquet shards, read as they are asked for: for sets that do not fit into memory."""
+"""Examples of a data set in Parquet shards, read as they are asked for: also for sets that do not fit into memory."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -15,6 +15,8 @@ from .collator import Example, example_from_row
 
 # Shards that a process holds in memory. Batches walk through one shard a source, sometimes two.
 _SHARDS_IN_MEMORY = 8
+# Examples are kept where a process can hold them all (8 kB each for QM9), so that later epochs parse nothing.
+_MAX_EXAMPLES_IN_MEMORY = 200_000
 
 
 class ShardedExamples(Sequence[Example]):
@@ -70,7 +72,13 @@ class ShardedExamples(Sequence[Example]):
         self._ends = list(accumulate(self.shard_lengths))
         if not len(self.sizes):
             raise ValueError(f"no row of {folder / split} counts (labels at {self.level}, sizes)")
+        self._make_caches()
+
+    def _make_caches(self) -> None:
         self._read = lru_cache(_SHARDS_IN_MEMORY)(pq.read_table)
+        self._example = self._parse
+        if len(self) <= _MAX_EXAMPLES_IN_MEMORY:
+            self._example = lru_cache(None)(self._parse)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -78,6 +86,9 @@ class ShardedExamples(Sequence[Example]):
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(index)
+        return self._example(index)
+
+    def _parse(self, index: int) -> Example:
         shard = bisect_right(self._ends, index)
         row = index - (self._ends[shard] - self.shard_lengths[shard])
         chosen = self._chosen[shard]
@@ -85,8 +96,9 @@ class ShardedExamples(Sequence[Example]):
         return example_from_row(table.slice(row if chosen is None else chosen[row], 1).to_pylist()[0], self.level)
 
     def __getstate__(self) -> dict:
-        """Worker processes get the index, not the shards in memory."""
-        return {key: value for key, value in self.__dict__.items() if key != "_read"}
+        """Worker processes get the index, not what is in memory."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("_read", "_example")}
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _read=lru_cache(_SHARDS_IN_MEMORY)(pq.read_table))
+        self.__dict__.update(state)
+        self._make_caches()
