@@ -1,0 +1,93 @@
+"""QM9: structures from the graph, refinement of cheap structures, energies; of a model trained on 110,000 molecules.
+
+    python -m dataset_scripts.prepare qm9pack --split published --on_error skip --output data/qm9
+    python -m experiments.qm9_benchmark                  # trains (hours on one core), evaluates, writes results/qm9*
+    python -m experiments.qm9_benchmark --report         # only the tables, of what is there
+
+What was cut off goes on where it stopped. Runs are in outputs/qm9/. PM6 structures need MOPAC (Debian package mopac).
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from rdkit import RDLogger
+
+from experiments.qm9_evaluation import energy_errors, from_graph, of_cheap_structures, refinement
+from experiments.qm9_molecules import CheapStructures, cheap_structures, load_molecules
+from experiments.qm9_report import write_report
+from modeling_pcbridge import PCBridgeModel
+from modeling_pcbridge.evaluation import ReferenceMolecule
+from modeling_pcbridge.training_run import CONSISTENCY, MULTI_TASK
+
+ROOT = Path(__file__).parents[1]
+DATA, RUN = ROOT / "data" / "qm9", ROOT / "outputs" / "qm9"
+RESULTS = Path(__file__).parent / "results"
+_SEED = 0
+
+
+def train() -> None:
+    """configs/qm9.yaml, from its last training state; nothing if it is finished."""
+    if not (RUN / "metrics.json").exists():
+        options = ["--config", "configs/qm9.yaml", f"--output_dir={RUN}", "--resume=latest"]
+        environment = {"OMP_NUM_THREADS": "1", **os.environ}
+        subprocess.run([sys.executable, "train_accelerate.py", *options], cwd=ROOT, check=True, env=environment)
+
+
+def evaluate(
+    checkpoint: Path, references: list[ReferenceMolecule], starts: list[CheapStructures], split: str, num_samples: int
+) -> dict:
+    """Everything that is measured of one checkpoint; energies on the whole split."""
+    model = PCBridgeModel.from_pretrained(checkpoint)
+    graph_records, structures = from_graph(model, references, num_samples, _SEED)
+    refinement_records, refined = refinement(model, references, starts, _SEED)
+    return {
+        "from_graph": graph_records,
+        "structures": {name: positions.round(4).tolist() for name, positions in structures.items()},
+        "refinement": refinement_records,
+        "refined": {
+            start: {name: positions.round(5).tolist() for name, positions in by_molecule.items()}
+            for start, by_molecule in refined.items()
+        },
+        "energy_mae": float(energy_errors(model, load_molecules(DATA, split, None)).mean()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--split", choices=("validation", "test"), default="test", help="choose settings on validation")
+    parser.add_argument("--molecules", type=int, default=1000)
+    parser.add_argument("--samples", type=int, default=10, help="DDIM samples a molecule")
+    parser.add_argument("--report", action="store_true", help="train and evaluate nothing")
+    arguments = parser.parse_args()
+    RDLogger.DisableLog("rdApp.*")
+
+    if not arguments.report:
+        train()
+    references = load_molecules(DATA, arguments.split, arguments.molecules)
+    starts = cheap_structures(references, RUN / f"starts-{arguments.split}.jsonl")
+    models = {}
+    for name in (MULTI_TASK, CONSISTENCY):
+        file = RUN / f"{name}-{arguments.split}.json"
+        if not file.exists() and not arguments.report:
+            found = evaluate(RUN / name, references, starts, arguments.split, arguments.samples)
+            partial = file.with_suffix(".partial")
+            partial.write_text(json.dumps(found))
+            partial.replace(file)
+        if file.exists():
+            models[name] = json.loads(file.read_text())
+    results = {
+        "split": arguments.split,
+        "num_molecules": len(references),
+        "num_samples": arguments.samples,
+        "models": models,
+        "cheap": of_cheap_structures(references, starts),
+    }
+    print(write_report(results, references, RESULTS if arguments.split == "test" else RUN / arguments.split))
+
+
+if __name__ == "__main__":
+    main()

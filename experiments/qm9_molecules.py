@@ -1,0 +1,118 @@
+"""Molecules of the QM9 benchmark, and the cheap structures they are compared with and refined from.
+
+Starts come in two kinds. "same conformer": the cheap method's minimum below the DFT structure, which a refinement can
+bring back. "from the graph": what a user has, ETKDGv3 and then the cheap method; its conformer is often another one.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from rdkit import Chem
+from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
+from tqdm.auto import tqdm
+
+from dataset_scripts.collator import example_from_row, mol_from_row
+from dataset_scripts.label_generation import read_lines
+from dataset_scripts.quantum_chemistry import pm6_minimum
+from modeling_pcbridge.evaluation import ReferenceMolecule
+from modeling_pcbridge.molecular_graph import conformer_from_positions
+
+_ORDER_SEED = 0
+_MMFF_STEPS = 2000
+SAME_CONFORMER, FROM_GRAPH = "same conformer", "from the graph"
+MMFF, PM6, ETKDG = "MMFF94", "PM6", "ETKDGv3"
+# Structures that `cheap_structures` makes: method, kind.
+STARTS = ((MMFF, SAME_CONFORMER), (PM6, SAME_CONFORMER), (MMFF, FROM_GRAPH), (PM6, FROM_GRAPH))
+
+
+@dataclass(frozen=True)
+class CheapStructures:
+    """Structures (N, 3) of one molecule by (method, kind); what failed is missing."""
+
+    molecule_id: str
+    positions: dict[tuple[str, str], np.ndarray]
+
+
+def load_molecules(folder: Path, split: str, number: int | None) -> list[ReferenceMolecule]:
+    """The first `number` molecules of a split in a random order that is always the same, or all.
+
+    Args:
+        folder: shards that `dataset_scripts.prepare qm9pack --split published` wrote.
+
+    Raises:
+        FileNotFoundError: no shards.
+    """
+    paths = sorted((folder / split).glob("*.parquet"))
+    if not paths:
+        raise FileNotFoundError(
+            f"no shards in {folder / split}; python -m dataset_scripts.prepare qm9pack --split published "
+            f"--on_error skip --output {folder}"
+        )
+    rows = sorted((row for path in paths for row in pq.read_table(path).to_pylist()), key=lambda r: r["molecule_id"])
+    order = np.random.RandomState(_ORDER_SEED).permutation(len(rows))[:number]
+    return [
+        ReferenceMolecule(example_from_row(rows[i], rows[i]["energy_level_of_theory"]), mol_from_row(rows[i]))
+        for i in order
+    ]
+
+
+def cheap_structures(references: Iterable[ReferenceMolecule], cache: Path) -> list[CheapStructures]:
+    """What RDKit and MOPAC make of every molecule; computed once and kept in `cache`, a line a molecule.
+
+    Raises:
+        ImportError: MOPAC is not installed and a molecule is not in the cache.
+    """
+    known = {line["molecule_id"]: line["positions"] for line in read_lines(cache)}
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    found = []
+    with cache.open("a") as output:
+        for reference in tqdm(list(references), desc="cheap structures", unit="molecule"):
+            name = reference.example.molecule_id
+            if name not in known:
+                positions = {"/".join(key): x.round(5).tolist() for key, x in _make(reference).items()}
+                output.write(json.dumps({"molecule_id": name, "positions": positions}) + "\n")
+                output.flush()
+                known[name] = positions
+            by_key = {tuple(key.split("/")): np.array(x) for key, x in known[name].items()}
+            found.append(CheapStructures(name, by_key))
+    return found
+
+
+def _make(reference: ReferenceMolecule) -> dict[tuple[str, str], np.ndarray]:
+    positions: dict[tuple[str, str], np.ndarray] = {}
+    embedded = _embed(reference)
+    if embedded is not None:
+        positions[ETKDG, FROM_GRAPH] = embedded
+    for kind, start in ((SAME_CONFORMER, reference.positions), (FROM_GRAPH, embedded)):
+        relaxed = None if start is None else _mmff_minimum(reference.mol, start)
+        if relaxed is not None:
+            positions[MMFF, kind] = relaxed
+        start = relaxed if kind == FROM_GRAPH else start
+        if start is not None:
+            try:
+                positions[PM6, kind] = pm6_minimum(reference.example.graph.atomic_numbers, start, 0)[0]
+            except RuntimeError:
+                continue  # MOPAC found no minimum: the row of that start has a molecule less
+    return positions
+
+
+def _embed(reference: ReferenceMolecule) -> np.ndarray | None:
+    mol = Chem.Mol(reference.mol)
+    mol.RemoveAllConformers()
+    parameters = rdDistGeom.ETKDGv3()
+    parameters.randomSeed = 1
+    return mol.GetConformer().GetPositions() if rdDistGeom.EmbedMolecule(mol, parameters) == 0 else None
+
+
+def _mmff_minimum(mol: Chem.Mol, positions: np.ndarray) -> np.ndarray | None:
+    mol = Chem.Mol(mol)
+    if not rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
+        return None
+    mol.RemoveAllConformers()
+    mol.AddConformer(conformer_from_positions(positions))
+    rdForceFieldHelpers.MMFFOptimizeMolecule(mol, maxIters=_MMFF_STEPS)
+    return mol.GetConformer().GetPositions()

@@ -1,0 +1,156 @@
+"""Tables and plots of the QM9 benchmark, from what `experiments.qm9_benchmark` measured."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from experiments.qm9_evaluation import CONSENSUS, Records, summary
+from experiments.qm9_molecules import STARTS
+from modeling_pcbridge.evaluation import ReferenceMolecule
+from modeling_pcbridge.report import markdown_table, plot_structures
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+# D-MAE, D-RMSE and C-RMSD on their own random test split of QM9: GTMGC (Xu et al., ICLR 2024), ConfOpt and WGFormer as
+# reported there and in the WGFormer paper.
+PUBLISHED = {
+    "GTMGC (published)": {"d_mae": 0.264, "d_rmse": 0.470, "heavy_rmsd_mean": 0.367},
+    "ConfOpt (published)": {"d_mae": 0.244, "d_rmse": 0.438, "heavy_rmsd_mean": 0.246},
+    "WGFormer (published)": {"d_mae": 0.227, "d_rmse": 0.422, "heavy_rmsd_mean": 0.206},
+}
+_GRAPH_COLUMNS = (
+    ("d_mae", "D-MAE", 3),
+    ("d_rmse", "D-RMSE", 3),
+    ("heavy_rmsd_mean", "C-RMSD", 3),
+    ("bond_length_error", "bond error", 4),
+    ("bond_angle_error", "angle error (deg)", 2),
+    ("torsion_error", "torsion error (deg)", 1),
+    ("stereo_right", "stereo right", 3),
+)
+_REFINEMENT_COLUMNS = (
+    ("rmsd_mean", "RMSD", 3),
+    ("heavy_rmsd_mean", "C-RMSD", 3),
+    ("d_mae", "D-MAE", 4),
+    ("bond_length_error", "bond error", 4),
+    ("bond_angle_error", "angle error (deg)", 2),
+)
+_NUM_PICTURES = 10
+_MAIN_MODEL = "multi-task"
+
+
+def write_report(results: dict, references: list[ReferenceMolecule], folder: Path) -> str:
+    """qm9.json, qm9.md, qm9_errors.png, qm9_refinement.png and qm9_structures.png in `folder`; returns the Markdown.
+
+    Args:
+        results: of `experiments.qm9_benchmark.evaluate`, by model under "models".
+        references: the molecules they were measured on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = _markdown(results)
+    (folder / "qm9.md").write_text(text)
+    kept = {key: value for key, value in results.items() if key not in ("models", "cheap")}
+    kept["models"] = {
+        name: {
+            "from_graph": {row: summary(records) for row, records in model["from_graph"].items()},
+            "refinement": {row: _means_and_medians(records) for row, records in model["refinement"].items()},
+            "energy_mae": model["energy_mae"],
+        }
+        for name, model in results["models"].items()
+    }
+    kept["cheap"] = {row: summary(records) for row, records in results["cheap"].items()}
+    (folder / "qm9.json").write_text(json.dumps(kept, indent=1) + "\n")
+    _plot_errors(results, references, folder / "qm9_errors.png")
+    _plot_refinement(results["models"][_MAIN_MODEL]["refinement"], folder / "qm9_refinement.png")
+    _plot_molecules(results["models"][_MAIN_MODEL], references, folder / "qm9_structures.png")
+    return text
+
+
+def _markdown(results: dict) -> str:
+    lines = [
+        "# QM9 benchmark",
+        "",
+        f"{results['num_molecules']} molecules of the {results['split']} split (110,000 / 10,000 / the rest, "
+        "dataset_scripts/qm9.py), drawn at random; structures and energies at B3LYP/6-31G(2df,p). Means over molecules, "
+        "lengths in angstrom.",
+        "",
+        "## From the graph",
+        "",
+        f"{results['num_samples']} samples a molecule. Published rows are on splits of the same sizes, of which no "
+        "lists are to be had; means over their whole test sets.",
+        "",
+    ]
+    rows = dict(PUBLISHED) | {row: summary(records) for row, records in results["cheap"].items()}
+    for name, model in results["models"].items():
+        rows |= {f"{name}: {row}": summary(records) for row, records in model["from_graph"].items()}
+    lines += [markdown_table(rows, _GRAPH_COLUMNS), "", "## Refinement of cheap structures", ""]
+    lines += [
+        '"Same conformer": the cheap method\'s minimum below the DFT structure. "From the graph": ETKDGv3, then the '
+        "cheap method, whatever its conformer. RMSD counts all atoms with their labels. Means, then medians.",
+        "",
+    ]
+    for statistic in (np.mean, np.median):
+        rows = {}
+        for number, (name, model) in enumerate(results["models"].items()):
+            for row, records in model["refinement"].items():
+                is_start = not row.endswith("refined")
+                if not is_start or number == 0:  # the starts are the same for every model
+                    rows[row if is_start else f"{row}: {name}"] = summary(records, statistic)
+        lines += [markdown_table(dict(sorted(rows.items())), _REFINEMENT_COLUMNS), ""]
+    lines += ["## Energies at the DFT structures", "", "| | MAE (meV) |", "|---|---|"]
+    lines += [f"| {name} | {1000 * model['energy_mae']:.0f} |" for name, model in results["models"].items()]
+    lines += ["| SchNet, 110,000 molecules (published) | 14 |", "| PaiNN, 110,000 molecules (published) | 5.9 |", ""]
+    return "\n".join(lines)
+
+
+def _means_and_medians(records: Records) -> dict[str, dict[str, float]]:
+    return {"mean": summary(records), "median": summary(records, np.median)}
+
+
+def _plot_errors(results: dict, references: list[ReferenceMolecule], path: Path) -> None:
+    """D-MAE from the graph: against molecule size, and its distribution."""
+    sizes = {r.example.molecule_id: r.example.graph.num_atoms for r in references}
+    shown = results["cheap"] | results["models"][_MAIN_MODEL]["from_graph"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
+    for name, records in shown.items():
+        num_atoms = np.array([sizes[molecule] for molecule in records])
+        errors = np.array([record["d_mae"] for record in records.values()])
+        edges = np.unique(np.quantile(num_atoms, np.linspace(0, 1, 8)))
+        groups = np.digitize(num_atoms, edges[1:-1])
+        centres = [num_atoms[groups == group].mean() for group in np.unique(groups)]
+        left.plot(centres, [errors[groups == group].mean() for group in np.unique(groups)], "o-", ms=3, label=name)
+        right.plot(np.sort(errors), np.linspace(0, 1, len(errors)), label=name)
+    left.set(xlabel="atoms", ylabel="mean D-MAE (angstrom)", ylim=(0, None))
+    right.set(xlabel="D-MAE (angstrom)", ylabel="share of molecules below", xlim=(0, 1), ylim=(0, 1))
+    right.legend(fontsize=7)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _plot_refinement(refinement: dict[str, Records], path: Path) -> None:
+    """The distribution of D-MAE before and after, for every kind of start."""
+    figure, axes = plt.subplots(1, len(STARTS), figsize=(3.2 * len(STARTS), 3.2), constrained_layout=True)
+    for axis, key in zip(axes, STARTS, strict=True):
+        title = ", ".join(key)
+        for row, label in ((title, "start"), (f"{title}, refined", "refined")):
+            errors = np.sort([record["d_mae"] for record in refinement[row].values()])
+            axis.plot(errors, np.linspace(0, 1, len(errors)), label=label)
+        axis.set(title=title, xlabel="D-MAE (angstrom)", xscale="log", xlim=(1e-3, 2), ylim=(0, 1))
+        axis.title.set_fontsize(9)
+    axes[0].set_ylabel("share of molecules below")
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _plot_molecules(model: dict, references: list[ReferenceMolecule], path: Path) -> None:
+    """The first ten molecules of the random order, from the smallest error to the largest."""
+    records, structures = model["from_graph"][CONSENSUS], model["structures"]
+    chosen = sorted(references[:_NUM_PICTURES], key=lambda r: records[r.example.molecule_id]["d_mae"])
+    plot_structures(
+        chosen,
+        {"from the graph": [np.array(structures[r.example.molecule_id]) for r in chosen]},
+        path,
+    )

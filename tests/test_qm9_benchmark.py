@@ -1,0 +1,130 @@
+"""The QM9 benchmark on a few molecules of the bundled data with the released checkpoint: its rows, tables and plots."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dataset_scripts.bundled import load_bundled
+from dataset_scripts.label_generation import read_lines
+from dataset_scripts.schema import FEATURES
+from experiments import qm9_molecules
+from experiments.qm9_evaluation import (
+    CONSENSUS,
+    DDIM,
+    energy_errors,
+    from_graph,
+    most_central,
+    of_cheap_structures,
+    refinement,
+    summary,
+)
+from experiments.qm9_molecules import STARTS, cheap_structures, load_molecules
+from experiments.qm9_report import write_report
+from modeling_pcbridge import PCBridgeModel
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Shards as `dataset_scripts.prepare` lays them out."""
+    root = tmp_path_factory.mktemp("qm9")
+    rows = list(load_bundled("dft_equilibrium", "test"))[200:212]
+    (root / "test").mkdir()
+    for part in (0, 1):
+        table = pa.Table.from_pylist(rows[part::2], schema=FEATURES.arrow_schema)
+        pq.write_table(table, root / "test" / f"part-{part}.parquet")
+    return root
+
+
+@pytest.fixture(scope="module")
+def references(folder):
+    return load_molecules(folder, "test", 10)
+
+
+@pytest.fixture(scope="module")
+def starts(references, tmp_path_factory):
+    # MOPAC is not everywhere: a start .01 angstrom an atom from the DFT structure stands for PM6's.
+    def shaken(atomic_numbers, positions, total_charge):
+        return positions + np.random.default_rng(0).normal(scale=0.01, size=positions.shape), 0.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qm9_molecules, "pm6_minimum", shaken)
+        return cheap_structures(references, tmp_path_factory.mktemp("cache") / "starts.jsonl")
+
+
+def test_the_first_molecules_are_the_same_however_many_are_taken(folder, references):
+    ids = [reference.example.molecule_id for reference in references]
+    assert len(set(ids)) == 10
+    assert [r.example.molecule_id for r in load_molecules(folder, "test", 4)] == ids[:4]
+    with pytest.raises(FileNotFoundError, match=r"dataset_scripts\.prepare qm9pack"):
+        load_molecules(folder, "train", 1)
+
+
+def test_cheap_structures_are_computed_once(references, tmp_path, monkeypatch):
+    calls = []
+
+    def fails(*arguments):
+        calls.append(arguments)
+        raise RuntimeError("no minimum")
+
+    monkeypatch.setattr(qm9_molecules, "pm6_minimum", fails)
+    first = cheap_structures(references[:2], tmp_path / "starts.jsonl")
+    again = cheap_structures(references[:2], tmp_path / "starts.jsonl")
+    assert len(calls) == 4 and len(read_lines(tmp_path / "starts.jsonl")) == 2
+    assert set(first[0].positions) == {key for key in (*STARTS, ("ETKDGv3", "from the graph")) if key[0] != "PM6"}
+    for key, positions in first[1].positions.items():
+        np.testing.assert_allclose(again[1].positions[key], positions, atol=1e-5)
+
+
+def test_the_most_central_sample_is_the_one_in_the_middle():
+    # Two atoms at distances 1, 2 and 2.5: the mean distance errors to the others are 1.25, .75 and 1, halved by the
+    # zero diagonal.
+    samples = np.zeros((3, 2, 3))
+    samples[:, 1, 0] = [1.0, 2.0, 2.5]
+    assert most_central(samples) == 1
+
+
+def test_summary_leaves_absent_values_out():
+    records = {"a": {"x": 1.0, "y": float("nan")}, "b": {"x": 5.0, "y": 2.0}, "c": {"x": 9.0, "y": 4.0}}
+    assert summary(records) == {"x": 5.0, "y": 3.0}
+    assert summary({"a": {"x": 1.0, "z": float("nan")}}) == {"x": 1.0}
+
+
+def test_benchmark_of_the_released_checkpoint(references, starts, tmp_path):
+    model = PCBridgeModel.from_pretrained("checkpoints/consistency")
+    graph_records, structures = from_graph(model, references, num_samples=3, seed=0)
+    refinement_records, _ = refinement(model, references, starts, seed=0)
+    cheap = of_cheap_structures(references, starts)
+    ids = {reference.example.molecule_id for reference in references}
+    for records in (*graph_records.values(), *refinement_records.values(), *cheap.values()):
+        assert set(records) == ids
+
+    # What is asked of rows: a central sample is no worse than a random one, refined bonds are DFT's, and a start that
+    # is the DFT structure shaken by .01 angstrom has errors of that size.
+    assert summary(graph_records[CONSENSUS])["d_mae"] < 1.05 * summary(graph_records[DDIM])["d_mae"]
+    refined = summary(refinement_records["MMFF94, same conformer, refined"], np.median)
+    assert refined["bond_length_error"] < 0.01
+    shaken = summary(refinement_records["PM6, same conformer"])
+    assert 0.005 < shaken["d_mae"] < 0.02
+
+    # The labels of the bundled DFT structures are at another level of theory than this model's energies.
+    assert energy_errors(model, references).mean() > 0.1
+
+    results = {"split": "test", "num_molecules": 10, "num_samples": 3, "cheap": cheap}
+    measured = {
+        "from_graph": graph_records,
+        "structures": structures,
+        "refinement": refinement_records,
+        "energy_mae": 0.01234,
+    }
+    text = write_report(results | {"models": {"multi-task": measured}}, references, tmp_path)
+    assert "| GTMGC (published) | 0.264 | 0.470 | 0.367 |" in text and "| multi-task | 12 |" in text
+    cell = f"{summary(cheap['ETKDGv3'])['d_mae']:.3f}"
+    assert f"| ETKDGv3 | {cell} |" in text
+    record = json.loads((tmp_path / "qm9.json").read_text())
+    assert record["models"]["multi-task"]["refinement"]["PM6, same conformer"]["mean"] == shaken
+    assert all(
+        (tmp_path / f"qm9_{name}.png").stat().st_size > 10_000 for name in ("errors", "refinement", "structures")
+    )
