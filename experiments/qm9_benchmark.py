@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rdkit import RDLogger
 
-from experiments.qm9_evaluation import energy_errors, from_graph, of_cheap_structures, refinement
+from experiments.qm9_evaluation import energy_errors, from_graph, refinement
 from experiments.qm9_molecules import CheapStructures, cheap_structures, load_molecules
 from experiments.qm9_report import write_report
 from modeling_pcbridge import PCBridgeModel
@@ -27,6 +27,8 @@ ROOT = Path(__file__).parents[1]
 DATA, RUN = ROOT / "data" / "qm9", ROOT / "outputs" / "qm9"
 RESULTS = Path(__file__).parent / "results"
 _SEED = 0
+# Molecules whose structures are drawn from the graph, ten times twenty evaluations each; the others are refined only.
+NUM_FROM_GRAPH = 400
 
 
 def train() -> None:
@@ -42,7 +44,7 @@ def evaluate(
 ) -> dict:
     """Everything that is measured of one checkpoint; energies on the whole split."""
     model = PCBridgeModel.from_pretrained(checkpoint)
-    graph_records, structures = from_graph(model, references, num_samples, _SEED)
+    graph_records, structures = from_graph(model, references[:NUM_FROM_GRAPH], num_samples, _SEED)
     refinement_records, refined = refinement(model, references, starts, _SEED)
     return {
         "from_graph": graph_records,
@@ -84,7 +86,6 @@ def main() -> None:
         "num_molecules": len(references),
         "num_samples": arguments.samples,
         "models": models,
-        "cheap": of_cheap_structures(references, starts),
     }
     print(write_report(results, references, RESULTS if arguments.split == "test" else RUN / arguments.split))
 

@@ -4,15 +4,16 @@ Every row is a dict of metrics by molecule (`modeling_pcbridge.evaluation.struct
 on the molecules they share.
 """
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from experiments.qm9_molecules import ETKDG, FROM_GRAPH, MMFF, STARTS, CheapStructures
+from experiments.qm9_molecules import STARTS, CheapStructures
 from modeling_pcbridge import PCBridgeModel
-from modeling_pcbridge.evaluation import ReferenceMolecule, structure_record
+from modeling_pcbridge.evaluation import ReferenceMolecule, etkdg_structures, mmff_structures, structure_record
 from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
 from modeling_pcbridge.structure_metrics import distance_errors
 
@@ -23,56 +24,59 @@ NUM_INFERENCE_STEPS = 20
 Records = dict[str, dict[str, float]]
 
 ONE_EVALUATION, DDIM = "PCBridge, one evaluation", "PCBridge, DDIM"
-CONSENSUS, LOWEST_ENERGY = "PCBridge, DDIM, most central sample", "PCBridge, DDIM, lowest energy"
+ETKDG_SAMPLES, MMFF_SAMPLES = "ETKDGv3", "ETKDGv3 + MMFF94"
+MMFF_REFINED = f"{MMFF_SAMPLES}, refined by PCBridge"
+
+
+def central(row: str) -> str:
+    """The name of the row that takes the most central sample of another."""
+    return f"{row}, most central sample"
 
 
 def from_graph(
     model: PCBridgeModel, references: list[ReferenceMolecule], num_samples: int, seed: int
 ) -> tuple[dict[str, Records], dict[str, np.ndarray]]:
-    """Structures of the model from the graph alone, against DFT.
+    """Structures from the graph alone, against DFT.
 
     Returns:
-        Records of `ONE_EVALUATION` and `DDIM` (mean over samples), and of two ways to choose one of the DDIM samples:
-        `CONSENSUS`, which is closest to the others by D-MAE, and `LOWEST_ENERGY`, by the model's own E; and the
-        `CONSENSUS` structures by molecule.
+        Records of `ONE_EVALUATION`, of `DDIM`, RDKit's samples and these refined (means over `num_samples`), and of two
+        ways to choose one sample: `central`, closest to the others by D-MAE, and by the model's own lowest E. Molecules
+        that RDKit cannot do are missing in its rows. And the most central `DDIM` structures by molecule.
     """
     generator = torch.Generator().manual_seed(seed)
-    records: dict[str, Records] = {name: {} for name in (ONE_EVALUATION, DDIM, CONSENSUS, LOWEST_ENERGY)}
-    central: dict[str, np.ndarray] = {}
-    for batch in _batches(references, _BATCH // num_samples, "from the graph"):
-        graphs = pad_graphs([reference.example.graph for reference in batch])
-        single = model.predict_structure(**graphs, method="denoising", generator=generator).positions
-        samples = model.predict_structure(
-            **graphs, num_samples=num_samples, num_inference_steps=NUM_INFERENCE_STEPS, generator=generator
-        ).positions
-        repeated = {key: values.repeat_interleave(num_samples, 0) for key, values in graphs.items()}
-        energies = model.predict_energy(**repeated, positions=samples.flatten(0, 1)).energy.unflatten(
-            0, (len(batch), -1)
-        )
-        for row, reference in enumerate(batch):
-            name, num_atoms = reference.example.molecule_id, reference.example.graph.num_atoms
-            drawn = samples[row, :, :num_atoms].double().numpy()
+    rdkit = {ETKDG_SAMPLES: etkdg_structures(num_samples, seed), MMFF_SAMPLES: mmff_structures(num_samples, seed)}
+    records: dict[str, Records] = defaultdict(dict)
+    structures: dict[str, np.ndarray] = {}
+    for reference in tqdm(references, desc="from the graph", unit="molecule"):
+        graph = pad_graphs([reference.example.graph])
+        single = model.predict_structure(**graph, method="denoising", generator=generator).positions[0]
+        drawn = model.predict_structure(
+            **graph, num_samples=num_samples, num_inference_steps=NUM_INFERENCE_STEPS, generator=generator
+        ).positions[0]
+        samples = {DDIM: drawn.double().numpy()}
+        samples |= {row: found for row, make in rdkit.items() if (found := make(reference)) is not None}
+        if MMFF_SAMPLES in samples:
+            conformers = list(samples[MMFF_SAMPLES])
+            samples[MMFF_REFINED] = np.array(refine(model, [reference] * len(conformers), conformers, seed))
+        name = reference.example.molecule_id
+        records[ONE_EVALUATION][name] = structure_record(reference, single.double().numpy())
+        for row, candidates in samples.items():
+            repeated = pad_graphs([reference.example.graph] * len(candidates))
+            energies = model.predict_energy(**repeated, positions=torch.tensor(candidates, dtype=drawn.dtype)).energy
             chosen = {
-                ONE_EVALUATION: single[row, :, :num_atoms].double().numpy(),
-                DDIM: drawn,
-                CONSENSUS: drawn[[most_central(drawn)]],
-                LOWEST_ENERGY: drawn[[int(energies[row].argmin())]],
+                row: candidates,
+                central(row): candidates[[most_central(candidates)]],
+                f"{row}, lowest E of PCBridge": candidates[[int(energies.argmin())]],
             }
-            central[name] = chosen[CONSENSUS][0]
-            for method, structures in chosen.items():
-                records[method][name] = structure_record(reference, structures)
-    return records, central
+            for title, found in chosen.items():
+                records[title][name] = structure_record(reference, found)
+        structures[name] = samples[DDIM][most_central(samples[DDIM])]
+    return dict(records), structures
 
 
 def most_central(samples: np.ndarray) -> int:
     """Which of (S, N, 3) structures has the least mean D-MAE to the others: the safest guess at one more draw."""
     return int(np.argmin([distance_errors(samples, sample)[0].mean() for sample in samples]))
-
-
-def of_cheap_structures(references: list[ReferenceMolecule], starts: list[CheapStructures]) -> dict[str, Records]:
-    """ETKDGv3 and ETKDGv3 + MMFF94 from the graph, against DFT; molecules that RDKit cannot do are missing."""
-    titles = {(ETKDG, FROM_GRAPH): "ETKDGv3", (MMFF, FROM_GRAPH): "ETKDGv3 + MMFF94"}
-    return {title: _records(references, [s.positions.get(key) for s in starts]) for key, title in titles.items()}
 
 
 def refinement(
@@ -102,7 +106,7 @@ def refine(
     """`starts` (N, 3) of each molecule refined by the model."""
     generator = torch.Generator().manual_seed(seed)
     refined = []
-    for batch in _batches(list(zip(references, starts, strict=True)), _BATCH, "refine"):
+    for batch in _batches(list(zip(references, starts, strict=True))):
         graphs = pad_graphs([reference.example.graph for reference, _ in batch])
         positions = pad_positions([start for _, start in batch])
         found = model.predict_structure(
@@ -119,7 +123,7 @@ def refine(
 def energy_errors(model: PCBridgeModel, references: list[ReferenceMolecule]) -> np.ndarray:
     """Absolute errors of E at the DFT structures, eV; labels at the model's level of theory."""
     errors = []
-    for batch in _batches(references, _BATCH, "energies"):
+    for batch in _batches(references):
         graphs = pad_graphs([reference.example.graph for reference in batch])
         positions = pad_positions([reference.positions for reference in batch])
         predicted = model.predict_energy(**graphs, positions=positions).energy.numpy()
@@ -142,6 +146,6 @@ def _records(references: list[ReferenceMolecule], structures: list[np.ndarray | 
     }
 
 
-def _batches(items: list, size: int, title: str):
-    for start in tqdm(range(0, len(items), size), desc=title):
-        yield items[start : start + size]
+def _batches(items: list) -> Iterator[list]:
+    for start in range(0, len(items), _BATCH):
+        yield items[start : start + _BATCH]

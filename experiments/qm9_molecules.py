@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 from rdkit import Chem
-from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
+from rdkit.Chem import rdForceFieldHelpers
 from tqdm.auto import tqdm
 
 from dataset_scripts.collator import example_from_row, mol_from_row
 from dataset_scripts.label_generation import read_lines
 from dataset_scripts.quantum_chemistry import pm6_minimum
-from modeling_pcbridge.evaluation import ReferenceMolecule
+from modeling_pcbridge.evaluation import ReferenceMolecule, etkdg_structures
 from modeling_pcbridge.molecular_graph import conformer_from_positions
 
 _ORDER_SEED = 0
 _MMFF_STEPS = 2000
 SAME_CONFORMER, FROM_GRAPH = "same conformer", "from the graph"
-MMFF, PM6, ETKDG = "MMFF94", "PM6", "ETKDGv3"
+MMFF, PM6 = "MMFF94", "PM6"
 # Structures that `cheap_structures` makes: method, kind.
 STARTS = ((MMFF, SAME_CONFORMER), (PM6, SAME_CONFORMER), (MMFF, FROM_GRAPH), (PM6, FROM_GRAPH))
 
@@ -83,29 +83,21 @@ def cheap_structures(references: Iterable[ReferenceMolecule], cache: Path) -> li
 
 
 def _make(reference: ReferenceMolecule) -> dict[tuple[str, str], np.ndarray]:
-    positions: dict[tuple[str, str], np.ndarray] = {}
-    embedded = _embed(reference)
+    begins = {SAME_CONFORMER: reference.positions}
+    embedded = etkdg_structures(1, seed=0)(reference)
     if embedded is not None:
-        positions[ETKDG, FROM_GRAPH] = embedded
-    for kind, start in ((SAME_CONFORMER, reference.positions), (FROM_GRAPH, embedded)):
-        relaxed = None if start is None else _mmff_minimum(reference.mol, start)
+        begins[FROM_GRAPH] = embedded[0]
+    positions: dict[tuple[str, str], np.ndarray] = {}
+    for kind, begin in begins.items():
+        relaxed = _mmff_minimum(reference.mol, begin)
         if relaxed is not None:
             positions[MMFF, kind] = relaxed
-        start = relaxed if kind == FROM_GRAPH else start
-        if start is not None:
-            try:
-                positions[PM6, kind] = pm6_minimum(reference.example.graph.atomic_numbers, start, 0)[0]
-            except RuntimeError:
-                continue  # MOPAC found no minimum: the row of that start has a molecule less
+        try:
+            pm6_begin = relaxed if kind == FROM_GRAPH and relaxed is not None else begin
+            positions[PM6, kind] = pm6_minimum(reference.example.graph.atomic_numbers, pm6_begin, 0)[0]
+        except RuntimeError:
+            continue  # MOPAC found no minimum: the row of that start has a molecule less
     return positions
-
-
-def _embed(reference: ReferenceMolecule) -> np.ndarray | None:
-    mol = Chem.Mol(reference.mol)
-    mol.RemoveAllConformers()
-    parameters = rdDistGeom.ETKDGv3()
-    parameters.randomSeed = 1
-    return mol.GetConformer().GetPositions() if rdDistGeom.EmbedMolecule(mol, parameters) == 0 else None
 
 
 def _mmff_minimum(mol: Chem.Mol, positions: np.ndarray) -> np.ndarray | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from experiments.qm9_evaluation import CONSENSUS, Records, summary
+from experiments.qm9_evaluation import DDIM, MMFF_REFINED, MMFF_SAMPLES, Records, central, summary
 from experiments.qm9_molecules import STARTS
 from modeling_pcbridge.evaluation import ReferenceMolecule
 from modeling_pcbridge.report import markdown_table, plot_structures
@@ -37,6 +37,7 @@ _REFINEMENT_COLUMNS = (
     ("bond_length_error", "bond error", 4),
     ("bond_angle_error", "angle error (deg)", 2),
 )
+_PLOTTED = (MMFF_SAMPLES, central(MMFF_SAMPLES), DDIM, central(DDIM), central(MMFF_REFINED))
 _NUM_PICTURES = 10
 _MAIN_MODEL = "multi-task"
 
@@ -51,7 +52,7 @@ def write_report(results: dict, references: list[ReferenceMolecule], folder: Pat
     folder.mkdir(parents=True, exist_ok=True)
     text = _markdown(results)
     (folder / "qm9.md").write_text(text)
-    kept = {key: value for key, value in results.items() if key not in ("models", "cheap")}
+    kept = {key: value for key, value in results.items() if key != "models"}
     kept["models"] = {
         name: {
             "from_graph": {row: summary(records) for row, records in model["from_graph"].items()},
@@ -60,7 +61,6 @@ def write_report(results: dict, references: list[ReferenceMolecule], folder: Pat
         }
         for name, model in results["models"].items()
     }
-    kept["cheap"] = {row: summary(records) for row, records in results["cheap"].items()}
     (folder / "qm9.json").write_text(json.dumps(kept, indent=1) + "\n")
     _plot_errors(results, references, folder / "qm9_errors.png")
     _plot_refinement(results["models"][_MAIN_MODEL]["refinement"], folder / "qm9_refinement.png")
@@ -82,9 +82,10 @@ def _markdown(results: dict) -> str:
         "lists are to be had; means over their whole test sets.",
         "",
     ]
-    rows = dict(PUBLISHED) | {row: summary(records) for row, records in results["cheap"].items()}
+    rows = dict(PUBLISHED)
     for name, model in results["models"].items():
-        rows |= {f"{name}: {row}": summary(records) for row, records in model["from_graph"].items()}
+        for row, records in model["from_graph"].items():
+            rows[f"{name}: {row}" if "PCBridge" in row else row] = summary(records)
     lines += [markdown_table(rows, _GRAPH_COLUMNS), "", "## Refinement of cheap structures", ""]
     lines += [
         '"Same conformer": the cheap method\'s minimum below the DFT structure. "From the graph": ETKDGv3, then the '
@@ -112,7 +113,8 @@ def _means_and_medians(records: Records) -> dict[str, dict[str, float]]:
 def _plot_errors(results: dict, references: list[ReferenceMolecule], path: Path) -> None:
     """D-MAE from the graph: against molecule size, and its distribution."""
     sizes = {r.example.molecule_id: r.example.graph.num_atoms for r in references}
-    shown = results["cheap"] | results["models"][_MAIN_MODEL]["from_graph"]
+    from_graph = results["models"][_MAIN_MODEL]["from_graph"]
+    shown = {row: from_graph[row] for row in _PLOTTED}
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
     for name, records in shown.items():
         num_atoms = np.array([sizes[molecule] for molecule in records])
@@ -147,7 +149,7 @@ def _plot_refinement(refinement: dict[str, Records], path: Path) -> None:
 
 def _plot_molecules(model: dict, references: list[ReferenceMolecule], path: Path) -> None:
     """The first ten molecules of the random order, from the smallest error to the largest."""
-    records, structures = model["from_graph"][CONSENSUS], model["structures"]
+    records, structures = model["from_graph"][central(DDIM)], model["structures"]
     chosen = sorted(references[:_NUM_PICTURES], key=lambda r: records[r.example.molecule_id]["d_mae"])
     plot_structures(
         chosen,

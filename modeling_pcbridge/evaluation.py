@@ -270,18 +270,33 @@ def pm6_structures(evaluation: EvaluationConfig) -> Callable[[ReferenceMolecule]
     return lambda reference: np.array([by_id[reference.example.molecule_id]])
 
 
-def mmff_structures(num_samples: int, seed: int) -> Callable[[ReferenceMolecule], np.ndarray | None]:
-    """ETKDGv3 conformers relaxed with MMFF94, from the graph with its stereo marks."""
+def etkdg_structures(num_samples: int, seed: int) -> Callable[[ReferenceMolecule], np.ndarray | None]:
+    """ETKDGv3 conformers from the graph with its stereo marks."""
 
-    def embed(reference: ReferenceMolecule) -> np.ndarray | None:
-        mol = Chem.Mol(reference.mol)
-        mol.RemoveAllConformers()
-        parameters = rdDistGeom.ETKDGv3()
-        parameters.randomSeed = seed + 1  # RDKit scales it by the conformer's number: 0 would repeat one conformer
-        conformers = list(rdDistGeom.EmbedMultipleConfs(mol, num_samples, parameters))
-        if not conformers or not rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
+    def structures(reference: ReferenceMolecule) -> np.ndarray | None:
+        mol = _embedded(reference, num_samples, seed)
+        return None if mol is None else np.array([conformer.GetPositions() for conformer in mol.GetConformers()])
+
+    return structures
+
+
+def mmff_structures(num_samples: int, seed: int) -> Callable[[ReferenceMolecule], np.ndarray | None]:
+    """The conformers of `etkdg_structures` relaxed with MMFF94."""
+
+    def structures(reference: ReferenceMolecule) -> np.ndarray | None:
+        mol = _embedded(reference, num_samples, seed)
+        if mol is None or not rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
             return None
         rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(mol, maxIters=2000)
-        return np.array([mol.GetConformer(i).GetPositions() for i in conformers])
+        return np.array([conformer.GetPositions() for conformer in mol.GetConformers()])
 
-    return embed
+    return structures
+
+
+def _embedded(reference: ReferenceMolecule, num_samples: int, seed: int) -> Chem.Mol | None:
+    """The molecule with ETKDGv3 conformers in place of its structure, or None where RDKit finds none."""
+    mol = Chem.Mol(reference.mol)
+    mol.RemoveAllConformers()
+    parameters = rdDistGeom.ETKDGv3()
+    parameters.randomSeed = seed + 1  # RDKit scales it by the conformer's number: 0 would repeat one conformer
+    return mol if rdDistGeom.EmbedMultipleConfs(mol, num_samples, parameters) else None
