@@ -7,10 +7,15 @@ data.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 ReferenceEnergies = dict[int, float]
+
+_COLUMNS = ["atomic_numbers", "energy", "energy_level_of_theory", "equilibrium_level_of_theory"]
 
 
 def fit_reference_energies(atomic_numbers: Sequence[Sequence[int]], energies: Sequence[float]) -> ReferenceEnergies:
@@ -42,6 +47,23 @@ def fit_by_level_of_theory(rows: Iterable[dict]) -> dict[str, ReferenceEnergies]
     return {level: fit_reference_energies(molecules[level], energies[level]) for level in molecules}
 
 
+def fit_to_files(paths: Iterable[Path], max_rows: int = 10_000) -> dict[str, ReferenceEnergies]:
+    """Reference energies at every level of theory in Parquet files of the schema, from the first rows of each level.
+
+    A level is fitted to its minima, and to other structures only if it has none: the strain of displaced structures,
+    2.8 eV a molecule in the bundled ones, would be taken for a property of the elements.
+    """
+    rows = defaultdict(list)
+    for path in paths:
+        table = pq.read_table(path, columns=_COLUMNS, filters=pc.field("energy").is_valid())
+        level, is_minimum = table["energy_level_of_theory"], table["equilibrium_level_of_theory"].is_valid()
+        for kind in [(name, minimum) for name in level.unique().to_pylist() for minimum in (True, False)]:
+            chosen = pc.and_(pc.equal(level, kind[0]), pc.equal(is_minimum, kind[1]))
+            rows[kind] += table.filter(chosen).slice(0, max_rows - len(rows[kind])).to_pylist()
+    kept = [of_kind for (name, minimum), of_kind in rows.items() if minimum or not rows[name, True]]
+    return fit_by_level_of_theory(row for of_kind in kept for row in of_kind)
+
+
 def at_level_of_theory(row: dict, level_of_theory: str, references: dict[str, ReferenceEnergies]) -> dict:
     """The row with its labels counted as those of another level of theory.
 
@@ -49,15 +71,16 @@ def at_level_of_theory(row: dict, level_of_theory: str, references: dict[str, Re
     changes, stay as they are. An energy with an element that has no reference at both levels becomes absent.
 
     Raises:
-        KeyError: no references at one of the two levels.
+        ValueError: an energy, but no references at one of the two levels.
     """
-    own_level = row["energy_level_of_theory"]
+    own_level, energy = row["energy_level_of_theory"], row["energy"]
     if own_level is None or own_level == level_of_theory:
         return row
-    own, other = references[own_level], references[level_of_theory]
-    energy = row["energy"]
-    if energy is not None and all(z in own and z in other for z in row["atomic_numbers"]):
-        energy += sum(other[z] - own[z] for z in row["atomic_numbers"])
-    else:
-        energy = None
+    if energy is not None:
+        missing = [level for level in (own_level, level_of_theory) if level not in references]
+        if missing:
+            raise ValueError(f"molecule {row['molecule_id']}: no reference energies at {', '.join(missing)}")
+        own, other = references[own_level], references[level_of_theory]
+        known = all(z in own and z in other for z in row["atomic_numbers"])
+        energy = energy + sum(other[z] - own[z] for z in row["atomic_numbers"]) if known else None
     return row | {"energy": energy, "energy_level_of_theory": level_of_theory}

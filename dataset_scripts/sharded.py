@@ -1,7 +1,7 @@
 """Examples of a data set in Parquet shards, read as they are asked for: also for sets that do not fit into memory."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -32,8 +32,9 @@ class ShardedExamples(Sequence[Example]):
     Args:
         folder, split: where the shards are.
         energy_level_of_theory: see `example_from_row`.
-        only_labelled: count rows with an energy at that level only.
+        only_labelled: count rows with an energy at that level only, with `shift` at any level.
         max_atoms: count molecules with at most so many atoms only.
+        shift: gives rows of other levels of theory labels at this one (`reference_energies.at_level_of_theory`).
 
     Raises:
         ValueError: no shards, or no row that counts.
@@ -46,8 +47,9 @@ class ShardedExamples(Sequence[Example]):
         energy_level_of_theory: str,
         only_labelled: bool = False,
         max_atoms: int | None = None,
+        shift: Callable[[dict], dict] | None = None,
     ):
-        self.level = energy_level_of_theory
+        self.level, self.shift = energy_level_of_theory, shift
         self.paths = sorted((folder / split).glob("*.parquet"))
         if not self.paths:
             raise ValueError(f"no Parquet shards in {folder / split}; dataset_scripts.prepare makes them")
@@ -60,8 +62,10 @@ class ShardedExamples(Sequence[Example]):
             num_atoms = pc.list_value_length(columns["atomic_numbers"]).to_numpy().astype(np.uint16)
             counts = np.ones(len(num_atoms), dtype=bool)
             if only_labelled:
-                same_level = pc.equal(columns["energy_level_of_theory"], pa.scalar(self.level))
-                counts &= pc.fill_null(pc.and_(same_level, columns["energy"].is_valid()), False).to_numpy()
+                labelled = columns["energy"].is_valid()
+                if shift is None:
+                    labelled = pc.and_(labelled, pc.equal(columns["energy_level_of_theory"], pa.scalar(self.level)))
+                counts &= pc.fill_null(labelled, False).to_numpy()
             if max_atoms is not None:
                 self.num_too_large += int((counts & (num_atoms > max_atoms)).sum())
                 counts &= num_atoms <= max_atoms
@@ -93,7 +97,8 @@ class ShardedExamples(Sequence[Example]):
         row = index - (self._ends[shard] - self.shard_lengths[shard])
         chosen = self._chosen[shard]
         table = self._read(self.paths[shard])
-        return example_from_row(table.slice(row if chosen is None else chosen[row], 1).to_pylist()[0], self.level)
+        [contents] = table.slice(row if chosen is None else chosen[row], 1).to_pylist()
+        return example_from_row(contents if self.shift is None else self.shift(contents), self.level)
 
     def __getstate__(self) -> dict:
         """Worker processes get the index, not what is in memory."""

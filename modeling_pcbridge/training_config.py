@@ -18,12 +18,15 @@ class SourceConfig:
         weight: share of the rows of a batch.
         only_labelled: leave out rows without energy and forces at the model's level of theory.
         max_rows: take only the first so many rows, to try something out.
+        other_levels: labels at another level of theory than the model's are dropped; or kept, with the energy shifted
+            by the difference of the elements' reference energies at the two levels (docs/data.md).
     """
 
     name: str
     weight: float = 1.0
     only_labelled: bool = False
     max_rows: int | None = None
+    other_levels: Literal["drop", "shift"] = "drop"
 
 
 @dataclass(frozen=True)
@@ -179,3 +182,9 @@ class TrainingConfig:
             raise ValueError(f"optimizer must be 'adam' or 'muon', not {self.optimizer!r}")
         if self.push_to_hub and self.hub_model_id is None:
             raise ValueError("push_to_hub needs hub_model_id")
+
+    @property
+    def sources(self) -> list[SourceConfig]:
+        """The distinct sources of both stages, in a fixed order."""
+        stages = [stage for stage in (self.stage1, self.stage2) if stage is not None]
+        return sorted({source for stage in stages for source in stage.sources}, key=str)

@@ -1,7 +1,7 @@
 """What a stage trains on: examples of its sources, reference energies fitted to them, and the batches."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from itertools import islice
 from math import isqrt
@@ -16,32 +16,54 @@ from dataset_scripts.mixture import MixtureBatchSampler
 from dataset_scripts.reference_energies import fit_reference_energies
 from dataset_scripts.sharded import ShardedExamples
 
+from .level_shift import level_shift
+from .modeling_pcbridge import PCBridgeModel
 from .training_config import SourceConfig, StageConfig, TrainingConfig
 
 logger = logging.getLogger(__name__)
 
 
+def load_sources(
+    sources: Iterable[SourceConfig], split: str, model: PCBridgeModel, config: TrainingConfig
+) -> list[Sequence[Example]]:
+    """The examples of each source, with labels at the model's level of theory."""
+    level = model.config.energy_level_of_theory
+    examples = []
+    for source in sources:
+        shift = level_shift(model, config.sources) if source.other_levels == "shift" else None
+        examples.append(load_source(source, split, level, config.max_pairs, shift))
+    return examples
+
+
 @cache
 def load_source(
-    source: SourceConfig, split: str, energy_level_of_theory: str, max_pairs: int | None = None
+    source: SourceConfig,
+    split: str,
+    energy_level_of_theory: str,
+    max_pairs: int | None = None,
+    shift: Callable[[dict], dict] | None = None,
 ) -> Sequence[Example]:
     """The examples of one source: of bundled data in memory, graph features computed once a process; else read from
     its shards as they are asked for.
 
     Molecules that alone have more than `max_pairs` pairs of atoms are left out, with a warning that counts them.
+    `shift` gives rows of other levels of theory labels at this one; without it those labels count as absent.
 
     Raises:
         ValueError: an unknown source, or one without any row.
     """
     max_atoms = None if max_pairs is None else isqrt(max_pairs)
     if source.name in CONFIG_NAMES:
-        examples = [example_from_row(row, energy_level_of_theory) for row in load_bundled(source.name, split)]
+        rows = load_bundled(source.name, split)
+        examples = [example_from_row(row, energy_level_of_theory) for row in (map(shift, rows) if shift else rows)]
         if source.only_labelled:
             examples = [example for example in examples if example.is_labelled]
         fitting = [example for example in examples if max_atoms is None or example.graph.num_atoms <= max_atoms]
         num_left_out = len(examples) - len(fitting)
     elif Path(source.name).is_dir():
-        fitting = ShardedExamples(Path(source.name), split, energy_level_of_theory, source.only_labelled, max_atoms)
+        fitting = ShardedExamples(
+            Path(source.name), split, energy_level_of_theory, source.only_labelled, max_atoms, shift
+        )
         num_left_out = fitting.num_too_large
     else:
         raise ValueError(
@@ -93,10 +115,10 @@ def collate_in_parts(examples: list[Example], max_pairs: int | None) -> list[tup
 
 
 def make_loader(
-    stage: StageConfig, energy_level_of_theory: str, config: TrainingConfig, accelerator: Accelerator, start_step: int
+    stage: StageConfig, model: PCBridgeModel, config: TrainingConfig, accelerator: Accelerator, start_step: int
 ) -> DataLoader:
     """The batches of a stage from update `start_step` on; each process gets every so many-th micro-batch."""
-    sources = [load_source(source, "train", energy_level_of_theory, config.max_pairs) for source in stage.sources]
+    sources = load_sources(stage.sources, "train", model, config)
     batches_per_update = config.gradient_accumulation_steps * accelerator.num_processes
     sampler = MixtureBatchSampler(
         sizes=[_sizes(source) for source in sources],

@@ -92,8 +92,7 @@ class _StageTraining:
     def run(self) -> None:
         """All updates that are left."""
         progress, config = self.progress, self.config
-        level = self.model.config.energy_level_of_theory
-        batches = iter(make_loader(self.stage, level, config, self.accelerator, progress["step"]))
+        batches = iter(make_loader(self.stage, self.model, config, self.accelerator, progress["step"]))
         with compiled(self.model) if config.compile else nullcontext(), StopRequest() as stop:
             while not progress["ended"]:
                 self._update([next(batches) for _ in range(config.gradient_accumulation_steps)])

@@ -19,7 +19,7 @@ from .pipeline_pcbridge import PCBridgePipeline
 from .processing_pcbridge import PCBridgeProcessor
 from .report import plot_losses
 from .training_config import StageConfig, TrainingConfig
-from .training_data import load_source, reference_energies_of
+from .training_data import load_sources, reference_energies_of
 from .training_loop import train_stage
 
 logger = logging.getLogger(__name__)
@@ -98,14 +98,8 @@ def initial_model(config: TrainingConfig) -> PCBridgeModel:
     if config.init_from is not None:
         return PCBridgeModel.from_pretrained(config.init_from)
     model = PCBridgeModel(PCBridgeConfig.from_preset(config.preset, **config.model))
-    level = model.config.energy_level_of_theory
-    stages = [stage for stage in (config.stage1, config.stage2) if stage is not None]
-    sources = {source for stage in stages for source in stage.sources}
-    examples = [
-        example
-        for source in sorted(sources, key=str)
-        for example in islice(load_source(source, "train", level, config.max_pairs), _REFERENCE_ROWS)
-    ]
+    sources = load_sources(config.sources, "train", model, config)
+    examples = [example for source in sources for example in islice(source, _REFERENCE_ROWS)]
     table = model.energy_decoder.reference_energies.energies
     for atomic_number, energy in reference_energies_of(examples).items():
         table[atomic_number] = energy

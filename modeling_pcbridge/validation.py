@@ -13,7 +13,7 @@ from .graph_batch import pad_graphs
 from .modeling_pcbridge import PCBridgeModel
 from .report import plot_structures
 from .training_config import EvaluationConfig, StageConfig, TrainingConfig
-from .training_data import collate_in_parts, load_source
+from .training_data import collate_in_parts, load_sources
 from .training_update import count_labels, noise_generator
 
 
@@ -33,8 +33,7 @@ class Validation:
         self.settings, self.stage, self.folder = config.validation, stage, folder
         self.config, self.accelerator = config, accelerator
         self.best = copy.deepcopy(model)
-        level = model.config.energy_level_of_theory
-        sources = [load_source(source, "validation", level, config.max_pairs) for source in stage.sources]
+        sources = load_sources(stage.sources, "validation", model, config)
         examples = [example for source in sources for example in islice(source, self.settings.max_molecules)]
         examples = sorted(examples, key=lambda example: example.graph.num_atoms)
         size = config.batch_size

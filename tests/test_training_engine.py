@@ -195,7 +195,7 @@ def test_bad_numbers_are_reported_by_molecule_and_end_the_run_in_the_end(tmp_pat
     load = training_data.load_source
 
     def with_bad_rows(count: int):
-        def load_bad(source, split, level, max_pairs):
+        def load_bad(source, split, level, *_):
             examples = list(load(source, split, level))
             # Beyond float32, so that the loss is infinite; no label in a file can be NaN.
             return [replace(example, energy=1e39) for example in examples[:count]] + examples[count:]
