@@ -15,7 +15,10 @@ import pyarrow.parquet as pq
 
 ReferenceEnergies = dict[int, float]
 
-_COLUMNS = ["atomic_numbers", "energy", "energy_level_of_theory", "equilibrium_level_of_theory"]
+# Molecules at two levels of theory that make it worth to fit their difference alone.
+_MIN_SHARED = 100
+
+_COLUMNS = ["molecule_id", "atomic_numbers", "energy", "energy_level_of_theory", "equilibrium_level_of_theory"]
 
 
 def fit_reference_energies(atomic_numbers: Sequence[Sequence[int]], energies: Sequence[float]) -> ReferenceEnergies:
@@ -47,11 +50,13 @@ def fit_by_level_of_theory(rows: Iterable[dict]) -> dict[str, ReferenceEnergies]
     return {level: fit_reference_energies(molecules[level], energies[level]) for level in molecules}
 
 
-def fit_to_files(paths: Iterable[Path], max_rows: int = 10_000) -> dict[str, ReferenceEnergies]:
+def fit_to_files(paths: Sequence[Path], level_of_theory: str, max_rows: int = 10_000) -> dict[str, ReferenceEnergies]:
     """Reference energies at every level of theory in Parquet files of the schema, from the first rows of each level.
 
     A level is fitted to its minima, and to other structures only if it has none: the strain of displaced structures,
-    2.8 eV a molecule in the bundled ones, would be taken for a property of the elements.
+    2.8 eV a molecule in the bundled ones, would be taken for a property of the elements. References at another level
+    than `level_of_theory` are fitted to the difference to it, where the files have at least `_MIN_SHARED` minima of the
+    same molecules at both: references of different molecules differ by what binds those.
     """
     rows = defaultdict(list)
     for path in paths:
@@ -61,7 +66,32 @@ def fit_to_files(paths: Iterable[Path], max_rows: int = 10_000) -> dict[str, Ref
             chosen = pc.and_(pc.equal(level, kind[0]), pc.equal(is_minimum, kind[1]))
             rows[kind] += table.filter(chosen).slice(0, max_rows - len(rows[kind])).to_pylist()
     kept = [of_kind for (name, minimum), of_kind in rows.items() if minimum or not rows[name, True]]
-    return fit_by_level_of_theory(row for of_kind in kept for row in of_kind)
+    references = fit_by_level_of_theory(row for of_kind in kept for row in of_kind)
+    for name in references.keys() - {level_of_theory}:
+        differences = _differences(rows[name, True], paths, level_of_theory)
+        if len(differences) >= _MIN_SHARED:
+            shifts = fit_reference_energies(*zip(*differences, strict=True))
+            references[name] = {z: references[level_of_theory][z] - shift for z, shift in shifts.items()}
+    return references
+
+
+def _differences(minima: list[dict], paths: Iterable[Path], level_of_theory: str) -> list[tuple[list[int], float]]:
+    """Atomic numbers of each of `minima` that the files have at `level_of_theory` too, and how much higher it is there.
+
+    The two minima are not the same structure; what is gained by relaxing from one to the other is left in, .1 eV.
+    """
+    others = {row["molecule_id"]: row for row in minima}
+    found = []
+    for path in paths:
+        if not others:
+            break
+        at_level = (pc.field("energy_level_of_theory") == level_of_theory) & pc.field("energy").is_valid()
+        at_level &= pc.field("equilibrium_level_of_theory").is_valid() & pc.field("molecule_id").isin(list(others))
+        for row in pq.read_table(path, columns=_COLUMNS, filters=at_level).to_pylist():
+            other = others.pop(row["molecule_id"], None)  # each molecule counts once
+            if other is not None:
+                found.append((row["atomic_numbers"], row["energy"] - other["energy"]))
+    return found
 
 
 def at_level_of_theory(row: dict, level_of_theory: str, references: dict[str, ReferenceEnergies]) -> dict:

@@ -21,7 +21,7 @@ def level_shift(model: PCBridgeModel, sources: Sequence[SourceConfig]) -> Callab
     level = model.config.energy_level_of_theory
     names = tuple(sorted({source.name for source in sources}))
     own = ()
-    if level not in _fitted_references(names):
+    if level not in _fitted_references(names, level):
         energies = model.energy_decoder.reference_energies.energies.tolist()
         own = tuple((atomic_number, energy) for atomic_number, energy in enumerate(energies) if energy != 0)
     return _shift(names, level, own)
@@ -30,16 +30,13 @@ def level_shift(model: PCBridgeModel, sources: Sequence[SourceConfig]) -> Callab
 @cache
 def _shift(names: tuple[str, ...], level: str, own: tuple[tuple[int, float], ...]) -> Callable[[dict], dict]:
     """The same function for the same arguments, so that whatever is cached by it is found again."""
-    references = {level: dict(own)} | _fitted_references(names)
+    references = {level: dict(own)} | _fitted_references(names, level)
     return partial(at_level_of_theory, level_of_theory=level, references=references)
 
 
 @cache
-def _fitted_references(names: tuple[str, ...]) -> dict[str, ReferenceEnergies]:
-    return fit_to_files(
-        path
-        for name in names
-        for path in (
-            [parquet_path(name, "train")] if name in CONFIG_NAMES else sorted(Path(name).glob("train/*.parquet"))
-        )
-    )
+def _fitted_references(names: tuple[str, ...], level: str) -> dict[str, ReferenceEnergies]:
+    paths: list[Path] = []
+    for name in names:
+        paths += [parquet_path(name, "train")] if name in CONFIG_NAMES else sorted(Path(name).glob("train/*.parquet"))
+    return fit_to_files(paths, level)

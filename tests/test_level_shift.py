@@ -81,8 +81,10 @@ def test_minima_and_displaced_structures_of_a_level_are_shifted_alike():
         errors.append(shifted - dft[name]["energy"])
         before.append(minima[name]["energy"] - dft[name]["energy"])
     assert len(errors) > 700
-    # Not as close as with references of the same molecules at both levels: only the smaller ones have the first.
-    assert np.mean(np.abs(errors)) < 0.5 * np.mean(np.abs(before))
+    # Fitted to the difference of the same molecules at both levels. Fitted to each level on its own, where only the
+    # smaller molecules have the first, the mean error is .1 eV.
+    assert abs(np.mean(errors)) < 0.01
+    assert np.mean(np.abs(errors)) < 0.15 * np.mean(np.abs(before))
 
 
 def test_without_rows_at_the_models_level_its_own_reference_energies_count(rows, tmp_path):
