@@ -30,7 +30,8 @@ class Example:
 def example_from_row(row: dict, energy_level_of_theory: str) -> Example:
     """The example of a row of `dataset_scripts.schema.FEATURES`.
 
-    Energies and forces of another level of theory than `energy_level_of_theory` count as absent.
+    Energies and forces of another level of theory than `energy_level_of_theory` count as absent. Forces at a minimum of
+    that level are zero by definition, and are labels even where the source does not list them.
 
     Raises:
         ValueError: the row's graph, positions and labels do not fit each other, or a number is not finite.
@@ -43,6 +44,8 @@ def example_from_row(row: dict, energy_level_of_theory: str) -> Example:
     same_level = row["energy_level_of_theory"] == energy_level_of_theory
     forces = row["forces"] if same_level else None
     energy = row["energy"] if same_level else None
+    if forces is None and row["equilibrium_level_of_theory"] == energy_level_of_theory:
+        forces = np.zeros((graph.num_atoms, 3))
     if energy is not None and not np.isfinite(energy):
         raise ValueError(f"molecule {name}: the energy is {energy}; absent labels must be null")
     return Example(

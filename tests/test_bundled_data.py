@@ -52,6 +52,15 @@ def test_levels_of_theory_travel_with_the_labels():
         assert example_from_row(row, B3LYP_6_31GD).energy is None
 
 
+def test_forces_at_minima_of_the_models_level_are_zero_and_others_absent():
+    row = next(iter(load_bundled("dft_equilibrium", "test")))
+    minimum = example_from_row(row, row["equilibrium_level_of_theory"])
+    np.testing.assert_array_equal(minimum.forces, np.zeros((len(row["positions"]), 3)))
+    assert example_from_row(row, "B3LYP/6-31G*").forces is None
+    moved = row | {"equilibrium_level_of_theory": None}
+    assert example_from_row(moved, row["energy_level_of_theory"]).forces is None
+
+
 def test_units_by_known_molecules():
     """Water at the PM6 minimum: B3LYP/6-31G* has -76.41 hartree, an O-H bond is .95 to .97 angstrom."""
     rows = [row for split in SPLITS for row in load_bundled("pm6", split)]
