@@ -45,7 +45,7 @@ def evaluate(
     """Everything that is measured of one checkpoint; energies on the whole split."""
     model = PCBridgeModel.from_pretrained(checkpoint)
     graph_records, structures = from_graph(model, references[:NUM_FROM_GRAPH], num_samples, _SEED)
-    refinement_records, refined = refinement(model, references, starts, _SEED)
+    refinement_records, refined = refinement(model, references, starts)
     return {
         "from_graph": graph_records,
         "structures": {name: positions.round(4).tolist() for name, positions in structures.items()},

@@ -20,6 +20,7 @@ from modeling_pcbridge.structure_metrics import distance_errors
 # Structures of a batch, and the steps of each reverse process.
 _BATCH = 200
 NUM_INFERENCE_STEPS = 20
+MEAN_SHIFT_STEPS = 10
 # By molecule id, metric -> value.
 Records = dict[str, dict[str, float]]
 
@@ -51,13 +52,17 @@ def from_graph(
         graph = pad_graphs([reference.example.graph])
         single = model.predict_structure(**graph, method="denoising", generator=generator).positions[0]
         drawn = model.predict_structure(
-            **graph, num_samples=num_samples, num_inference_steps=NUM_INFERENCE_STEPS, generator=generator
+            **graph,
+            num_samples=num_samples,
+            num_inference_steps=NUM_INFERENCE_STEPS,
+            mean_shift_steps=MEAN_SHIFT_STEPS,
+            generator=generator,
         ).positions[0]
         samples = {DDIM: drawn.double().numpy()}
         samples |= {row: found for row, make in rdkit.items() if (found := make(reference)) is not None}
         if MMFF_SAMPLES in samples:
             conformers = list(samples[MMFF_SAMPLES])
-            samples[MMFF_REFINED] = np.array(refine(model, [reference] * len(conformers), conformers, seed))
+            samples[MMFF_REFINED] = np.array(refine(model, [reference] * len(conformers), conformers))
         name = reference.example.molecule_id
         records[ONE_EVALUATION][name] = structure_record(reference, single.double().numpy())
         for row, candidates in samples.items():
@@ -80,9 +85,9 @@ def most_central(samples: np.ndarray) -> int:
 
 
 def refinement(
-    model: PCBridgeModel, references: list[ReferenceMolecule], starts: list[CheapStructures], seed: int
+    model: PCBridgeModel, references: list[ReferenceMolecule], starts: list[CheapStructures]
 ) -> tuple[dict[str, Records], dict[str, dict[str, np.ndarray]]]:
-    """Every kind of start before and after `predict_structure(method="refine")`, against DFT.
+    """Every kind of start before and after `predict_structure(method="mean_shift")`, against DFT.
 
     Returns:
         Records by "METHOD, KIND" and "METHOD, KIND, refined"; and the refined structures, by start and molecule.
@@ -92,7 +97,7 @@ def refinement(
     for key in STARTS:
         pairs = [(r, s.positions[key]) for r, s in zip(references, starts, strict=True) if key in s.positions]
         kept, positions = [reference for reference, _ in pairs], [start for _, start in pairs]
-        refined = refine(model, kept, positions, seed)
+        refined = refine(model, kept, positions)
         title = ", ".join(key)
         records[title] = _records(kept, positions)
         records[f"{title}, refined"] = _records(kept, refined)
@@ -100,11 +105,8 @@ def refinement(
     return records, structures
 
 
-def refine(
-    model: PCBridgeModel, references: list[ReferenceMolecule], starts: list[np.ndarray], seed: int
-) -> list[np.ndarray]:
+def refine(model: PCBridgeModel, references: list[ReferenceMolecule], starts: list[np.ndarray]) -> list[np.ndarray]:
     """`starts` (N, 3) of each molecule refined by the model."""
-    generator = torch.Generator().manual_seed(seed)
     refined = []
     for batch in _batches(list(zip(references, starts, strict=True))):
         graphs = pad_graphs([reference.example.graph for reference, _ in batch])
@@ -112,9 +114,8 @@ def refine(
         found = model.predict_structure(
             **graphs,
             positions=positions,
-            method="refine",
+            method="mean_shift",
             num_inference_steps=NUM_INFERENCE_STEPS,
-            generator=generator,
         ).positions[:, 0]
         refined += [x[: len(start)].double().numpy() for x, (_, start) in zip(found, batch, strict=True)]
     return refined

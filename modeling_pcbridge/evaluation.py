@@ -6,6 +6,7 @@ stand in one table.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -35,10 +36,21 @@ from .training_config import EvaluationConfig
 COVERAGE_RMSD = 0.9
 # "refine" starts from the PM6 structures.
 SAMPLING_METHODS = ("ddim", "denoising", "refine")
-# Rows of the result tables: each method, the best of the "ddim" samples by the model's own energy, and what relaxing on
-# that energy gives at inference, with which a multi-task model could do without the consistency losses.
-PREDICTION_NAMES = (*SAMPLING_METHODS, "lowest_energy", "refine_relaxed", "lowest_energy_relaxed")
+# Rows of the result tables: each method, mean shift of the PM6 structures and of the "ddim" samples, the best of the
+# samples by the model's own energy, and what relaxing on that energy gives at inference, with which a multi-task model
+# could do without the consistency losses.
+PREDICTION_NAMES = (
+    *SAMPLING_METHODS,
+    "mean_shift",
+    "ddim_mean_shift",
+    "lowest_energy",
+    "lowest_energy_mean_shift",
+    "refine_relaxed",
+    "lowest_energy_relaxed",
+)
 _RELAXATION_STEPS = 4
+# From PM6 structures, and after "ddim".
+_MEAN_SHIFT_STEPS = {"mean_shift": 20, "ddim_mean_shift": 10}
 # For each molecule its samples (S, N, 3) and the model's energies of them (S,), eV.
 Predictions = list[tuple[np.ndarray, np.ndarray]]
 
@@ -119,10 +131,18 @@ def evaluate_model(
     predictions = {
         method: _predict(model, references, starts, method, evaluation, seed, progress) for method in SAMPLING_METHODS
     }
-    relaxed = {name: _relax(model, references, predictions[name], evaluation.batch_size) for name in ("ddim", "refine")}
+    moved = partial(_moved, model, references, batch_size=evaluation.batch_size)
+    relax = partial(model.relax, num_steps=_RELAXATION_STEPS)
+    shift, shift_sample = (
+        partial(model.mean_shift, num_steps=_MEAN_SHIFT_STEPS[name]) for name in ("mean_shift", "ddim_mean_shift")
+    )
+    samples = {name: [x for x, _ in predictions[name]] for name in ("ddim", "refine")}
+    predictions["mean_shift"] = moved([starts(reference) for reference in references], shift)
+    predictions["ddim_mean_shift"] = moved(samples["ddim"], shift_sample)
     predictions["lowest_energy"] = _lowest_energy(predictions["ddim"])
-    predictions["refine_relaxed"] = relaxed["refine"]
-    predictions["lowest_energy_relaxed"] = _lowest_energy(relaxed["ddim"])
+    predictions["lowest_energy_mean_shift"] = _lowest_energy(predictions["ddim_mean_shift"])
+    predictions["refine_relaxed"] = moved(samples["refine"], relax)
+    predictions["lowest_energy_relaxed"] = _lowest_energy(moved(samples["ddim"], relax))
     results: dict[str, dict] = {"per_molecule": {"molecule_id": [r.example.molecule_id for r in references]}}
     results["per_molecule"]["reference_energy"] = reference_energies
     for method, predicted in predictions.items():
@@ -180,21 +200,23 @@ def _predict(
     return predictions
 
 
-def _relax(
-    model: PCBridgeModel, references: list[ReferenceMolecule], predictions: Predictions, batch_size: int
+def _moved(
+    model: PCBridgeModel,
+    references: list[ReferenceMolecule],
+    structures: list[np.ndarray],
+    move: Callable[[GraphBatch, torch.Tensor], torch.Tensor],
+    batch_size: int,
 ) -> Predictions:
-    """Every sample relaxed on the model's own energy."""
-    num_samples = len(predictions[0][0])
-    chunk = max(batch_size // num_samples, 1)
-    relaxed: Predictions = []
+    """Every sample after `move`, such as `model.relax`; `structures` holds (S, N, 3) a molecule."""
+    chunk = max(batch_size // len(structures[0]), 1)
+    predictions: Predictions = []
     for start in range(0, len(references), chunk):
-        batch = references[start : start + chunk]
-        graphs = pad_graphs([reference.example.graph for reference in batch for _ in range(num_samples)])
-        positions = pad_positions([s for samples, _ in predictions[start : start + chunk] for s in samples])
+        batch, samples = references[start : start + chunk], structures[start : start + chunk]
+        graphs = pad_graphs([r.example.graph for r, of_one in zip(batch, samples, strict=True) for _ in of_one])
+        positions = pad_positions([x for of_one in samples for x in of_one])
         graphs, positions = send_to_device((graphs, positions), model.device)
-        positions = model.relax(GraphBatch(**graphs), positions, _RELAXATION_STEPS)
-        relaxed += _with_energies(model, batch, graphs, positions)
-    return relaxed
+        predictions += _with_energies(model, batch, graphs, move(GraphBatch(**graphs), positions))
+    return predictions
 
 
 def _with_energies(

@@ -42,7 +42,10 @@ PREDICTION_TITLES = {
     "ddim": "generated, DDIM",
     "denoising": "generated, one evaluation",
     "refine": "refined from PM6",
+    "mean_shift": "refined from PM6, mean shift",
+    "ddim_mean_shift": "generated, DDIM and mean shift",
     "lowest_energy": "generated, lowest energy",
+    "lowest_energy_mean_shift": "generated, DDIM and mean shift, lowest energy",
     "refine_relaxed": "refined, then relaxed on E",
     "lowest_energy_relaxed": "generated, relaxed on E, lowest energy",
 }

@@ -10,6 +10,8 @@ from .diffusion import centre, noise_by_molecule
 from .graph_batch import GraphBatch
 from .molecular_graph import MolecularGraph, stereo_is_right
 
+METHODS_FROM_POSITIONS = ("refine", "mean_shift")
+METHODS = ("ddim", "denoising", *METHODS_FROM_POSITIONS)
 # What is told of each step of the reverse process: (rows, step, positions), see `PCBridgeModel.predict_structure`.
 OnStep = Callable[[Tensor, int, Tensor], None]
 
@@ -24,11 +26,12 @@ def sample_structures(
     eta: float,
     generator: torch.Generator | None,
     max_stereo_attempts: int,
+    mean_shift_steps: int,
     on_step: OnStep | None,
 ) -> tuple[Tensor, Tensor]:
     """Structures (B, num_samples, N, 3), angstrom, and whether each obeys its stereo marks, (B, num_samples).
 
-    Arguments as in `PCBridgeModel.predict_structure`; `starts` (B, N, 3) is where "refine" begins.
+    Arguments as in `PCBridgeModel.predict_structure`; `starts` (B, N, 3) is where "refine" and "mean_shift" begin.
     """
     batch_size = len(graph.atomic_numbers)
     molecules = [graph.molecule(row) for row in range(batch_size)]
@@ -44,6 +47,12 @@ def sample_structures(
 
     def sample(rows: Tensor, attempt: int) -> Tensor:
         """The structures of some rows, (len(rows), N, 3), angstrom."""
+        if method == "mean_shift":
+            return model.mean_shift(graphs[rows], starts[rows], num_inference_steps)
+        drawn = sample_with_noise(rows, attempt)
+        return model.mean_shift(graphs[rows], drawn, mean_shift_steps) if mean_shift_steps else drawn
+
+    def sample_with_noise(rows: Tensor, attempt: int) -> Tensor:
         row_seeds = (seeds[rows.cpu()] + attempt).tolist()
         noise = noise_by_molecule(graphs.atom_mask[rows], row_seeds, num_draws, dtype)
         if method == "denoising":
@@ -55,7 +64,8 @@ def sample_structures(
 
     samples = sample(torch.arange(len(seeds), device=graphs.atom_mask.device), attempt=0)
     stereo_right = _check_stereo(molecules, samples, range(len(samples)), num_samples)
-    for attempt in range(1, max_stereo_attempts):
+    num_attempts = 1 if method == "mean_shift" else max_stereo_attempts  # it would give the same again
+    for attempt in range(1, num_attempts):
         wrong = (~stereo_right).nonzero().squeeze(-1)
         if len(wrong) == 0:
             break

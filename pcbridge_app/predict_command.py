@@ -29,8 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-samples", type=_positive, default=1, metavar="N", help="structures a molecule (default: 1)")
     add("--rank-by", choices=["energy"], help="order the structures of a molecule, lowest first")
     add("--relax", action="store_true", help="relax structures with the model's own forces")
-    methods = "from noise by DDIM, from noise in one step, or from the structures of the file (default: ddim)"
-    add("--method", choices=["ddim", "denoising", "refine"], default="ddim", help=methods)
+    methods = "from noise by DDIM or in one step; from the structures of the file with a little noise or none"
+    add("--method", choices=["ddim", "denoising", "refine", "mean_shift"], default="ddim", help=methods)
+    add("--mean-shift-steps", type=int, default=10, metavar="N", help="to sharpen structures at the end (default: 10)")
     add("--steps", type=_positive, default=20, metavar="N", help="model evaluations a structure (default: 20)")
     add("--seed", type=int, default=0, help="of the noise (default: 0)")
     add("--batch-size", type=_positive, default=64, metavar="N", help="structures at once (default: 64)")
@@ -66,6 +67,8 @@ def run(arguments: argparse.Namespace, error) -> int:
         error(str(problem))
     if not records:
         error(f"there is no molecule in {arguments.input}")
+    if arguments.mean_shift_steps < 0:
+        error(f"--mean-shift-steps must not be negative, but is {arguments.mean_shift_steps}")
     if arguments.steps > pipeline.model.config.num_train_timesteps:
         error(f"--steps must lie in 1..{pipeline.model.config.num_train_timesteps}, not {arguments.steps}")
 
@@ -99,6 +102,7 @@ def _predict_and_write(arguments, pipeline, records: list, output_format: str) -
         method=arguments.method,
         num_samples=arguments.num_samples,
         num_inference_steps=arguments.steps,
+        mean_shift_steps=arguments.mean_shift_steps,
         relaxation_steps=RELAXATION_STEPS if arguments.relax else 0,
         generator=torch.Generator().manual_seed(arguments.seed),
     )

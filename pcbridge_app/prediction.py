@@ -8,6 +8,7 @@ import torch
 from rdkit import Chem
 
 from modeling_pcbridge import PCBridgeModel, PCBridgePipeline, PCBridgeProcessor
+from modeling_pcbridge.sampling import METHODS_FROM_POSITIONS
 
 from .molecule_files import Prediction, Record
 
@@ -37,9 +38,9 @@ def predict(
     Yields:
         All predictions of some molecules, and the records of the other molecules of the batch, each with its `error`.
     """
-    refine = options.get("method") == "refine"
+    from_positions = options.get("method") in METHODS_FROM_POSITIONS
     for first in range(0, len(records), molecules_at_once):
-        batch = [_checked(record, pipeline, refine) for record in records[first : first + molecules_at_once]]
+        batch = [_checked(record, pipeline, from_positions) for record in records[first : first + molecules_at_once]]
         good = [record for record in batch if record.error is None]
         failures = [record for record in batch if record.error is not None]
         results = pipeline([record.mol for record in good], batch_size=len(good), **options) if good else []
@@ -52,15 +53,15 @@ def predict(
         yield predictions, failures
 
 
-def _checked(record: Record, pipeline: PCBridgePipeline, refine: bool) -> Record:
-    """The record, without the structure of the file if it is not to be refined; or with an error."""
+def _checked(record: Record, pipeline: PCBridgePipeline, from_positions: bool) -> Record:
+    """The record, without the structure of the file if it is not to be started from; or with an error."""
     if record.error is not None:
         return record
     mol = Chem.Mol(record.mol)
-    if not refine:
+    if not from_positions:
         mol.RemoveAllConformers()
     elif mol.GetNumConformers() == 0:
-        return replace(record, error="refine starts from a 3D structure, and there is none")
+        return replace(record, error="the method starts from a 3D structure, and there is none")
     try:
         pipeline.processor(mol)
     except ValueError as error:

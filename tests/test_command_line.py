@@ -110,7 +110,7 @@ def test_ase_reads_predictions_and_predictions_read_its_files(smiles_file, tmp_p
         assert abs(after - before) < 0.3
     assert main(["predict", smiles_file, "--method", "refine", "-o", str(tmp_path / "none.sdf")]) == 1
     assert "water" not in (tmp_path / "none.sdf").read_text()
-    assert "line 6: O: refine starts from a 3D structure" in capsys.readouterr().err
+    assert "line 6: O: the method starts from a 3D structure" in capsys.readouterr().err
 
 
 def test_sdf_with_bad_records(tmp_path, capsys):

@@ -93,6 +93,8 @@ def test_bad_requests_name_the_argument(model, graph):
     for arguments, word in (
         ({"method": "euler"}, "method"),
         ({"method": "refine"}, "refine needs positions"),
+        ({"method": "mean_shift"}, "mean_shift needs positions"),
+        ({"mean_shift_steps": -1}, "mean_shift_steps"),
         ({"eta": 1.5}, "eta"),
         ({"num_samples": 0}, "num_samples"),
         ({"max_stereo_attempts": 0}, "max_stereo_attempts"),
@@ -101,6 +103,29 @@ def test_bad_requests_name_the_argument(model, graph):
     ):
         with pytest.raises(ValueError, match=word):
             model.predict_structure(**graph, **arguments)
+
+
+def test_mean_shift_contracts_a_gaussian_to_its_centre(processor):
+    """The denoiser of Gaussian data is exact without the network: each step multiplies by c_skip of its time."""
+    model = small_model(hidden_size=8, vector_size=8, num_hidden_layers=1)
+    torch.nn.init.zeros_(model.structure_decoder.displacement.weight)
+    positions = [[5.0, 0.0, 0.0], [5.96, 0.0, 0.0], [4.76, 0.93, 0.0]]
+    inputs = dict(processor([([8, 1, 1], positions)]))
+    start = inputs["positions"] - inputs["positions"].mean(1, keepdim=True)
+    shifted = model.predict_structure(**inputs, method="mean_shift", num_inference_steps=5).positions[:, 0]
+    # Geometrically from refinement_timestep, 30, to 3.
+    timesteps = torch.tensor([30, 17, 9, 5, 3])
+    factor = model.diffusion.preconditioning(timesteps, model.config.position_std)[1].prod().item()
+    torch.testing.assert_close(shifted, factor * start.to(shifted.dtype), rtol=1e-5, atol=1e-6)
+    # After sampling it is the same steps again.
+    options = {"num_inference_steps": 3, "eta": 0.0}
+    drawn, then_shifted = (
+        model.predict_structure(
+            **inputs, **options, mean_shift_steps=steps, generator=torch.Generator().manual_seed(0)
+        ).positions
+        for steps in (0, 5)
+    )
+    torch.testing.assert_close(then_shifted, factor * drawn, rtol=1e-5, atol=1e-6)
 
 
 def test_wrong_stereo_is_drawn_again(processor):

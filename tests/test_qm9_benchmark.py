@@ -96,7 +96,7 @@ def test_summary_leaves_absent_values_out():
 def test_benchmark_of_the_released_checkpoint(references, starts, tmp_path):
     model = PCBridgeModel.from_pretrained("checkpoints/consistency")
     graph_records, structures = from_graph(model, references, num_samples=3, seed=0)
-    refinement_records, _ = refinement(model, references, starts, seed=0)
+    refinement_records, _ = refinement(model, references, starts)
     ids = {reference.example.molecule_id for reference in references}
     for records in (*graph_records.values(), *refinement_records.values()):
         assert set(records) == ids
