@@ -10,7 +10,7 @@ from rdkit import Chem
 
 from dataset_scripts.bundled import CONFIG_NAMES, SPLITS, load_bundled, parquet_path
 from dataset_scripts.collator import collate, example_from_row
-from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES, PM6
+from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES, GFN2_XTB, PM6
 
 
 def test_files_match_their_checksums_and_counts():
@@ -124,7 +124,7 @@ def test_collate_marks_absent_labels_and_never_gives_an_empty_slice():
 
 def test_no_label_is_outside_its_slice():
     """Labels of another level leave rows with nothing: before the labelled ones, not among them."""
-    sources = [("pm6", B3LYP_6_31GD), ("pm6_displaced", B3LYP_6_31GD), ("pm6_displaced", PM6), ("pm6", PM6)]
+    sources = [("pm6", B3LYP_6_31GD), ("pm6_displaced", B3LYP_6_31GD), ("pm6_displaced", PM6), ("pm6", GFN2_XTB)]
     examples = [example_from_row(next(iter(load_bundled(name, "train"))), level) for name, level in sources]
     assert sorted((e.is_equilibrium, e.is_labelled) for e in examples) == sorted(product((False, True), repeat=2))
     batch = collate(examples)
