@@ -80,8 +80,8 @@ def _vectors(values, num_atoms: int, what: str) -> np.ndarray:
 
 
 def order_rows(examples: list[Example]) -> list[Example]:
-    """Labels only, then both, then structure only: the order of the rows of a batch."""
-    return sorted(examples, key=lambda example: (example.is_equilibrium, not example.is_labelled))
+    """Neither, then labels only, then both, then structure only: the order of the rows of a batch."""
+    return sorted(examples, key=lambda example: (example.is_equilibrium, example.is_equilibrium != example.is_labelled))
 
 
 def collate(examples: list[Example]) -> dict[str, Tensor | slice]:
@@ -102,8 +102,8 @@ def collate(examples: list[Example]) -> dict[str, Tensor | slice]:
             batch["energy"][i] = example.energy
         if example.forces is not None:
             batch["forces"][i, : example.graph.num_atoms] = torch.from_numpy(example.forces)
-    num_labelled = sum(example.is_labelled for example in examples)
-    num_label_only = sum(not example.is_equilibrium for example in examples)
-    batch["labelled_rows"] = slice(0, max(num_labelled, 1))
-    batch["structure_rows"] = slice(min(num_label_only, batch_size - 1), batch_size)
+    labelled = [place for place, example in enumerate(examples) if example.is_labelled] or [0]
+    structures = [place for place, example in enumerate(examples) if example.is_equilibrium] or [batch_size - 1]
+    batch["labelled_rows"] = slice(labelled[0], labelled[-1] + 1)
+    batch["structure_rows"] = slice(structures[0], batch_size)
     return batch

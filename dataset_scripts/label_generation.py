@@ -21,7 +21,6 @@ import importlib
 import json
 import os
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -44,6 +43,8 @@ from dataset_scripts.quantum_chemistry import (
     pm6_minimum,
 )
 from dataset_scripts.schema import B3LYP_6_31GD, FEATURES, GFN2_XTB, PM6
+from dataset_scripts.sdf import read_sdf
+from dataset_scripts.tables import read_smiles
 from modeling_pcbridge.molecular_graph import graph_from_mol, mapped_smiles, mol_from_smiles, with_structure
 
 
@@ -103,11 +104,12 @@ def read_molecules(path: Path) -> list[dict]:
         ValueError: a file of another kind.
     """
     if path.suffix in (".smi", ".smiles"):
-        fields = [line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip()]
-        found = [{"smiles": field[0], "molecule_id": "".join(field[1:]).strip()} for field in fields]
+        with path.open() as file:
+            found = [{"smiles": smiles, "molecule_id": name} for _, smiles, name in read_smiles(file)]
     elif path.suffix == ".sdf":
-        blocks = re.split(r"^\$\$\$\$.*\n?", path.read_text(), flags=re.MULTILINE)
-        found = [{"mol_block": b, "molecule_id": b.partition("\n")[0].strip()} for b in blocks if b.strip()]
+        with path.open("rb") as file:
+            blocks = list(read_sdf(file, str(path)))
+        found = [{"mol_block": block, "molecule_id": block.partition("\n")[0].strip()} for block in blocks]
     elif path.suffix in (".parquet", ".jsonl"):
         rows = pq.read_table(path).to_pylist() if path.suffix == ".parquet" else read_lines(path)
         found = [row | {"smiles": row["mapped_smiles"]} for row in rows if "error" not in row]

@@ -1,6 +1,6 @@
-"""SDF files record by record, in constant memory."""
+"""SDF files record by record, in constant memory, and the records that this project writes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import IO
 
@@ -13,8 +13,11 @@ from dataset_scripts.bad_rows import BadRowError
 def read_sdf(file: IO[bytes], name: str) -> Iterator[str]:
     """The records of an SDF file without their `$$$$` lines; a damaged one does not end the reading.
 
+    What follows the last `$$$$` is a record too, so a MOL file has one. If it was cut off, RDKit refuses it, because a
+    MOL block ends in `M  END`.
+
     Raises:
-        BadRowError: the file ends inside a record, or a record is endless.
+        BadRowError: a record is endless.
     """
     record = bytearray()
     for line in iter(partial(file.readline, MAX_MOLECULE_BYTES), b""):
@@ -26,7 +29,15 @@ def read_sdf(file: IO[bytes], name: str) -> Iterator[str]:
         if len(record) > MAX_MOLECULE_BYTES:
             raise BadRowError(name, "oversized record in the SDF")
     if record.strip():
-        raise BadRowError(name, "the SDF ends inside a record")
+        yield record.decode("utf-8", errors="replace")
+
+
+def sdf_record(mol: Chem.Mol, name: str, properties: Mapping[str, object]) -> str:
+    """The SDF record of a molecule with a structure."""
+    mol = Chem.Mol(mol)
+    for key, value in {"_Name": name, **properties}.items():
+        mol.SetProp(key, str(value))
+    return Chem.SDWriter.GetText(mol)
 
 
 def mol_of_sdf(molecule_id: str, record: str) -> Chem.Mol:

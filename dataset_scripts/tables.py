@@ -1,7 +1,7 @@
-"""CSV and Parquet files record by record, in constant memory."""
+"""CSV, Parquet and SMILES files record by record, in constant memory."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +20,14 @@ def read_csv(path: Path) -> Iterator[dict[str, str]]:
             yield from csv.DictReader(file)
         except (csv.Error, UnicodeDecodeError) as error:
             raise BadRowError(str(path), "damaged CSV file", error) from error
+
+
+def read_smiles(lines: Iterable[str]) -> Iterator[tuple[int, str, str]]:
+    """Line number, SMILES and name ("" without one) of each line of a SMILES file; `#` starts a comment line."""
+    for number, line in enumerate(lines, start=1):
+        smiles, name, *_ = [*line.strip().split(maxsplit=1), "", ""]
+        if smiles and not smiles.startswith("#"):
+            yield number, smiles, name
 
 
 def read_parquet(path: Path) -> Iterator[dict]:

@@ -16,6 +16,8 @@ from datasets import Features, Value
 from rdkit import Chem
 
 from dataset_scripts.schema import FEATURES
+from dataset_scripts.sdf import read_sdf, sdf_record
+from dataset_scripts.tables import read_smiles
 from modeling_pcbridge.molecular_graph import (
     conformer_from_positions,
     mapped_smiles,
@@ -131,10 +133,8 @@ def _record(place: str, name: str | None, text: str, read: Callable[[], Chem.Mol
 
 
 def _read_smiles(stream: TextIO) -> Iterator[Record]:
-    for number, line in enumerate(stream, start=1):
-        smiles, name, *_ = [*line.strip().split(maxsplit=1), "", ""]
-        if smiles and not smiles.startswith("#"):
-            yield _record(f"line {number}", name, smiles, partial(mol_from_smiles, smiles))
+    for number, smiles, name in read_smiles(stream):
+        yield _record(f"line {number}", name, smiles, partial(mol_from_smiles, smiles))
 
 
 def _read_csv(stream: TextIO, smiles_column: str) -> Iterator[Record]:
@@ -148,22 +148,9 @@ def _read_csv(stream: TextIO, smiles_column: str) -> Iterator[Record]:
 
 
 def _read_sdf(stream: TextIO) -> Iterator[Record]:
-    block: list[str] = []
-    number = 0
-    for line in stream:
-        if not line.startswith("$$$$"):
-            block.append(line)
-            continue
-        number += 1
-        yield _sdf_record(number, block)
-        block = []
-    if any(line.strip() for line in block):  # a last record without its end mark, or a MOL file
-        yield _sdf_record(number + 1, block)
-
-
-def _sdf_record(number: int, block: list[str]) -> Record:
-    title = block[0].strip() if block else ""
-    return _record(f"record {number}", title, title, partial(_mol_from_block, "".join(block)))
+    for number, block in enumerate(read_sdf(stream.buffer, stream.name), start=1):
+        title = block.partition("\n")[0].strip()
+        yield _record(f"record {number}", title, title, partial(_mol_from_block, block))
 
 
 def _mol_from_block(block: str) -> Chem.Mol:
@@ -191,13 +178,14 @@ def _write_sdf(stream: TextIO, predictions: Iterable[Prediction]) -> None:
         mol = Chem.Mol(prediction.record.mol)
         mol.RemoveAllConformers()
         mol.AddConformer(conformer_from_positions(prediction.positions))
-        mol.SetProp("_Name", prediction.record.name)
-        mol.SetDoubleProp("energy_eV", prediction.energy)
-        mol.SetDoubleProp("largest_force_eV_per_angstrom", float(np.linalg.norm(prediction.forces, axis=-1).max()))
-        mol.SetProp("level_of_theory", prediction.level_of_theory)
-        mol.SetIntProp("sample", prediction.sample)
-        mol.SetBoolProp("stereo_right", prediction.stereo_right)
-        stream.write(Chem.SDWriter.GetText(mol))
+        properties = {
+            "energy_eV": prediction.energy,
+            "largest_force_eV_per_angstrom": np.linalg.norm(prediction.forces, axis=-1).max(),
+            "level_of_theory": prediction.level_of_theory,
+            "sample": prediction.sample,
+            "stereo_right": int(prediction.stereo_right),
+        }
+        stream.write(sdf_record(mol, prediction.record.name, properties))
 
 
 def _write_xyz(stream: TextIO, predictions: Iterable[Prediction]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from itertools import product
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from rdkit import Chem
 
 from dataset_scripts.bundled import CONFIG_NAMES, SPLITS, load_bundled, parquet_path
 from dataset_scripts.collator import collate, example_from_row
-from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES, PM6
+from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES, GFN2_XTB, PM6
 
 
 def test_files_match_their_checksums_and_counts():
@@ -119,3 +120,14 @@ def test_collate_marks_absent_labels_and_never_gives_an_empty_slice():
     displaced = next(iter(load_bundled("pm6_displaced", "train")))
     batch = collate([example_from_row(displaced, B3LYP_6_31GD)])
     assert batch["structure_rows"] == slice(0, 1) and not batch["is_equilibrium"].any()
+
+
+def test_no_label_is_outside_its_slice():
+    """Labels of another level leave rows with nothing: before the labelled ones, not among them."""
+    sources = [("pm6", B3LYP_6_31GD), ("pm6_displaced", B3LYP_6_31GD), ("pm6_displaced", PM6), ("pm6", GFN2_XTB)]
+    examples = [example_from_row(next(iter(load_bundled(name, "train"))), level) for name, level in sources]
+    assert sorted((e.is_equilibrium, e.is_labelled) for e in examples) == sorted(product((False, True), repeat=2))
+    batch = collate(examples)
+    assert (batch["labelled_rows"], batch["structure_rows"]) == (slice(1, 3), slice(2, 4))
+    assert batch["energy"].isnan().tolist() == [True, False, False, True]
+    assert batch["is_equilibrium"].tolist() == [False, False, True, True]

@@ -192,24 +192,24 @@ def test_resuming_with_other_settings_is_refused(tmp_path):
 
 
 def test_bad_numbers_are_reported_by_molecule_and_end_the_run_in_the_end(tmp_path, monkeypatch, caplog):
-    load = training_data.load_source
+    load = training_data.load_sources
 
     def with_bad_rows(count: int):
-        def load_bad(source, split, level, *_):
-            examples = list(load(source, split, level))
+        def load_bad(*arguments):
+            [examples] = load(*arguments)
             # Beyond float32, so that the loss is infinite; no label in a file can be NaN.
-            return [replace(example, energy=1e39) for example in examples[:count]] + examples[count:]
+            return [[replace(example, energy=1e39) for example in examples[:count]] + examples[count:]]
 
         return load_bad
 
     config = small_config(tmp_path, max_bad_updates=3)
     few = replace(config.stage1, sources=[replace(LABELLED[0], max_rows=40)])
-    monkeypatch.setattr(training_data, "load_source", with_bad_rows(1))
+    monkeypatch.setattr(training_data, "load_sources", with_bad_rows(1))
     history = run(replace(config, stage1=few))["histories"]["stage1"]
-    bad = load(few.sources[0], "train", "B3LYP/6-31G*")[0].molecule_id
+    bad = training_data.load_source(few.sources[0], "train", "B3LYP/6-31G*")[0].molecule_id
     assert f"is NaN or infinite (molecules {bad}); its gradient counts as zero" in caplog.text
     assert all(0 < value < 1e6 for record in history for key, value in record.items() if key.endswith("loss") and value)
-    monkeypatch.setattr(training_data, "load_source", with_bad_rows(40))
+    monkeypatch.setattr(training_data, "load_sources", with_bad_rows(40))
     with pytest.raises(BadLossError, match="that is 3 in a row"):
         run(replace(config, stage1=few))
 

@@ -1,6 +1,5 @@
 """One molecule for the page: its structures with their denoising, energies, forces and reference, within limits."""
 
-import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from rdkit.Chem.rdMolDescriptors import CalcMolFormula
 
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import mol_from_row
+from dataset_scripts.sdf import sdf_record
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.molecular_graph import conformer_from_positions, mol_from_smiles
 
@@ -165,14 +165,12 @@ class Predictor:
 
     def _sdf(self, mol: Chem.Mol, energy: float, lowest: float) -> str:
         """One SDF record of a structure, with the energy as properties."""
-        mol.SetProp("_Name", _canonical(mol))
-        mol.SetProp("energy_eV", f"{energy:.6f}")
-        mol.SetProp("energy_above_lowest_sample_eV", f"{energy - lowest:.6f}")
-        mol.SetProp("energy_level_of_theory", f"{self.model.config.energy_level_of_theory}, predicted by PCBridge")
-        text = io.StringIO()
-        with Chem.SDWriter(text) as writer:
-            writer.write(mol)
-        return text.getvalue()
+        properties = {
+            "energy_eV": f"{energy:.6f}",
+            "energy_above_lowest_sample_eV": f"{energy - lowest:.6f}",
+            "energy_level_of_theory": f"{self.model.config.energy_level_of_theory}, predicted by PCBridge",
+        }
+        return sdf_record(mol, _canonical(mol), properties)
 
 
 def _canonical(mol: Chem.Mol) -> str:
