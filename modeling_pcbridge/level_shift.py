@@ -36,7 +36,8 @@ def _shift(names: tuple[str, ...], level: str, own: tuple[tuple[int, float], ...
 
 @cache
 def _fitted_references(names: tuple[str, ...], level: str) -> dict[str, ReferenceEnergies]:
-    paths: list[Path] = []
-    for name in names:
-        paths += [parquet_path(name, "train")] if name in CONFIG_NAMES else sorted(Path(name).glob("train/*.parquet"))
+    paths = [path for name in names if name not in CONFIG_NAMES for path in sorted(Path(name).glob("train/*.parquet"))]
+    if set(names) & set(CONFIG_NAMES):
+        # All of it, so that displaced structures have their minima beside them.
+        paths += [parquet_path(name, "train") for name in CONFIG_NAMES]
     return fit_to_files(paths, level)
