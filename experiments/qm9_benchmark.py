@@ -84,6 +84,7 @@ def main() -> None:
     results = {
         "split": arguments.split,
         "num_molecules": len(references),
+        "num_from_graph": len(references[:NUM_FROM_GRAPH]),
         "num_samples": arguments.samples,
         "models": models,
     }

@@ -24,7 +24,7 @@ _INDEXED = {
     "ddim": ("heavy_rmsd_mean", "bond_length_error", "one_three_error"),
     "refine": ("heavy_rmsd_mean", "bond_length_error", "one_three_error"),
 }
-_FILES = ("config.json", "model.safetensors", "processor_config.json")
+FILES = ("config.json", "model.safetensors", "processor_config.json")
 
 
 def card(model: str, seed: int, evaluation: dict, record: dict) -> ModelCard:
@@ -75,7 +75,7 @@ def main() -> None:
     for model in (MULTI_TASK, CONSISTENCY):
         folder = ROOT / "checkpoints" / model
         folder.mkdir(parents=True, exist_ok=True)
-        for name in _FILES:
+        for name in FILES:
             shutil.copyfile(run / model / name, folder / name)
         evaluation = json.loads((run / f"{model}.json").read_text())
         card(model, arguments.seed, evaluation, record).save(folder / "README.md")

@@ -117,7 +117,7 @@ def test_benchmark_of_the_released_checkpoint(references, starts, tmp_path):
     # The labels of the bundled DFT structures are at another level of theory than this model's energies.
     assert energy_errors(model, references).mean() > 0.1
 
-    results = {"split": "test", "num_molecules": 10, "num_samples": 3}
+    results = {"split": "test", "num_molecules": 10, "num_from_graph": 10, "num_samples": 3}
     measured = {
         "from_graph": graph_records,
         "structures": structures,

@@ -1,0 +1,72 @@
+"""Put the model of the QM9 benchmark into checkpoints/qm9, with a card that states what was measured.
+
+python -m experiments.qm9_release
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from experiments.qm9_benchmark import RESULTS, ROOT, RUN
+from experiments.qm9_evaluation import DDIM, central
+from experiments.qm9_report import RELEASED
+from experiments.release import FILES
+
+FOLDER = ROOT / "checkpoints" / "qm9"
+_TEMPLATE = Path(__file__).parent / "qm9_card.md"
+
+
+def card(record: dict) -> ModelCard:
+    """The card from what `experiments.qm9_benchmark` measured (results/qm9.json)."""
+    template = ModelCard.load(_TEMPLATE)
+    measured = record["models"][RELEASED]
+    values = {"energy MAE at DFT structures (eV)": measured["energy_mae"]}
+    for title, row in (("one sample", DDIM), ("most central of 10 samples", central(DDIM))):
+        metrics = measured["from_graph"][row]
+        values |= {
+            f"from the graph, {title}: D-MAE (angstrom)": metrics["d_mae"],
+            f"from the graph, {title}: heavy-atom RMSD (angstrom)": metrics["heavy_rmsd_mean"],
+        }
+    for start, rows in measured["refinement"].items():
+        values |= {
+            f"{start}: median RMSD (angstrom)": rows["median"]["rmsd_mean"],
+            f"{start}: median D-MAE (angstrom)": rows["median"]["d_mae"],
+        }
+    results = [
+        EvalResult(
+            task_type="graph-ml",
+            task_name="equilibrium structures and energies",
+            dataset_name="QM9",
+            dataset_type="qm9",
+            dataset_split=record["split"],
+            metric_type=name.rpartition(": ")[2].split(" (")[0],
+            metric_name=name,
+            metric_value=round(value, 4),
+        )
+        for name, value in values.items()
+    ]
+    table = ["| | |", "|---|---|", *(f"| {name} | {value:.4f} |" for name, value in values.items())]
+    text = [
+        f"The {RELEASED} model of training seed 0, {record['num_from_graph']} (from the graph) and "
+        f"{record['num_molecules']} test molecules that it has not seen; energies on the whole test split. "
+        "One training run, so no spread over seeds. All rows and plots: experiments/results/qm9.md.",
+        "",
+        *table,
+    ]
+    metadata = template.data.to_dict() | {"model_name": "pcbridge-qm9", "eval_results": results}
+    body = template.text.rstrip() + "\n\n" + "\n".join(text) + "\n"
+    return ModelCard(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n{body}")
+
+
+def main() -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        shutil.copyfile(RUN / RELEASED / name, FOLDER / name)
+    card(json.loads((RESULTS / "qm9.json").read_text())).save(FOLDER / "README.md")
+    print(f"{FOLDER}: {sum(file.stat().st_size for file in FOLDER.iterdir()) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
