@@ -100,7 +100,43 @@ def b3lyp_energy_and_forces(
     Raises:
         RuntimeError: the self-consistent field did not converge.
     """
-    from pyscf import dft, gto, lib
+    from pyscf import lib
+
+    field = _b3lyp_field(atomic_numbers, positions, total_charge, exact)
+    with lib.with_omp_threads(1):
+        energy = field.kernel()
+        if not field.converged:
+            raise RuntimeError("the self-consistent field did not converge")
+        gradient = field.nuc_grad_method().kernel()
+    return energy * HARTREE_TO_EV, -gradient * HARTREE_PER_BOHR_TO_EV_PER_ANGSTROM
+
+
+def b3lyp_optimizer_steps(atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int) -> int:
+    """Gradients that geomeTRIC needs from `positions` to a minimum of B3LYP/6-31G* by its default thresholds.
+
+    Raises:
+        RuntimeError: no minimum, or no self-consistent field.
+        ImportError: geometric is not installed.
+    """
+    from pyscf import lib
+    from pyscf.geomopt import geometric_solver
+
+    num_gradients = 0
+
+    def count(_) -> None:
+        nonlocal num_gradients
+        num_gradients += 1
+
+    with lib.with_omp_threads(1):
+        field = _b3lyp_field(atomic_numbers, positions, total_charge, exact=False)
+        converged, _ = geometric_solver.kernel(field, callback=count, maxsteps=100)
+    if not converged:
+        raise RuntimeError("geomeTRIC found no minimum in 100 steps")
+    return num_gradients
+
+
+def _b3lyp_field(atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int, exact: bool):
+    from pyscf import dft, gto
 
     atoms = [(int(z), position) for z, position in zip(atomic_numbers, positions, strict=True)]
     molecule = gto.M(atom=atoms, basis="6-31g*", cart=True, charge=total_charge, unit="Angstrom", verbose=0)
@@ -109,12 +145,7 @@ def b3lyp_energy_and_forces(
         field = field.density_fit()
         field.grids.level = 1
     field.conv_tol = 1e-8
-    with lib.with_omp_threads(1):
-        energy = field.kernel()
-        if not field.converged:
-            raise RuntimeError("the self-consistent field did not converge")
-        gradient = field.nuc_grad_method().kernel()
-    return energy * HARTREE_TO_EV, -gradient * HARTREE_PER_BOHR_TO_EV_PER_ANGSTROM
+    return field
 
 
 def gfn2_energy_and_forces(

@@ -30,19 +30,21 @@ from modeling_pcbridge.training_run import CONSISTENCY, MULTI_TASK
 
 RUN = Path(__file__).parents[1] / "outputs" / "evidence" / "displaced" / "seed0"
 LINES = Path(__file__).parent / "results" / "dft_check.jsonl"
-_DFT = "DFT structure"
+DFT = "DFT structure"
+# molecule id -> what the structure is -> elements and positions
+Structures = dict[str, dict[str, tuple[list[int], np.ndarray]]]
 _METHODS = ("refine", "ddim")
 
 
-def structures(molecules: int) -> dict[str, dict[str, tuple[list[int], np.ndarray]]]:
-    """molecule id -> what the structure is -> elements and positions; molecules evenly from small to large."""
+def structures(molecules: int) -> Structures:
+    """What is computed; molecules evenly from small to large."""
     references = load_references(EVALUATION)
     predictions = {model: json.loads((RUN / f"{model}.json").read_text()) for model in (MULTI_TASK, CONSISTENCY)}
     chosen = np.linspace(0, len(references) - 1, molecules).round().astype(int)
     table = {}
     for row in chosen:
         reference = references[row]
-        found = {_DFT: reference.positions}
+        found = {DFT: reference.positions}
         for method in _METHODS:
             for model, results in predictions.items():
                 per_molecule = results["per_molecule"]
@@ -53,17 +55,17 @@ def structures(molecules: int) -> dict[str, dict[str, tuple[list[int], np.ndarra
     return table
 
 
-def compute(molecules: int) -> None:
-    """Append what is missing to `LINES`; a structure whose calculation fails is a line with its error."""
-    done = {(line["molecule_id"], line["structure"]) for line in read_lines(LINES)}
+def compute(table: Structures, path: Path) -> None:
+    """Append what is missing to the lines in `path`; a structure whose calculation fails is a line with its error."""
+    done = {(line["molecule_id"], line["structure"]) for line in read_lines(path)}
     tasks = [
         (molecule_id, name, *structure)
-        for molecule_id, found in structures(molecules).items()
+        for molecule_id, found in table.items()
         for name, structure in found.items()
         if (molecule_id, name) not in done
     ]
-    LINES.parent.mkdir(exist_ok=True)
-    with LINES.open("a") as output:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a") as output:
         for molecule_id, name, elements, positions in tqdm(tasks, desc="B3LYP/6-31G*", unit="structure"):
             line = {"molecule_id": molecule_id, "structure": name, "positions": np.round(positions, 6).tolist()}
             try:
@@ -75,18 +77,24 @@ def compute(molecules: int) -> None:
             output.flush()
 
 
-def report() -> str:
-    """Markdown of what is in `LINES`, over the molecules of which every structure converged."""
-    lines = read_lines(LINES)
-    names = list(dict.fromkeys(line["structure"] for line in lines))
+def whole_molecules(lines: list[dict]) -> dict[str, dict[str, dict]]:
+    """The lines by molecule and structure, of molecules of which every structure converged."""
+    names = {line["structure"] for line in lines}
     by_molecule: dict[str, dict[str, dict]] = {}
     for line in lines:
         if "error" not in line:
             by_molecule.setdefault(line["molecule_id"], {})[line["structure"]] = line
-    whole = {molecule_id: found for molecule_id, found in by_molecule.items() if len(found) == len(names)}
+    return {molecule_id: found for molecule_id, found in by_molecule.items() if len(found) == len(names)}
+
+
+def report() -> str:
+    """Markdown of what is in `LINES`, over the molecules of which every structure converged."""
+    lines = read_lines(LINES)
+    names = list(dict.fromkeys(line["structure"] for line in lines))
+    whole = whole_molecules(lines)
     failed = [f"{line['molecule_id']} ({line['structure']})" for line in lines if "error" in line]
 
-    above = {n: [(f[n]["energy_ev"] - f[_DFT]["energy_ev"]) for f in whole.values()] for n in names}
+    above = {n: [(f[n]["energy_ev"] - f[DFT]["energy_ev"]) for f in whole.values()] for n in names}
     forces = {n: [np.square(f[n]["forces_ev_ang"]).mean() ** 0.5 for f in whole.values()] for n in names}
     text = [
         "# B3LYP/6-31G* energies of predicted structures",
@@ -134,7 +142,7 @@ def _levels_apart(whole: dict[str, dict[str, dict]]) -> str:
     for reference in load_references(EVALUATION):
         if reference.example.molecule_id in whole:
             graph, positions = reference.example.graph, reference.positions.astype(np.float64)
-            forces = whole[reference.example.molecule_id][_DFT]["forces_ev_ang"]
+            forces = whole[reference.example.molecule_id][DFT]["forces_ev_ang"]
             inputs = (torch.tensor(values)[None] for values in (positions, np.array(forces), graph.pair_types))
             moved = positions + quasi_newton_step(*inputs)[0].numpy()
             bonds.append(bond_length_error(graph, moved[None], positions)[0])
@@ -146,7 +154,7 @@ def _levels_apart(whole: dict[str, dict[str, dict]]) -> str:
 
 def _model_errors(whole: dict[str, dict[str, dict]]) -> list[str]:
     chosen = [r for r in load_references(EVALUATION) if r.example.molecule_id in whole]
-    labels = [whole[reference.example.molecule_id][_DFT] for reference in chosen]
+    labels = [whole[reference.example.molecule_id][DFT] for reference in chosen]
     rows = []
     for name in (MULTI_TASK, CONSISTENCY):
         inputs = pad_graphs([reference.example.graph for reference in chosen])
@@ -169,7 +177,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="compute nothing")
     arguments = parser.parse_args()
     if not arguments.report:
-        compute(arguments.molecules)
+        compute(structures(arguments.molecules), LINES)
     text = report()
     LINES.with_suffix(".md").write_text(text)
     print(text)

@@ -103,3 +103,13 @@ def test_gfn2_forces_are_minus_the_gradient_and_vanish_at_the_minimum():
     assert lowest == pytest.approx(-5.07054 * HARTREE_TO_EV, abs=1e-3)
     anion, radical = (gfn2_energy_and_forces([8, 1], WATER[:2], charge)[0] for charge in (-1, 0))
     assert abs(anion - radical) > 1  # the charge is passed on
+
+
+@pytest.mark.slow
+def test_fewer_optimiser_steps_from_a_better_structure():
+    pytest.importorskip("pyscf")
+    pytest.importorskip("geometric")
+    minimum = np.array([[0.0, 0.0, 0.119], [0.0, 0.762, -0.476], [0.0, -0.762, -0.476]])  # B3LYP/6-31G*, .01 angstrom
+    stretched = minimum * 1.2
+    steps = [quantum_chemistry.b3lyp_optimizer_steps([8, 1, 1], positions, 0) for positions in (minimum, stretched)]
+    assert 1 <= steps[0] < steps[1] <= 10

@@ -1,0 +1,102 @@
+"""What a refinement saves: B3LYP/6-31G* energy left in cheap and in refined structures, and DFT optimiser steps.
+
+    python -m experiments.qm9_dft --molecules 30            # energies; hours on one core, goes on where it stopped
+    python -m experiments.qm9_dft --molecules 30 --steps    # and optimisations with geomeTRIC: a day
+    python -m experiments.qm9_dft --report                  # only the table, of what is there
+
+Needs the `qc` extra, and `pip install geometric` for the steps. Starts are minima of MMFF94 and PM6 below the DFT
+structure, and the same refined, as `experiments.qm9_benchmark` left them. Lines in experiments/results/qm9_dft*.jsonl.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from dataset_scripts.label_generation import read_lines
+from dataset_scripts.quantum_chemistry import b3lyp_optimizer_steps
+from experiments.dft_check import DFT, Structures, compute, whole_molecules
+from experiments.qm9_benchmark import DATA, RESULTS, RUN
+from experiments.qm9_molecules import MMFF, PM6, SAME_CONFORMER, cheap_structures, load_molecules
+from experiments.qm9_report import RELEASED
+
+ENERGIES, STEPS = RESULTS / "qm9_dft.jsonl", RESULTS / "qm9_dft_steps.jsonl"
+
+
+def structures(molecules: int) -> Structures:
+    """The first molecules of the benchmark of which there is every start."""
+    references = load_molecules(DATA, "test", 2 * molecules)
+    refined = json.loads((RUN / f"{RELEASED}-test.json").read_text())["refined"]
+    table: Structures = {}
+    for reference, starts in zip(references, cheap_structures(references, RUN / "starts-test.jsonl"), strict=True):
+        name = reference.example.molecule_id
+        elements = [int(z) for z in reference.example.graph.atomic_numbers]
+        found = {DFT: reference.positions}
+        for method in (MMFF, PM6):
+            key = (method, SAME_CONFORMER)
+            if key in starts.positions:
+                found |= {method: starts.positions[key], f"{method}, refined": np.array(refined[", ".join(key)][name])}
+        if len(found) == 5 and len(table) < molecules:
+            table[name] = {title: (elements, positions) for title, positions in found.items()}
+    return table
+
+
+def count_steps(table: Structures) -> None:
+    """Append to `STEPS` the optimiser steps from every structure but the DFT one."""
+    done = {(line["molecule_id"], line["structure"]) for line in read_lines(STEPS)}
+    tasks = [(name, title, *x) for name, found in table.items() for title, x in found.items() if title != DFT]
+    with STEPS.open("a") as output:
+        for name, title, elements, positions in tqdm([task for task in tasks if task[:2] not in done], desc="steps"):
+            line: dict = {"molecule_id": name, "structure": title}
+            try:
+                line["steps"] = b3lyp_optimizer_steps(elements, positions, 0)
+            except RuntimeError as error:
+                line["error"] = str(error)
+            output.write(json.dumps(line) + "\n")
+            output.flush()
+
+
+def report() -> str:
+    """Markdown of what there is, over molecules of which everything converged."""
+    energies, steps = whole_molecules(read_lines(ENERGIES)), whole_molecules(read_lines(STEPS))
+    text = [
+        "# DFT energy left after refinement",
+        "",
+        f"{len(energies)} test molecules of QM9; B3LYP/6-31G* energy above the QM9 structure, a minimum of "
+        "B3LYP/6-31G(2df,p). "
+        f"Optimiser steps: geomeTRIC, default thresholds, {len(steps)} molecules.",
+        "",
+        "| structure | energy above, mean (eV) | median (eV) | RMS force, mean (eV/angstrom) | optimiser steps, mean |",
+        "|---|---|---|---|---|",
+    ]
+    for title in next(iter(energies.values())):
+        above = [found[title]["energy_ev"] - found[DFT]["energy_ev"] for found in energies.values()]
+        forces = [np.square(found[title]["forces_ev_ang"]).mean() ** 0.5 for found in energies.values()]
+        counted = [found[title]["steps"] for found in steps.values() if title in found]
+        mean_steps = f"{np.mean(counted):.1f}" if counted else "-"
+        text.append(
+            f"| {title} | {np.mean(above):.4f} | {np.median(above):.4f} | {np.mean(forces):.3f} | {mean_steps} |"
+        )
+    return "\n".join([*text, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--molecules", type=int, default=30)
+    parser.add_argument("--steps", action="store_true", help="optimise too")
+    parser.add_argument("--report", action="store_true", help="compute nothing")
+    arguments = parser.parse_args()
+    if not arguments.report:
+        table = structures(arguments.molecules)
+        compute(table, ENERGIES)
+        if arguments.steps:
+            count_steps(table)
+    text = report()
+    Path(ENERGIES).with_suffix(".md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
