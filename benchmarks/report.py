@@ -14,6 +14,14 @@ LABELS = {
     "schnetpack": "SchNetPack PaiNN",
     "mace": "MACE",
 }
+# Of the first table: what was timed, batch size, threads.
+COLUMNS = [
+    ("train_step", 32, 1),
+    ("train_step", 256, 1),
+    ("train_step", 32, 2),
+    ("energy_and_forces", 32, 1),
+    ("energy_and_forces", 256, 1),
+]
 
 
 def find(result: dict, program: str, case: str, batch_size: int, threads: int = 1, carbons: int | None = None):
@@ -39,13 +47,25 @@ def growth_exponent(result: dict, program: str) -> float | None:
 def write(result: dict, folder: Path) -> None:
     """benchmark.md and benchmark.png in `folder`."""
     programs = [name for name in LABELS if name in result["programs"]]
-    lines = [
+    sections = [_heading, _energies_and_forces, _stages, _data, _structures]
+    lines = [line for section in sections for line in [*section(result), ""]]
+    lines += ["![Molecules a second, and time against molecule size](benchmark.png)", ""]
+    (folder / "benchmark.md").write_text("\n".join(lines))
+    _plot(result, programs, folder / "benchmark.png")
+
+
+def _heading(result: dict) -> list[str]:
+    return [
         "# Benchmark",
         "",
         f"{result['date']}, commit {result['commit']}, {result['machine']}, Python {result['python']}; "
         f"{result['seconds']:.0f} s in all. Largest matrix product: {result['peak_gflops']:.0f} GFLOP/s a core "
         "(float32). Machine and load vary; the ratios are within this run.",
-        "",
+    ]
+
+
+def _energies_and_forces(result: dict) -> list[str]:
+    return [
         "## Energies and forces",
         "",
         "Molecules a second, QM9 molecules of 18 and 19 atoms, float32; in brackets how many times as fast PCBridge "
@@ -54,46 +74,48 @@ def write(result: dict, folder: Path) -> None:
         "| | parameters | width, layers, cutoff | train, 32 | train, 256 | train, 32, 2 threads | infer, 32 "
         "| infer, 256 | peak MB, 256 | growth exponent |",
         "|---|---|---|---|---|---|---|---|---|---|",
+        *(_program_row(result, name) for name in LABELS if name in result["programs"]),
+        "",
+        "Parameters of PCBridge: those of the energy model. Memory: above that of the imports.",
+        *(
+            f"{LABELS[name]} at batch 256: {reason.partition(' stopped ')[2]}."
+            for name, reason in result["stopped"].items()
+        ),
     ]
-    columns = [
-        ("train_step", 32, 1),
-        ("train_step", 256, 1),
-        ("train_step", 32, 2),
-        ("energy_and_forces", 32, 1),
-        ("energy_and_forces", 256, 1),
-    ]
-    for name in programs:
-        about = result["programs"][name]
-        cells = []
-        for case, batch_size, threads in columns:
-            seconds, ours = (find(result, who, case, batch_size, threads) for who in (name, "PCBridge"))
-            if seconds is None:
-                cells.append("killed" if name in result["stopped"] and batch_size == 256 else "-")
-            else:
-                ratio = "" if name == "PCBridge" else f" ({seconds / ours:.1f})"
-                cells.append(f"{batch_size / seconds:.3g}{ratio}")
-        exponent = growth_exponent(result, name)
-        peak = f"{result['memory_mb'][name]:,.0f}" if name in result["memory_mb"] else "-"
-        parameters = about.get("energy_parameters", about["parameters"])
-        lines.append(
-            f"| {LABELS[name]} (torch {about['torch']}) | {parameters:,} | {about['width']}, {about['layers']}, "
-            f"{about['cutoff']} | {' | '.join(cells)} | {peak} | "
-            f"{'-' if exponent is None else f'{exponent:.2f}'} |"
-        )
-    lines += ["", "Parameters of PCBridge: those of the energy model. Memory: above that of the imports."]
-    lines += [
-        f"{LABELS[name]} at batch 256: {reason.partition(' stopped ')[2]}."
-        for name, reason in result["stopped"].items()
-    ]
-    lines += [""]
 
-    lines += ["## The stages of training", "", "Molecules a second.", ""]
-    variants = [name for name in result["programs"] if name.startswith("PCBridge")]
-    lines += [
+
+def _program_row(result: dict, name: str) -> str:
+    about = result["programs"][name]
+    cells = [_rate(result, name, *column) for column in COLUMNS]
+    exponent = growth_exponent(result, name)
+    peak = f"{result['memory_mb'][name]:,.0f}" if name in result["memory_mb"] else "-"
+    parameters = about.get("energy_parameters", about["parameters"])
+    return (
+        f"| {LABELS[name]} (torch {about['torch']}) | {parameters:,} | {about['width']}, {about['layers']}, "
+        f"{about['cutoff']} | {' | '.join(cells)} | {peak} | "
+        f"{'-' if exponent is None else f'{exponent:.2f}'} |"
+    )
+
+
+def _rate(result: dict, name: str, case: str, batch_size: int, threads: int) -> str:
+    """Molecules a second, and how many times as fast PCBridge is."""
+    seconds, ours = (find(result, who, case, batch_size, threads) for who in (name, "PCBridge"))
+    if seconds is None:
+        return "killed" if name in result["stopped"] and batch_size == 256 else "-"
+    ratio = "" if name == "PCBridge" else f" ({seconds / ours:.1f})"
+    return f"{batch_size / seconds:.3g}{ratio}"
+
+
+def _stages(result: dict) -> list[str]:
+    lines = [
+        "## The stages of training",
+        "",
+        "Molecules a second.",
+        "",
         "| | batch | threads | stage 1 (energy, force, denoising) | stage 2 (both consistency losses besides) | cost |",
         "|---|---|---|---|---|---|",
     ]
-    for name in variants:
+    for name in (name for name in result["programs"] if name.startswith("PCBridge")):
         for batch_size, threads in ((32, 1), (32, 2), (256, 1)):
             first = find(result, name, "multi_task_step", batch_size, threads)
             second = find(result, name, "consistency_step", batch_size, threads)
@@ -102,14 +124,17 @@ def write(result: dict, folder: Path) -> None:
                     f"| {name} | {batch_size} | {threads} | {batch_size / first:.0f} | {batch_size / second:.0f} | "
                     f"{second / first:.2f} x |"
                 )
+    shares = [
+        f"{case.replace('_', ' ')} {gflop / find(result, 'PCBridge', case, 32) / result['peak_gflops']:.0%}"
+        for case, gflop in result["flops"].items()
+    ]
     lines += ["", "Share of the largest matrix product's speed (batch 32, products only counted):"]
-    for case, gflop in result["flops"].items():
-        seconds = find(result, "PCBridge", case, 32)
-        lines.append(f"{case.replace('_', ' ')} {gflop / seconds / result['peak_gflops']:.0%},")
-    lines[-1] = lines[-1].rstrip(",") + "."
+    return [*lines, ",\n".join(shares) + "."]
 
+
+def _data(result: dict) -> list[str]:
     step = find(result, "PCBridge mini", "multi_task_step", 32)
-    lines += ["", "## Data", "", "| batch of 32 | molecules a second | share of a mini stage-1 step |", "|---|---|---|"]
+    lines = ["## Data", "", "| batch of 32 | molecules a second | share of a mini stage-1 step |", "|---|---|---|"]
     for case, what in (
         ("batch_from_cache", "collated from cached graphs (every step)"),
         ("batch_from_parquet", "from Parquet rows (once)"),
@@ -117,18 +142,17 @@ def write(result: dict, folder: Path) -> None:
     ):
         seconds = find(result, "PCBridge", case, 32)
         lines.append(f"| {what} | {32 / seconds:.0f} | {seconds / step:.1%} |")
-
-    lines += ["", "Padded share of a batch of QM9 molecules (atoms, pairs of atoms): "]
-    lines[-1] += "; ".join(
+    padding = "; ".join(
         f"batch {size}, {order}: {share['atoms']:.1%}, {share['pairs']:.1%}"
         for order, shares in result["padding"].items()
         for size, share in shares.items()
     )
-    lines[-1] += "."
+    return [*lines, "", f"Padded share of a batch of QM9 molecules (atoms, pairs of atoms): {padding}."]
 
+
+def _structures(result: dict) -> list[str]:
     trained = result["structures_checkpoint"] is not None
-    lines += [
-        "",
+    lines = [
         "## One structure",
         "",
         "32 test molecules of the bundled data, one thread; angstrom, against the DFT structure. PCBridge: preset "
@@ -145,9 +169,7 @@ def write(result: dict, folder: Path) -> None:
                 f"{record['bond_length_error']:.4f}"
             )
         lines.append(f"| {record['name']} | {record['seconds']:.4f} | {errors} |")
-    lines += ["", "![Molecules a second, and time against molecule size](benchmark.png)", ""]
-    (folder / "benchmark.md").write_text("\n".join(lines))
-    _plot(result, programs, folder / "benchmark.png")
+    return lines
 
 
 def _plot(result: dict, programs: list[str], path: Path) -> None:

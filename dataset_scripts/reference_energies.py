@@ -5,6 +5,7 @@ Without it only what the methods disagree on is left: .08 of .77 eV a molecule b
 data.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+logger = logging.getLogger(__name__)
 
 ReferenceEnergies = dict[int, float]
 
@@ -51,24 +54,25 @@ def fit_by_level_of_theory(rows: Iterable[dict]) -> dict[str, ReferenceEnergies]
 
 
 def fit_to_files(paths: Sequence[Path], level_of_theory: str, max_rows: int = 10_000) -> dict[str, ReferenceEnergies]:
-    """Reference energies at every level of theory in Parquet files of the schema, from the first rows of each level.
+    """Reference energies at every level of theory in Parquet files of the schema, from the first minima of each level.
 
-    A level is fitted to its minima, and to other structures only if it has none: the strain of displaced structures,
-    2.8 eV a molecule in the bundled ones, would be taken for a property of the elements. References at another level
-    than `level_of_theory` are fitted to the difference to it, where the files have at least `_MIN_SHARED` minima of the
-    same molecules at both: references of different molecules differ by what binds those.
+    A level without minima has none, with a warning: the strain of other structures, 2.8 eV a molecule in the bundled
+    displaced ones, would be taken for a property of the elements. References at another level than `level_of_theory`
+    are fitted to the difference to it, where the files have at least `_MIN_SHARED` minima of the same molecules at
+    both: references of different molecules differ by what binds those.
     """
     rows = defaultdict(list)
     for path in paths:
         table = pq.read_table(path, columns=_COLUMNS, filters=pc.field("energy").is_valid())
         level, is_minimum = table["energy_level_of_theory"], table["equilibrium_level_of_theory"].is_valid()
-        for kind in [(name, minimum) for name in level.unique().to_pylist() for minimum in (True, False)]:
-            chosen = pc.and_(pc.equal(level, kind[0]), pc.equal(is_minimum, kind[1]))
-            rows[kind] += table.filter(chosen).slice(0, max_rows - len(rows[kind])).to_pylist()
-    kept = [of_kind for (name, minimum), of_kind in rows.items() if minimum or not rows[name, True]]
-    references = fit_by_level_of_theory(row for of_kind in kept for row in of_kind)
+        for name in level.unique().to_pylist():
+            minima = table.filter(pc.and_(pc.equal(level, name), is_minimum))
+            rows[name] += minima.slice(0, max_rows - len(rows[name])).to_pylist()
+    references = fit_by_level_of_theory(row for of_level in rows.values() for row in of_level)
+    for name in rows.keys() - references.keys():
+        logger.warning("no energy of a minimum at %s, so energies at this level cannot be shifted", name)
     for name in references.keys() - {level_of_theory}:
-        differences = _differences(rows[name, True], paths, level_of_theory)
+        differences = _differences(rows[name], paths, level_of_theory)
         if len(differences) >= _MIN_SHARED:
             shifts = fit_reference_energies(*zip(*differences, strict=True))
             references[name] = {z: references[level_of_theory][z] - shift for z, shift in shifts.items()}
@@ -99,18 +103,11 @@ def at_level_of_theory(row: dict, level_of_theory: str, references: dict[str, Re
 
     The references of its own level are taken off its energy and those of the other put on; forces, which no constant
     changes, stay as they are. An energy with an element that has no reference at both levels becomes absent.
-
-    Raises:
-        ValueError: an energy, but no references at one of the two levels.
     """
     own_level, energy = row["energy_level_of_theory"], row["energy"]
     if own_level is None or own_level == level_of_theory:
         return row
-    if energy is not None:
-        missing = [level for level in (own_level, level_of_theory) if level not in references]
-        if missing:
-            raise ValueError(f"molecule {row['molecule_id']}: no reference energies at {', '.join(missing)}")
-        own, other = references[own_level], references[level_of_theory]
-        known = all(z in own and z in other for z in row["atomic_numbers"])
-        energy = energy + sum(other[z] - own[z] for z in row["atomic_numbers"]) if known else None
+    own, other = references.get(own_level, {}), references.get(level_of_theory, {})
+    known = energy is not None and all(z in own and z in other for z in row["atomic_numbers"])
+    energy = energy + sum(other[z] - own[z] for z in row["atomic_numbers"]) if known else None
     return row | {"energy": energy, "energy_level_of_theory": level_of_theory}

@@ -48,7 +48,7 @@ PREDICTION_NAMES = (
     "refine_relaxed",
     "lowest_energy_relaxed",
 )
-_RELAXATION_STEPS = 4
+RELAXATION_STEPS = 4
 # From PM6 structures, and after "ddim".
 _MEAN_SHIFT_STEPS = {"mean_shift": 20, "ddim_mean_shift": 10}
 # For each molecule its samples (S, N, 3) and the model's energies of them (S,), eV.
@@ -132,7 +132,7 @@ def evaluate_model(
         method: _predict(model, references, starts, method, evaluation, seed, progress) for method in SAMPLING_METHODS
     }
     moved = partial(_moved, model, references, batch_size=evaluation.batch_size)
-    relax = partial(model.relax, num_steps=_RELAXATION_STEPS)
+    relax = partial(model.relax, num_steps=RELAXATION_STEPS)
     shift, shift_sample = (
         partial(model.mean_shift, num_steps=_MEAN_SHIFT_STEPS[name]) for name in ("mean_shift", "ddim_mean_shift")
     )

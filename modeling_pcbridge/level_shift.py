@@ -15,7 +15,7 @@ def level_shift(model: PCBridgeModel, sources: Sequence[SourceConfig]) -> Callab
     """What gives rows of the schema labels at the model's level of theory (`at_level_of_theory`).
 
     The reference energies of each level are fitted to the training splits of all `sources` of a run together, so they
-    are the same for every source and split, on every process and on resume. If no source has energies at the model's
+    are the same for every source and split, on every process and on resume. If no source has minima at the model's
     level, as when a checkpoint is trained further on other data only, the model's own reference energies are taken.
     """
     level = model.config.energy_level_of_theory

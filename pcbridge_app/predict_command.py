@@ -18,7 +18,6 @@ Molecules that fail are listed with place and reason, the others are done.
 exit codes: 0 all molecules done, 1 some failed, 2 wrong usage, no input or no model"""
 INPUT_FORMATS = {".smi": "smi", ".csv": "csv", ".sdf": "sdf", ".mol": "sdf", ".xyz": "xyz", ".extxyz": "xyz"}
 OUTPUT_FORMATS = {".sdf": "sdf", ".xyz": "xyz", ".extxyz": "xyz", ".parquet": "parquet"}
-RELAXATION_STEPS = 4  # quasi-Newton steps, see `PCBridgeModel.predict_structure`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +89,8 @@ def _predict_and_write(arguments, pipeline, records: list, output_format: str) -
     """The number of structures written, and the records that failed."""
     import torch
     from tqdm import tqdm
+
+    from modeling_pcbridge.evaluation import RELAXATION_STEPS
 
     from .molecule_files import open_writer
     from .prediction import predict

@@ -70,7 +70,7 @@ def test_levels_that_differ_by_constants_of_the_elements_agree_exactly(rows, tmp
 
 
 def test_minima_and_displaced_structures_of_a_level_are_shifted_alike():
-    """The strain of a displaced structure is kept: no level is fitted to displaced structures that has minima."""
+    """The strain of a displaced structure is kept: nothing is fitted to displaced structures."""
     names = ("pm6", "pm6_displaced", "dft_equilibrium")
     # Naming one of the bundled configurations is enough.
     shift = level_shift(model_of(B3LYP_6_31G2DFP), [SourceConfig("pm6_displaced")])
@@ -108,11 +108,14 @@ def test_without_rows_at_the_models_level_its_own_reference_energies_count(rows,
     assert abs(np.mean(residuals)) < 0.05
 
 
-def test_a_level_without_training_rows_is_an_error_that_names_the_molecule(rows, tmp_path):
-    folder = write(tmp_path / "mixed", train=rows[:40], validation=[at("c", rows[40])])
-    source = SourceConfig(folder, other_levels="shift")
-    with pytest.raises(ValueError, match=rf"molecule {rows[40]['molecule_id']}: no reference energies at c"):
-        list(load_sources([source], "validation", model_of(B3LYP_6_31GD), config_of(source))[0])
+def test_a_level_without_minima_keeps_only_forces(rows, tmp_path, caplog):
+    """Fitted to displaced structures the shift would take their strain off."""
+    displaced = [at("b", row) | {"equilibrium_level_of_theory": None} for row in rows[:5]]
+    source = SourceConfig(write(tmp_path / "displaced", train=displaced), other_levels="shift")
+    config = config_of(source, SourceConfig("dft_equilibrium"))
+    [examples] = load_sources([source], "train", model_of(B3LYP_6_31G2DFP), config)
+    assert all(example.energy is None and example.forces is not None for example in examples)
+    assert "no energy of a minimum at b" in caplog.text
 
 
 def test_a_run_with_shifted_labels(rows, tmp_path):
