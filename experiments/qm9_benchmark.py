@@ -28,7 +28,7 @@ DATA, RUN = ROOT / "data" / "qm9", ROOT / "outputs" / "qm9"
 RESULTS = Path(__file__).parent / "results"
 _SEED = 0
 # Molecules whose structures are drawn from the graph, ten times twenty evaluations each; the others are refined only.
-NUM_FROM_GRAPH = 400
+NUM_FROM_GRAPH = 250
 
 
 def train() -> None:
@@ -61,7 +61,7 @@ def evaluate(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="choose settings on validation")
-    parser.add_argument("--molecules", type=int, default=1000)
+    parser.add_argument("--molecules", type=int, default=400)
     parser.add_argument("--samples", type=int, default=10, help="DDIM samples a molecule")
     parser.add_argument("--report", action="store_true", help="train and evaluate nothing")
     arguments = parser.parse_args()
