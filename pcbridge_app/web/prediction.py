@@ -23,6 +23,7 @@ MAX_SAMPLES = 10
 MAX_SECONDS = 60.0
 
 NUM_INFERENCE_STEPS = 20
+MEAN_SHIFT_STEPS = 10  # into the last frame
 # The bundled data's largest molecules; what is larger is an extrapolation, which the page says.
 LARGEST_TRAINING_MOLECULE = 7  # heavy atoms
 
@@ -121,8 +122,13 @@ class Predictor:
             emit({"type": "step", "step": step, "positions": _rounded(frames[0, step])})
 
         output = self.model.predict_structure(
-            **self.processor(mol), num_inference_steps=NUM_INFERENCE_STEPS, num_samples=num_samples, on_step=on_step
+            **self.processor(mol),
+            num_inference_steps=NUM_INFERENCE_STEPS,
+            num_samples=num_samples,
+            mean_shift_steps=MEAN_SHIFT_STEPS,
+            on_step=on_step,
         )
+        frames[:, -1] = output.positions[0]
         return frames, output.stereo_right[0].tolist()
 
     def _describe(self, mol: Chem.Mol) -> dict:
