@@ -1,6 +1,7 @@
 """Tables and plots of the evidence: means over training seeds, and the paired effect of the consistency losses."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -40,6 +41,7 @@ _TESTED = (
 # The paper's Table C.11: test molecules with no training molecule more similar than this (Tanimoto, Morgan radius 2).
 SIMILARITY_LIMIT = 0.7
 _NUM_PICTURES = 6
+_ABLATION_KINDS = ("refine", "ddim", "denoising")
 _MAIN_METRICS = (
     "heavy_rmsd_mean",
     "heavy_rmsd_median",
@@ -150,7 +152,7 @@ def write_evidence(runs: Path, folder: Path) -> None:
     ablations = {name: found[name] for name in ABLATIONS if name in found}
     if ablations:
         lines += _ablation_tables(ablations, found)
-        record["ablations"] = {name: _record(evaluations, [CONSISTENCY]) for name, evaluations in ablations.items()}
+        record["ablations"] = {name: _record(evaluations, [CONSISTENCY], _ABLATION_KINDS) for name, evaluations in ablations.items()}
     record["references"] = {
         name: {key: value for key, value in values.items() if key != "per_molecule"}
         for name, values in references.items()
@@ -186,8 +188,8 @@ def _setting_section(
     return lines, record
 
 
-def _record(evaluations: Evaluations, models: list[str]) -> dict:
-    sections = [*((name, STRUCTURE_COLUMNS) for name in PREDICTION_NAMES), ("energy", ENERGY_COLUMNS)]
+def _record(evaluations: Evaluations, models: list[str], kinds: Sequence[str] = PREDICTION_NAMES) -> dict:
+    sections = [*((kind, STRUCTURE_COLUMNS) for kind in kinds), ("energy", ENERGY_COLUMNS)]
     values = {
         model: {section: _by_metric(evaluations, model, section, columns) for section, columns in sections}
         for model in models
@@ -236,7 +238,7 @@ def _ablation_tables(ablations: dict[str, Evaluations], found: dict[str, Evaluat
     """Every ablation beside the models of the setting it starts from, over the seeds that both have."""
     lines = ["## Other forms and weights of the consistency losses", ""]
     columns = [c for c in STRUCTURE_COLUMNS if c[0] in dict(_TESTED)]
-    for kind in ("refine", "ddim", "denoising"):
+    for kind in _ABLATION_KINDS:
         rows = {}
         for name, evaluations in ablations.items():
             start = SETTINGS[name].start
