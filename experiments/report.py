@@ -41,6 +41,15 @@ _TESTED = (
 # The paper's Table C.11: test molecules with no training molecule more similar than this (Tanimoto, Morgan radius 2).
 SIMILARITY_LIMIT = 0.7
 _NUM_PICTURES = 6
+_MAIN_KINDS = (
+    "denoising",
+    "ddim",
+    "ddim_mean_shift",
+    "lowest_energy_mean_shift",
+    "refine",
+    "mean_shift",
+    "refine_relaxed",
+)
 _ABLATION_KINDS = ("refine", "ddim", "denoising")
 _MAIN_METRICS = (
     "heavy_rmsd_mean",
@@ -152,7 +161,9 @@ def write_evidence(runs: Path, folder: Path) -> None:
     ablations = {name: found[name] for name in ABLATIONS if name in found}
     if ablations:
         lines += _ablation_tables(ablations, found)
-        record["ablations"] = {name: _record(evaluations, [CONSISTENCY], _ABLATION_KINDS) for name, evaluations in ablations.items()}
+        record["ablations"] = {
+            name: _record(evaluations, [CONSISTENCY], _ABLATION_KINDS) for name, evaluations in ablations.items()
+        }
     record["references"] = {
         name: {key: value for key, value in values.items() if key != "per_molecule"}
         for name, values in references.items()
@@ -206,11 +217,15 @@ def _cell(values: list[float | None], decimals: int) -> str:
 
 
 def _structure_table(
-    evaluations: Evaluations, models: list[str], references: dict[str, dict], columns=STRUCTURE_COLUMNS
+    evaluations: Evaluations,
+    models: list[str],
+    references: dict[str, dict],
+    columns=STRUCTURE_COLUMNS,
+    kinds: Sequence[str] = PREDICTION_NAMES,
 ) -> list[str]:
     rows = {
         f"{model}: {PREDICTION_TITLES[name]}": _by_metric(evaluations, model, name, columns)
-        for name in PREDICTION_NAMES
+        for name in kinds
         for model in models
     }
     rows |= {name: {key: [values.get(key)] for key, _, _ in columns} for name, values in references.items()}
@@ -259,7 +274,7 @@ def _last_setting(found: dict[str, Evaluations]) -> str:
 def _main_table(evaluations: Evaluations, references: dict[str, dict]) -> list[str]:
     """The few numbers that the README shows."""
     columns = [column for column in STRUCTURE_COLUMNS if column[0] in _MAIN_METRICS]
-    return _structure_table(evaluations, [MULTI_TASK, CONSISTENCY], references, columns)
+    return _structure_table(evaluations, [MULTI_TASK, CONSISTENCY], references, columns, _MAIN_KINDS)
 
 
 def _plot_first_seed(found: dict[str, Evaluations], folder: Path) -> None:
