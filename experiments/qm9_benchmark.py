@@ -21,7 +21,7 @@ from experiments.qm9_molecules import CheapStructures, cheap_structures, load_mo
 from experiments.qm9_report import write_report
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.evaluation import ReferenceMolecule
-from modeling_pcbridge.training_run import CONSISTENCY, MULTI_TASK
+from modeling_pcbridge.training_run import CONSISTENCY, MULTI_TASK, STAGE1
 
 ROOT = Path(__file__).parents[1]
 DATA, RUN = ROOT / "data" / "qm9", ROOT / "outputs" / "qm9"
@@ -72,7 +72,7 @@ def main() -> None:
     references = load_molecules(DATA, arguments.split, arguments.molecules)
     starts = cheap_structures(references, RUN / f"starts-{arguments.split}.jsonl")
     models = {}
-    for name in (MULTI_TASK, CONSISTENCY):
+    for name in (STAGE1, MULTI_TASK, CONSISTENCY):
         file = RUN / f"{name}-{arguments.split}.json"
         if not file.exists() and not arguments.report:
             found = evaluate(RUN / name, references, starts, arguments.split, arguments.samples)

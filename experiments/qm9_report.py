@@ -10,6 +10,7 @@ from experiments.qm9_evaluation import DDIM, MMFF_REFINED, MMFF_SAMPLES, Records
 from experiments.qm9_molecules import STARTS
 from modeling_pcbridge.evaluation import ReferenceMolecule
 from modeling_pcbridge.report import markdown_table, plot_structures
+from modeling_pcbridge.training_run import STAGE1
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -40,7 +41,7 @@ _REFINEMENT_COLUMNS = (
 _PLOTTED = (MMFF_SAMPLES, central(MMFF_SAMPLES), DDIM, central(DDIM), central(MMFF_REFINED))
 _NUM_PICTURES = 10
 # The model that plots show and that is released; chosen on the validation split.
-RELEASED = "multi-task"
+RELEASED = STAGE1
 
 
 def write_report(results: dict, references: list[ReferenceMolecule], folder: Path) -> str:

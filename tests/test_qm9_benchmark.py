@@ -120,12 +120,12 @@ def test_benchmark_of_the_released_checkpoint(references, starts, tmp_path):
         "refinement": refinement_records,
         "energy_mae": 0.01234,
     }
-    text = write_report(results | {"models": {"multi-task": measured}}, references, tmp_path)
-    assert "| GTMGC (published) | 0.264 | 0.470 | 0.367 |" in text and "| multi-task | 12 |" in text
+    text = write_report(results | {"models": {"stage1": measured}}, references, tmp_path)
+    assert "| GTMGC (published) | 0.264 | 0.470 | 0.367 |" in text and "| stage1 | 12 |" in text
     cell = f"{summary(graph_records['ETKDGv3'])['d_mae']:.3f}"
     assert f"| ETKDGv3 | {cell} |" in text
     record = json.loads((tmp_path / "qm9.json").read_text())
-    assert record["models"]["multi-task"]["refinement"]["PM6, same conformer"]["mean"] == shaken
+    assert record["models"]["stage1"]["refinement"]["PM6, same conformer"]["mean"] == shaken
     metrics = {result.metric_name: result.metric_value for result in card(record).data.eval_results}
     assert metrics["energy MAE at DFT structures (eV)"] == 0.0123
     assert 0.005 < metrics["PM6, same conformer: median D-MAE (angstrom)"] < 0.02
