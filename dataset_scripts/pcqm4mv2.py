@@ -57,7 +57,9 @@ def read_split_dict(path: Path) -> dict[str, np.ndarray]:
     """
     array, dtype = np.empty(0, dtype=np.int64), np.dtype(np.int64)
     reconstruct = array.__reduce__()[0]
-    allowed = [(reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    allowed: list[Callable | tuple[Callable, str]] = [
+        (reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")
+    ]
     with torch.serialization.safe_globals([*allowed, np.ndarray, np.dtype, type(dtype)]):
         return torch.load(path, weights_only=True)
 
