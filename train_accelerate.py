@@ -26,7 +26,9 @@ CONFIGS = next(folder for folder in (_HERE / "configs", _HERE / "pcbridge_app/co
 def parse(arguments: list[str] | None = None) -> TrainingConfig:
     """The configuration of a command line; values not given come from --config, else from configs/mini.yaml."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--config", action="config", help=f"YAML file; later options override it. See those in {CONFIGS}")
+    parser.add_argument(
+        "--config", action="config", help=f"YAML file; later options override it. See those in {CONFIGS}"
+    )
     parser.add_class_arguments(TrainingConfig)
     arguments = sys.argv[1:] if arguments is None else arguments
     if not any(argument.split("=")[0] == "--config" for argument in arguments):

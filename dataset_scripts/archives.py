@@ -7,7 +7,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from dataset_scripts.bad_rows import BadRowError
 
@@ -15,7 +15,7 @@ from dataset_scripts.bad_rows import BadRowError
 MAX_MOLECULE_BYTES = 64 * 2**20
 
 # Unlike tarfile's own decompression, these notice a stream that is cut short.
-_OPEN: dict[str, Callable[[Path], IO[bytes]]] = {".bz2": bz2.open, ".xz": lzma.open, ".gz": gzip.open}
+_OPEN: dict[str, Callable[..., Any]] = {".bz2": bz2.open, ".xz": lzma.open, ".gz": gzip.open}
 
 
 def iterate_members(

@@ -4,7 +4,7 @@
     python examples/fine_tune_on_csv.py --quick
 
 Columns: `smiles`, `positions` (angstrom) and, where known, `energy` (eV) and `forces` (eV/angstrom), lists as JSON; the
-atoms in the order of RDKit's AddHs, or of a column `atomic_numbers` (dataset_scripts/own_data.py). Without --csv an
+atoms in the order of RDKit's AddHs, or of the map numbers of the SMILES (dataset_scripts/own_data.py). Without --csv an
 example is written from bundled molecules first. --quick takes a few updates only, to see it run.
 """
 
@@ -23,7 +23,7 @@ from modeling_pcbridge.training_config import SourceConfig, StageConfig, Trainin
 from modeling_pcbridge.training_run import run
 from pcbridge_app.default_model import released_checkpoint
 
-COLUMNS = ("smiles", "atomic_numbers", "positions", "energy", "forces")
+COLUMNS = ("smiles", "positions", "energy", "forces")
 
 
 def write_example(path: Path, num_rows: int = 64) -> None:
@@ -32,8 +32,7 @@ def write_example(path: Path, num_rows: int = 64) -> None:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for row in islice(load_bundled("pm6_displaced", "train"), num_rows):
-            cells = {**row, "smiles": row["mapped_smiles"]}
-            writer.writerow([cells["smiles"], *(json.dumps(cells[column]) for column in COLUMNS[1:])])
+            writer.writerow([row["mapped_smiles"], *(json.dumps(row[column]) for column in COLUMNS[1:])])
 
 
 def main() -> None:

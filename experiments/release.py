@@ -2,8 +2,8 @@
 
     python -m experiments.release                    # seed 0 of setting "displaced"
 
-The cards are modeling_pcbridge/model_card.md with what was measured, as a table and as `model-index` metadata. Code is not copied: the
-package is beside them here, and `save_pretrained` and `push_to_hub` add it.
+The cards are modeling_pcbridge/model_card.md with what was measured, as a table and as `model-index` metadata. Code is
+not copied: the package is beside them here, and `save_pretrained` and `push_to_hub` add it.
 """
 
 import argparse

@@ -14,7 +14,9 @@ def test_the_site_builds_strictly_and_needs_no_network(tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     pages = list(tmp_path.rglob("*.html"))
     assert len(pages) >= len(list((ROOT / "docs").glob("*.md")))
-    loaded = r"<(?:script|img|iframe)\b[^>]*\bsrc=\"(https?:)?//|<link\b[^>]*rel=\"(?:stylesheet|preconnect)\"[^>]*https?://"
+    loaded = (
+        r"<(?:script|img|iframe)\b[^>]*\bsrc=\"(https?:)?//|<link\b[^>]*rel=\"(?:stylesheet|preconnect)\"[^>]*https?://"
+    )
     assert [page.name for page in pages if re.search(loaded, page.read_text())] == []
     assert not any("url(http" in sheet.read_text() for sheet in tmp_path.rglob("*.css"))
     reference = (tmp_path / "reference/index.html").read_text()

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -45,10 +46,8 @@ def test_every_extra_has_its_modules_tested():
 
 
 def test_least_versions_are_the_lower_bounds():
-    least = dict(
-        line.split("==") for line in (ROOT / "constraints-least.txt").read_text().splitlines() if "==" in line
-    )
-    bounds = [*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])]
+    least = dict(line.split("==") for line in (ROOT / "constraints-least.txt").read_text().splitlines() if "==" in line)
+    bounds = list(chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()))
     bounds = dict(bound.replace("[signatures]", "").split(">=") for bound in bounds if ">=" in bound)
     del least["torch"], bounds["torch"]  # see constraints-least.txt
     for name, version in least.items():
