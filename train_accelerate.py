@@ -18,17 +18,21 @@ from jsonargparse import ArgumentParser
 
 from modeling_pcbridge.training_config import TrainingConfig
 
-DEFAULT_CONFIG = Path(__file__).parent / "configs" / "mini.yaml"
+_HERE = Path(__file__).parent
+# In a clone beside this file; a wheel carries them inside pcbridge_app, see pyproject.toml.
+CONFIGS = next(folder for folder in (_HERE / "configs", _HERE / "pcbridge_app/configs") if folder.is_dir())
 
 
 def parse(arguments: list[str] | None = None) -> TrainingConfig:
     """The configuration of a command line; values not given come from --config, else from configs/mini.yaml."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--config", action="config", help="YAML file; later options override it")
+    parser.add_argument(
+        "--config", action="config", help=f"YAML file; later options override it. See those in {CONFIGS}"
+    )
     parser.add_class_arguments(TrainingConfig)
     arguments = sys.argv[1:] if arguments is None else arguments
     if not any(argument.split("=")[0] == "--config" for argument in arguments):
-        arguments = ["--config", str(DEFAULT_CONFIG), *arguments]
+        arguments = ["--config", str(CONFIGS / "mini.yaml"), *arguments]
     values = parser.instantiate(parser.parse_args(arguments)).as_dict()
     values.pop("config")
     return TrainingConfig(**values)

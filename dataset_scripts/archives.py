@@ -5,9 +5,9 @@ import gzip
 import lzma
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any, cast
 
 from dataset_scripts.bad_rows import BadRowError
 
@@ -15,7 +15,7 @@ from dataset_scripts.bad_rows import BadRowError
 MAX_MOLECULE_BYTES = 64 * 2**20
 
 # Unlike tarfile's own decompression, these notice a stream that is cut short.
-_OPEN = {".bz2": bz2.open, ".xz": lzma.open, ".gz": gzip.open}
+_OPEN: dict[str, Callable[..., Any]] = {".bz2": bz2.open, ".xz": lzma.open, ".gz": gzip.open}
 
 
 def iterate_members(
@@ -43,7 +43,7 @@ def iterate_members(
                         str(path), "oversized member in the archive", f"{member.name}, {member.size} bytes"
                     )
                 if member.isfile() and member.name.endswith(suffix):
-                    yield member.name, archive.extractfile(member)
+                    yield member.name, cast(IO[bytes], archive.extractfile(member))
             while stream.read(2**20):  # to the end: a cut may lie behind the last member
                 pass
     except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:

@@ -91,7 +91,7 @@ def collate(examples: list[Example]) -> dict[str, Tensor | slice]:
     where no row has a label, one masked row keeps every parameter in the graph on every process.
     """
     examples = order_rows(examples)
-    batch: dict[str, Tensor | slice] = pad_graphs([example.graph for example in examples])
+    batch = pad_graphs([example.graph for example in examples])
     batch_size, num_atoms = batch["atomic_numbers"].shape
     batch["positions"] = pad_positions([example.positions for example in examples])
     batch["energy"] = torch.full((batch_size,), torch.nan, dtype=torch.float64)
@@ -104,6 +104,8 @@ def collate(examples: list[Example]) -> dict[str, Tensor | slice]:
             batch["forces"][i, : example.graph.num_atoms] = torch.from_numpy(example.forces)
     labelled = [place for place, example in enumerate(examples) if example.is_labelled] or [0]
     structures = [place for place, example in enumerate(examples) if example.is_equilibrium] or [batch_size - 1]
-    batch["labelled_rows"] = slice(labelled[0], labelled[-1] + 1)
-    batch["structure_rows"] = slice(structures[0], batch_size)
-    return batch
+    rows = {
+        "labelled_rows": slice(labelled[0], labelled[-1] + 1),
+        "structure_rows": slice(structures[0], batch_size),
+    }
+    return {**batch, **rows}

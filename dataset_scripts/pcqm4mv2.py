@@ -9,6 +9,7 @@ import gzip
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ def read_sdf_archive(path: Path) -> Iterator[tuple[int, str, str]]:
     with gzip.open(path.with_name("data.csv.gz"), "rt", newline="") as file:
         properties = csv.DictReader(file)
         for _, member in iterate_members(path, ".sdf", max_bytes=None):
-            for record, row in zip(read_sdf(io.BufferedReader(member), str(path)), properties, strict=False):
+            buffered = io.BufferedReader(cast(io.RawIOBase, member))
+            for record, row in zip(read_sdf(buffered, str(path)), properties, strict=False):
                 yield int(row["idx"]), record, row["smiles"]
 
 
@@ -57,7 +59,7 @@ def read_split_dict(path: Path) -> dict[str, np.ndarray]:
     """
     array, dtype = np.empty(0, dtype=np.int64), np.dtype(np.int64)
     reconstruct = array.__reduce__()[0]
-    allowed = [(reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    allowed: list[Any] = [(reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
     with torch.serialization.safe_globals([*allowed, np.ndarray, np.dtype, type(dtype)]):
         return torch.load(path, weights_only=True)
 

@@ -59,7 +59,7 @@ def qm9pack_files() -> list[Path]:
         ImportError: qm9pack is not installed.
     """
     package = importlib.util.find_spec("qm9pack")
-    if package is None:
+    if package is None or not package.submodule_search_locations:
         raise ImportError("qm9pack is not installed: pip install pcbridge[qm9]")
     folder = Path(package.submodule_search_locations[0]) / "data"
     return [folder / f"qm9_part{part}.csv" for part in (1, 2, 3)]

@@ -87,7 +87,7 @@ class ShardedExamples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices
         if not 0 <= index < len(self):
             raise IndexError(index)
         return self._example(index)

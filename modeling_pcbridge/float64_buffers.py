@@ -10,9 +10,8 @@ class Float64Buffers(nn.Module):
     """
 
     def _apply(self, fn, recurse=True):
-        exact = dict(self._buffers)
+        exact = {name: buffer for name, buffer in self._buffers.items() if buffer is not None and not buffer.is_meta}
         super()._apply(fn, recurse)
         for name, buffer in exact.items():
-            if not buffer.is_meta:
-                self._buffers[name] = buffer.to(self._buffers[name].device)
+            self._buffers[name] = buffer.to(getattr(self, name).device)
         return self

@@ -5,6 +5,7 @@ Energies are in eV, positions in angstrom. Symbols: S is the denoiser, E the ene
 """
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ class LossSettings:
 
     def only(self, **weights: float) -> "LossSettings":
         """The same constants with the named weights and all others zero."""
-        off = {field.name: 0.0 for field in fields(self) if field.name.endswith("_weight")}
+        off: dict[str, Any] = {field.name: 0.0 for field in fields(self) if field.name.endswith("_weight")}
         return replace(self, **{**off, **weights})
 
     def trained_blocks(self) -> dict[str, tuple[str, ...]]:

@@ -47,7 +47,7 @@ def quasi_newton_step(positions: Tensor, forces: Tensor, pair_types: Tensor) -> 
 
 def model_hessian(positions: Tensor, pair_types: Tensor) -> Tensor:
     """(B, 3N, 3N), eV / square angstrom: k u u^T between every two joined atoms, u the unit vector between them."""
-    stiffness = sum(k * (pair_types == pair_type) for pair_type, k in STIFFNESS.items())
+    stiffness = torch.stack([k * (pair_types == pair_type) for pair_type, k in STIFFNESS.items()]).sum(0)
     vectors = positions.unsqueeze(2) - positions.unsqueeze(1)
     units = vectors * (vectors.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
     blocks = stiffness[..., None, None] * units.unsqueeze(-1) * units.unsqueeze(-2)  # (B, N, N, 3, 3)

@@ -145,7 +145,7 @@ def signed_volumes(positions: np.ndarray, quadruples: np.ndarray) -> np.ndarray:
 
 def stereo_is_right(graph: MolecularGraph, positions: np.ndarray) -> np.ndarray:
     """Whether every stereo mark of the graph is obeyed by (S, N, 3) positions, (S,) bool; True without marks."""
-    right = (signed_volumes(positions, graph.stereo_quadruples) > 0).all(-1)
+    right = np.all(signed_volumes(positions, graph.stereo_quadruples) > 0, axis=-1)
     bonded = np.isin(graph.pair_types, list(PAIR_BONDS.values()))
     double = graph.pair_types == PAIR_BONDS[Chem.BondType.DOUBLE]
     for i, j in np.argwhere(np.triu(graph.stereo_pair_types)):
@@ -170,7 +170,7 @@ def mol_from_smiles(smiles: str) -> Chem.Mol:
     if not smiles or not smiles.strip():
         raise ValueError("the SMILES is empty")
     parameters = Chem.SmilesParserParams()
-    parameters.removeHs = False
+    parameters.removeHs = False  # type: ignore[assignment]  # RDKit's stub is wrong
     mol = Chem.MolFromSmiles(smiles, parameters)
     if mol is None:
         raise ValueError("RDKit cannot parse the SMILES")

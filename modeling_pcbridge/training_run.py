@@ -28,7 +28,7 @@ CONSISTENCY, MULTI_TASK, STAGE1 = "consistency", "multi-task", "stage1"
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 # Rows of each source that reference energies are fitted to.
 _REFERENCE_ROWS = 10_000
-_MODEL_CARD = Path(__file__).parent.parent / "model_card.md"
+_MODEL_CARD = Path(__file__).parent / "model_card.md"
 
 
 def run(config: TrainingConfig) -> dict:
@@ -129,7 +129,6 @@ def save_checkpoint(model: PCBridgeModel, folder: Path, accelerator: Accelerator
     if accelerator.is_main_process:
         processor = PCBridgeProcessor(model.config.supported_elements)
         PCBridgePipeline(model, processor=processor, device=model.device).save_pretrained(folder)
-        if _MODEL_CARD.exists():
-            (folder / "README.md").write_text(_MODEL_CARD.read_text())
+        (folder / "README.md").write_text(_MODEL_CARD.read_text())
     accelerator.wait_for_everyone()
     return folder

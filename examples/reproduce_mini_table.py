@@ -1,0 +1,35 @@
+"""Train the mini models as configs/mini.yaml says, on the bundled data, and print the table of results.
+
+    python examples/reproduce_mini_table.py                     # minutes on two CPU cores
+    python examples/reproduce_mini_table.py --quick             # a few updates, to see it run; its numbers say nothing
+
+For several GPUs, or to change anything: accelerate launch train_accelerate.py --help.
+"""
+
+import argparse
+from pathlib import Path
+
+from modeling_pcbridge.training_run import run
+from train_accelerate import parse
+
+QUICK = [
+    "--stage1.num_steps=20",
+    "--stage2.num_steps=10",
+    "--batch_size=8",
+    "--evaluation.max_molecules=4",
+    "--evaluation.num_samples=1",
+    "--evaluation.num_inference_steps=4",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/mini"))
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    run(parse([f"--output_dir={options.output_dir}", *(QUICK if options.quick else [])]))
+    print(f"tables: {options.output_dir / 'results.md'}; pictures and checkpoints are beside it")
+
+
+if __name__ == "__main__":
+    main()
