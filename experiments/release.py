@@ -2,7 +2,7 @@
 
     python -m experiments.release                    # seed 0 of setting "displaced"
 
-The cards are modeling_pcbridge/model_card.md with what was measured, as a table and as `model-index` metadata. Code is
+The cards are model_card.md with what was measured, as a table and as `model-index` metadata. Code is
 not copied: the package is beside them here, and `save_pretrained` and `push_to_hub` add it.
 """
 
@@ -29,7 +29,7 @@ FILES = ("config.json", "model.safetensors", "processor_config.json")
 
 def card(model: str, seed: int, evaluation: dict, record: dict) -> ModelCard:
     """model_card.md with the metrics of this checkpoint, and their spread over training seeds from `record`."""
-    text = ModelCard.load(ROOT / "modeling_pcbridge" / "model_card.md")
+    text = ModelCard.load(ROOT / "model_card.md")
     titles = {key: (title, decimals) for key, title, decimals in (*STRUCTURE_COLUMNS, *ENERGY_COLUMNS)}
     rows = [(kind, key) for kind, keys in _INDEXED.items() for key in keys]
     rows += [("energy", key) for key, _, _ in ENERGY_COLUMNS]
