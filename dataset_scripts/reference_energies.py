@@ -61,7 +61,7 @@ def fit_to_files(paths: Sequence[Path], level_of_theory: str, max_rows: int = 10
     are fitted to the difference to it, where the files have at least `_MIN_SHARED` minima of the same molecules at
     both: references of different molecules differ by what binds those.
     """
-    rows: dict[tuple[str, bool], list[dict]] = defaultdict(list)
+    rows: dict[str, list[dict]] = defaultdict(list)
     for path in paths:
         table = pq.read_table(path, columns=_COLUMNS, filters=pc.field("energy").is_valid())
         level, is_minimum = table["energy_level_of_theory"], table["equilibrium_level_of_theory"].is_valid()
