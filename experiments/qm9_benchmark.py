@@ -42,7 +42,7 @@ def train() -> None:
 def evaluate(
     checkpoint: Path, references: list[ReferenceMolecule], starts: list[CheapStructures], split: str, num_samples: int
 ) -> dict:
-    """Everything that is measured of one checkpoint; energies on the whole split, `num_samples` 0: none from the graph."""
+    """All that is measured of one checkpoint, energies on the whole split; from the graph only if `num_samples` > 0."""
     model = PCBridgeModel.from_pretrained(checkpoint)
     drawn = references[:NUM_FROM_GRAPH] if num_samples else []
     graph_records, structures = from_graph(model, drawn, num_samples, _SEED)
