@@ -135,7 +135,7 @@ def plot_structures(references: list[ReferenceMolecule], predictions: dict[str, 
             _draw(axis, reference.example.graph, (target - target.mean(0)) @ principal.T, "#cccccc", 5.0)
             _draw(axis, reference.example.graph, (aligned - target.mean(0)) @ principal.T, None, 1.8)
             axis.set_title(f"{reference.example.molecule_id}\n{name}", fontsize=7)
-    figure.subplots_adjust(left=0, right=1, bottom=0, top=0.92, wspace=0, hspace=0.1)
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=1 - 0.16 / shape[0], wspace=0, hspace=0.1)  # titles
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

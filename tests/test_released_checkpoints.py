@@ -109,3 +109,24 @@ def test_the_readmes_example_runs(monkeypatch, capsys):
     exec(compile(code, "README.md", "exec"), {})
     shapes = capsys.readouterr().out
     assert "torch.Size([2, 3, 14, 3])" in shapes and "torch.Size([2, 14, 3])" in shapes
+
+
+def test_qm9_checkpoint_brings_pm6_structures_to_dft():
+    """Bundled molecules, most of them of its training data: that it works, not how well."""
+    evaluation = EvaluationConfig(split="test", max_molecules=15)
+    references, starts = load_references(evaluation), pm6_structures(evaluation)
+    model = PCBridgeModel.from_pretrained(CHECKPOINTS / "qm9")
+    assert model.config.energy_level_of_theory == "B3LYP/6-31G(2df,p)"
+    graphs = pad_graphs([reference.example.graph for reference in references])
+    positions = pad_positions([starts(reference)[0] for reference in references])
+    refined = model.predict_structure(
+        **graphs, positions=positions, method="mean_shift", num_inference_steps=40
+    ).positions[:, 0]
+    errors = [
+        [bond_length_error(r.example.graph, x[None, : r.example.graph.num_atoms], r.positions)[0] for x in (start, end)]
+        for r, start, end in zip(references, positions.double().numpy(), refined.double().numpy(), strict=True)
+    ]
+    before, after = np.median(errors, axis=0)
+    assert after < 0.005 < before
+    card = ModelCard.load(CHECKPOINTS / "qm9" / "README.md")
+    assert "What it cannot do" in card.text and len(card.data.eval_results) > 10
