@@ -216,7 +216,7 @@ def test_paper_configuration_has_the_papers_constants():
     ("wrong", "reason"),
     [
         (["--optimizer=sgd"], "optimizer"),
-        (["--mixed_precision=fp16"], "bf16"),
+        (["--mixed_precision=fp8"], "bf16"),
         (["--stage1=null"], "init_from"),
         (["--nonsense=1"], "nonsense"),
     ],
