@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training import LABELLED, ROOT, SMALL_MODEL, small_config
 
-from modeling_pcbridge import training_data, training_update
+from modeling_pcbridge import training_data, training_run, training_update
 from modeling_pcbridge.bad_numbers import BadLossError, poison_if_bad
 from modeling_pcbridge.checkpointing import (
     TrainingStateError,
@@ -35,7 +35,7 @@ from modeling_pcbridge.checkpointing import (
 from modeling_pcbridge.losses import LossSettings
 from modeling_pcbridge.training_config import StageConfig, ValidationConfig
 from modeling_pcbridge.training_log import peak_memory_gb
-from modeling_pcbridge.training_run import refuse_unsupported_sharding, run
+from modeling_pcbridge.training_run import run
 from modeling_pcbridge.training_update import BLOCKS, RECORD_NAMES, run_update
 from modeling_pcbridge.validation import Validation
 
@@ -335,13 +335,13 @@ def test_peak_memory_is_in_gigabytes():
         ({"fsdp_plugin": FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=True)}, "to false"),
     ],
 )
-def test_ways_to_shard_that_would_go_wrong_are_refused(tmp_path, fresh_accelerate, changes, reason):
+def test_ways_to_shard_that_would_go_wrong_are_refused(tmp_path, fresh_accelerate, monkeypatch, changes, reason):
     accelerator = Accelerator(cpu=True)
-    refuse_unsupported_sharding(accelerator, small_config(tmp_path))
     for name, value in {"distributed_type": DistributedType.FSDP, **changes}.items():
         setattr(accelerator.state, name, value)
+    monkeypatch.setattr(training_run, "Accelerator", lambda **_: accelerator)
     with pytest.raises(ValueError, match=reason):
-        refuse_unsupported_sharding(accelerator, small_config(tmp_path))
+        run(small_config(tmp_path))
 
 
 def test_micro_batch_in_parts_gives_the_same_gradient(tmp_path):
