@@ -127,7 +127,9 @@ def stage_state(output_dir: Path, step: int) -> Path:
 
 
 def training_process(output_dir: Path) -> subprocess.Popen:
+    sources = [{"name": "pm6", "max_rows": 200}, {"name": "pm6_displaced", "max_rows": 100}]
     options = [
+        f"--stage1.sources={json.dumps(sources)}",
         f"--model={json.dumps(SMALL_MODEL)}",
         "--stage1.num_steps=120",
         "--stage2=null",
