@@ -15,7 +15,6 @@ Several workers need the `cluster` extra; `--scheduler tcp://host:8786` uses the
 """
 
 import argparse
-import fcntl
 import hashlib
 import importlib
 import json
@@ -46,6 +45,11 @@ from dataset_scripts.schema import B3LYP_6_31GD, FEATURES, GFN2_XTB, PM6
 from dataset_scripts.sdf import read_sdf
 from dataset_scripts.tables import read_smiles
 from modeling_pcbridge.molecular_graph import graph_from_mol, mapped_smiles, mol_from_smiles, with_structure
+
+try:
+    import fcntl
+except ImportError as error:
+    raise ImportError("label generation needs Linux or macOS: it locks its output with fcntl") from error
 
 
 @dataclass(frozen=True)

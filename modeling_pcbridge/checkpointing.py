@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .parameter_sharding import sharded_like, whole
+
 logger = logging.getLogger(__name__)
 
 _MODULES = "modules.safetensors"
@@ -30,19 +32,29 @@ class TrainingStateError(RuntimeError):
 
 
 def save_training_state(
-    folder: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer], progress: dict, keep: int
+    folder: Path,
+    modules: dict[str, nn.Module],
+    optimizers: list[torch.optim.Optimizer],
+    progress: dict,
+    keep: int,
+    writes: bool = True,
 ) -> None:
     """Add a state of `progress["step"]` updates to `folder`, then remove all but the newest `keep`.
+
+    Every process has to call, since sharded tensors are gathered from all; one of them with `writes`.
 
     Raises:
         TrainingStateError: it could not be written (a full disk, say); what was there before is untouched.
     """
+    weights, moments = _whole_state(modules, optimizers, keep=writes)
+    if not writes:
+        return
     target = folder / f"step-{progress['step']:08d}"
     aside = folder / f"{target.name}.partial"
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        _write(aside, modules, optimizers, progress)
+        _write(aside, weights, moments, progress)
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
         _sync(folder)
@@ -82,11 +94,15 @@ def restore_training_state(state: Path, modules: dict[str, nn.Module], optimizer
     weights = load_file(state / _MODULES)
     for name, module in modules.items():
         prefix = f"{name}/"
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+        own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        targets = module.state_dict()
+        module.load_state_dict({k: sharded_like(v, targets.get(k)) for k, v in own.items()})
     moments = load_file(state / _OPTIMIZERS)
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    parameters = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
     for name, value in moments.items():
         index, parameter, key = name.split("/")
+        value = sharded_like(value, parameters[int(index)][int(parameter)])
         states[int(index)].setdefault(int(parameter), {})[key] = value
     for optimizer, moments_of_one in zip(optimizers, states, strict=True):
         optimizer.load_state_dict({"state": moments_of_one, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -106,18 +122,26 @@ def _states(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.suffix != ".partial")
 
 
-def _write(folder: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer], progress: dict):
-    weights = {
-        f"{name}/{key}": tensor.contiguous()
+def _whole_state(
+    modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer], keep: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and moments by name, whole and on the CPU; without `keep` they are gathered but let go one by one."""
+    weights = (
+        (f"{name}/{key}", whole(tensor))
         for name, module in modules.items()
         for key, tensor in module.state_dict().items()
-    }
+    )
+    moments = (
+        (f"{index}/{parameter}/{key}", whole(torch.as_tensor(value)))
+        for index, optimizer in enumerate(optimizers)
+        for parameter, values in optimizer.state_dict()["state"].items()
+        for key, value in values.items()
+    )
+    return tuple({name: tensor.cpu().contiguous() for name, tensor in named if keep} for named in (weights, moments))
+
+
+def _write(folder: Path, weights: dict[str, Tensor], moments: dict[str, Tensor], progress: dict) -> None:
     save_file(weights, folder / _MODULES)
-    moments = {}
-    for index, optimizer in enumerate(optimizers):
-        for parameter, values in optimizer.state_dict()["state"].items():
-            for key, value in values.items():
-                moments[f"{index}/{parameter}/{key}"] = torch.as_tensor(value).contiguous()
     save_file(moments, folder / _OPTIMIZERS)
     (folder / _PROGRESS).write_text(json.dumps(progress))
     checksums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}

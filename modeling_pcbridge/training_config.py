@@ -123,7 +123,7 @@ class TrainingConfig:
         ema_decay: of the exponential moving average of the weights; the average is what is saved and evaluated.
         compile: run the model through torch.compile. The first steps take minutes; on the CPUs measured so far it
             is no faster afterwards (benchmarks/results), so it is meant for GPUs.
-        mixed_precision: "no" or "bf16". There is no "fp16": forces reach beyond it, and bf16 needs no loss scaling.
+        mixed_precision: "no", "bf16" or, for GPUs without it, "fp16"; see docs/training.md for what each costs.
         trackers: where losses, learning rate, gradient norm and throughput go besides `metrics.json`: names that
             accelerate knows, such as "tensorboard" (files in `output_dir`, no network).
         seed: of initial weights, batches and noise.
@@ -176,8 +176,8 @@ class TrainingConfig:
         for name in ("keep_checkpoints", "max_bad_updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.mixed_precision not in ("no", "bf16"):
-            raise ValueError(f"mixed_precision must be 'no' or 'bf16', not {self.mixed_precision!r}")
+        if self.mixed_precision not in ("no", "bf16", "fp16"):
+            raise ValueError(f"mixed_precision must be 'no', 'bf16' or 'fp16', not {self.mixed_precision!r}")
         if self.optimizer not in ("adam", "muon"):
             raise ValueError(f"optimizer must be 'adam' or 'muon', not {self.optimizer!r}")
         if self.push_to_hub and self.hub_model_id is None:

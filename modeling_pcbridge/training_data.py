@@ -55,11 +55,17 @@ def load_source(
     max_atoms = None if max_pairs is None else isqrt(max_pairs)
     if source.name in CONFIG_NAMES:
         rows = load_bundled(source.name, split)
-        examples = [example_from_row(row, energy_level_of_theory) for row in (map(shift, rows) if shift else rows)]
-        if source.only_labelled:
-            examples = [example for example in examples if example.is_labelled]
-        fitting = [example for example in examples if max_atoms is None or example.graph.num_atoms <= max_atoms]
-        num_left_out = len(examples) - len(fitting)
+        fitting, num_left_out = [], 0
+        for row in map(shift, rows) if shift else rows:
+            if len(fitting) == source.max_rows:
+                break
+            example = example_from_row(row, energy_level_of_theory)
+            if source.only_labelled and not example.is_labelled:
+                continue
+            if max_atoms is None or example.graph.num_atoms <= max_atoms:
+                fitting.append(example)
+            else:
+                num_left_out += 1
     elif Path(source.name).is_dir():
         fitting = ShardedExamples(
             Path(source.name), split, energy_level_of_theory, source.only_labelled, max_atoms, shift

@@ -1,7 +1,6 @@
 """What a stage tells while it trains: averaged losses, bad updates by molecule, progress on the console."""
 
 import logging
-import resource
 import sys
 import time
 
@@ -13,13 +12,21 @@ from tqdm.auto import tqdm
 
 from .bad_numbers import BadLossError, find_bad_molecules
 from .modeling_pcbridge import PCBridgeModel
+from .parameter_sharding import gathered
 from .training_config import StageConfig, TrainingConfig
 from .training_update import LOSS_NAMES, RECORD_NAMES, MicroBatch
+
+try:
+    import resource
+except ImportError as error:
+    raise ImportError("training needs Linux or macOS: Windows has no resource module") from error
 
 logger = logging.getLogger(__name__)
 
 # Seconds between lines where the console is a file.
 _SECONDS_BETWEEN_LINES = 30.0
+# The unit of `ru_maxrss`.
+_BYTES = 1 if sys.platform == "darwin" else 1024
 
 
 class UpdateWindow:
@@ -60,11 +67,12 @@ class UpdateWindow:
 
     def _report(self, step: int, update: list[MicroBatch]) -> None:
         parts = [part for micro_batch in update for part in micro_batch]
-        culprits = [
-            molecule_id
-            for batch, ids in parts
-            for molecule_id in find_bad_molecules(self.model, batch, ids, self.stage.losses)
-        ]
+        with gathered(self.model):
+            culprits = [
+                molecule_id
+                for batch, ids in parts
+                for molecule_id in find_bad_molecules(self.model, batch, ids, self.stage.losses)
+            ]
         ids = culprits or [molecule_id for _, ids in parts for molecule_id in ids]
         who = f"{'molecules' if culprits else 'none alone; the batch is'} {', '.join(ids)}"
         message = f"{self.name}: the loss or gradient of update {step} is NaN or infinite ({who})"
@@ -108,7 +116,7 @@ class ProgressDisplay:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory held so far: of the GPU where there is one, else of this process (Linux)."""
+    """The most memory held so far: of the GPU where there is one, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _BYTES / 1e9

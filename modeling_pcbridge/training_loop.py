@@ -1,5 +1,6 @@
 """Training one stage: updates, moving average, validation, saved states, interruption, on any number of processes."""
 
+import copy
 import json
 import logging
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ from .compilation import compiled
 from .interruption import StopRequest, TrainingInterrupted
 from .modeling_pcbridge import PCBridgeModel
 from .optimizers import learning_rate_factor, make_optimizers
+from .parameter_sharding import shard, whole
 from .training_config import UPDATES_PER_WINDOW, StageConfig, TrainingConfig
 from .training_data import make_loader
 from .training_log import ProgressDisplay, UpdateWindow, peak_memory_gb
@@ -35,7 +37,6 @@ _SETTINGS_OF_A_STATE = (
     "preset",
     "batch_size",
     "max_pairs",
-    "gradient_accumulation_steps",
     "optimizer",
     "ema_decay",
     "validation",
@@ -72,28 +73,32 @@ class _StageTraining:
         self, name: str, model: PCBridgeModel, stage: StageConfig, config: TrainingConfig, accelerator: Accelerator
     ):
         self.name, self.model, self.stage, self.config, self.accelerator = name, model, stage, config, accelerator
-        model.to(accelerator.device).train()
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-        self.optimizers = make_optimizers(model, config, stage.learning_rate)
-        self.modules = {"model": model, "average": self.average}
+        # Sharding is for good, so a copy is trained then, and `model` stays whole for the next stage.
+        self.trained = (copy.deepcopy(model) if accelerator.is_fsdp2 else model).to(accelerator.device).train()
+        self.average = AveragedModel(self.trained, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+        self.modules = {"model": self.trained, "average": self.average}
         self.validation = None
         if config.validation is not None:
             pictures = Path(config.output_dir) / "pictures" / name
-            self.validation = Validation(model, stage, config, pictures, accelerator)
+            self.validation = Validation(self.trained, stage, config, pictures, accelerator)
             self.modules["best"] = self.validation.best
+        if accelerator.is_fsdp2:
+            for module in self.modules.values():
+                shard(module, accelerator)
+        self.optimizers = make_optimizers(self.trained, config, stage.learning_rate)
         for loss, blocks in stage.losses.trained_blocks().items():
             logger.info("%s: %s loss trains %s", name, loss, ", ".join(blocks))
         self.state_folder = Path(config.output_dir) / "training_state" / name
         self.progress = self._first_progress()
-        self.prepared = accelerator.prepare(model)
-        self.window = UpdateWindow(name, model, stage, config, accelerator)
+        self.prepared = self.trained if accelerator.is_fsdp2 else accelerator.prepare(self.trained)
+        self.window = UpdateWindow(name, self.trained, stage, config, accelerator)
         self.display = ProgressDisplay(name, stage.num_steps, self.progress["step"], accelerator)
 
     def run(self) -> None:
         """All updates that are left."""
         progress, config = self.progress, self.config
         batches = iter(make_loader(self.stage, self.model, config, self.accelerator, progress["step"]))
-        with compiled(self.model) if config.compile else nullcontext(), StopRequest() as stop:
+        with compiled(self.trained) if config.compile else nullcontext(), StopRequest() as stop:
             while not progress["ended"]:
                 self._update([next(batches) for _ in range(config.gradient_accumulation_steps)])
                 progress["ended"] = progress["step"] == self.stage.num_steps
@@ -120,7 +125,7 @@ class _StageTraining:
         if self.validation is not None:
             final, best = self.validation.best, self.progress["best"]
             logger.info("%s: keeping update %d, validation loss %.4g", self.name, best["step"], best["loss"])
-        self.model.load_state_dict(final.state_dict())
+        self.model.load_state_dict({key: whole(tensor) for key, tensor in final.state_dict().items()})
         self.model.eval()
         self.accelerator.free_memory()
         return self.progress["history"]
@@ -131,7 +136,7 @@ class _StageTraining:
             group["lr"] = self._learning_rate(step)
         values = run_update(self.prepared, update, step, self.stage, self.config, self.accelerator, self.optimizers)
         self.window.add(step, update, values)
-        self.average.update_parameters(self.model)
+        self.average.update_parameters(self.trained)
         self.display.update()
         self.progress["step"] = step + 1
 
@@ -141,7 +146,7 @@ class _StageTraining:
         step = progress["step"] - 1
         record = {"step": step, "learning_rate": self._learning_rate(step), **record}
         if self.validation is not None and (progress["step"] % self.config.validation.every == 0 or progress["ended"]):
-            record["validation_loss"], ends = self.validation(self.average.module, progress)
+            record["validation_loss"], ends = self.validation(self.average, progress)
             progress["ended"] |= ends
         progress["history"].append(record)
         rate = self.window.molecules_per_second()
@@ -155,15 +160,21 @@ class _StageTraining:
 
     def _save(self) -> None:
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            save_training_state(
-                self.state_folder, self.modules, self.optimizers, self.progress, self.config.keep_checkpoints
-            )
+        save_training_state(
+            self.state_folder,
+            self.modules,
+            self.optimizers,
+            self.progress,
+            self.config.keep_checkpoints,
+            self.accelerator.is_main_process,
+        )
 
     def _first_progress(self) -> dict:
         """Where to start: at the last state if asked to resume, else at the beginning."""
-        whole = asdict(self.config)
-        settings = {"stage": asdict(self.stage)} | {key: whole[key] for key in _SETTINGS_OF_A_STATE}
+        config = asdict(self.config)
+        settings = {"stage": asdict(self.stage)} | {key: config[key] for key in _SETTINGS_OF_A_STATE}
+        # Processes may become fewer or more if each then accumulates more or fewer.
+        settings["micro_batches_per_update"] = config["gradient_accumulation_steps"] * self.accelerator.num_processes
         settings = json.loads(json.dumps(settings))  # as a state gives them back
         anew = {"step": 0, "ended": False, "history": [], "settings": settings}
         if self.config.resume is None:

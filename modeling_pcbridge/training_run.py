@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, GradScalerKwargs
 
 from .configuration_pcbridge import PCBridgeConfig
 from .evaluate_checkpoints import evaluate_checkpoints
@@ -25,7 +25,6 @@ from .training_loop import train_stage
 logger = logging.getLogger(__name__)
 
 CONSISTENCY, MULTI_TASK, STAGE1 = "consistency", "multi-task", "stage1"
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 # Rows of each source that reference energies are fitted to.
 _REFERENCE_ROWS = 10_000
 _MODEL_CARD = Path(__file__).parent / "model_card.md"
@@ -39,14 +38,16 @@ def run(config: TrainingConfig) -> dict:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=config.trackers or None,
         project_dir=config.output_dir,
-        # A stage without denoising, or without energies, leaves a decoder out of the graph.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[
+            # A stage without denoising, or without energies, leaves a decoder out of the graph.
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            # Gradients stay within float16 as they are (docs/training.md).
+            GradScalerKwargs(enabled=False),
+        ],
     )
-    if accelerator.distributed_type in _SHARDED:
-        raise ValueError(
-            f"{accelerator.distributed_type.value} shards parameters, which the training states and the moving average "
-            "do not support; these models fit on any GPU, so launch with --multi_gpu (DDP)"
-        )
+    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("fp16 needs a GPU; on CPUs accelerate would leave everything in float32")
+    refuse_unsupported_sharding(accelerator, config)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(True)
@@ -91,6 +92,26 @@ def run(config: TrainingConfig) -> dict:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return metrics
+
+
+def refuse_unsupported_sharding(accelerator: Accelerator, config: TrainingConfig) -> None:
+    """FSDP2 is the one way to spread parameters over processes that the training states and averages know.
+
+    Raises:
+        ValueError: another way, or FSDP2 with what does not go with it.
+    """
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or (
+        kind == DistributedType.FSDP and not accelerator.is_fsdp2
+    ):
+        raise ValueError(
+            f"of the ways to spread parameters over processes there is FSDP with fsdp_version 2, not {kind.value}; "
+            "these models fit on any GPU, so launch with --multi_gpu (DDP), or see configs/accelerate"
+        )
+    if accelerator.is_fsdp2 and config.compile:
+        raise ValueError("compile has not been tried with FSDP2; leave one of them out")
+    if accelerator.is_fsdp2 and accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
+        raise ValueError("set fsdp_cpu_ram_efficient_loading to false: every process loads the weights of init_from")
 
 
 def initial_model(config: TrainingConfig) -> PCBridgeModel:

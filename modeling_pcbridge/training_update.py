@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from .bad_numbers import drop_gradients_unless, poison_if_bad
+from .parameter_sharding import gathered, whole
 from .training_config import StageConfig, TrainingConfig
 
 LOSS_NAMES = (
@@ -71,22 +72,11 @@ def run_update(
         for part, (batch, _) in enumerate(micro_batch)
     ]
     counts = count_labels([batch for batch, _ in parts], accelerator)
-    totals = torch.zeros(len(LOSS_NAMES), device=accelerator.device)
-    for index, (batch, place) in enumerate(parts):
-        is_last = index + 1 == len(parts)
-        # DDP averages gradients over processes and `backward` divides by the micro-batches; the losses are already
-        # divided by the label counts of the whole update, so both are undone.
-        with nullcontext() if is_last else accelerator.no_sync(prepared):
-            with accelerator.autocast():
-                generator = noise_generator(config.seed, step, *place, device=accelerator.device)
-                output = prepared(**batch, loss_settings=stage.losses, label_counts=counts, generator=generator)
-            loss = poison_if_bad(output.loss)
-            accelerator.backward(loss * accelerator.num_processes * accelerator.gradient_accumulation_steps)
-        terms = [getattr(output, name) for name in LOSS_NAMES]
-        totals += torch.stack([totals.new_zeros(()) if term is None else term.detach().float() for term in terms])
+    with gathered(prepared):
+        totals = _accumulate_gradients(prepared, parts, counts, step, stage, config, accelerator)
     # Every process has the same gradient, and about the same padding; a share of each adds up to it.
     block_norms = _block_norms(accelerator.unwrap_model(prepared))
-    gradient_norm = accelerator.clip_grad_norm_(prepared.parameters(), config.max_grad_norm).detach().float()
+    gradient_norm = whole(accelerator.clip_grad_norm_(prepared.parameters(), config.max_grad_norm)).detach().float()
     shared = torch.stack([_padded_share([batch for batch, _ in parts]), gradient_norm, *block_norms])
     good = gradient_norm.isfinite()
     drop_gradients_unless(good, prepared)
@@ -97,13 +87,39 @@ def run_update(
     return torch.cat([values.nan_to_num(), good.float().reshape(1)])
 
 
+def _accumulate_gradients(
+    prepared: torch.nn.Module,
+    parts: list[tuple[dict, tuple[int, ...]]],
+    counts: dict[str, Tensor],
+    step: int,
+    stage: StageConfig,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+) -> Tensor:
+    """Forward and backward over `parts`, each a batch and its place in the update; returns `LOSS_NAMES`."""
+    totals = torch.zeros(len(LOSS_NAMES), device=accelerator.device)
+    for index, (batch, place) in enumerate(parts):
+        is_last = index + 1 == len(parts)
+        # DDP and FSDP2 average gradients over processes and `backward` divides by the micro-batches; the losses are
+        # already divided by the label counts of the whole update, so both are undone.
+        with nullcontext() if is_last else accelerator.no_sync(prepared):
+            with accelerator.autocast():
+                generator = noise_generator(config.seed, step, *place, device=accelerator.device)
+                output = prepared(**batch, loss_settings=stage.losses, label_counts=counts, generator=generator)
+            loss = poison_if_bad(output.loss)
+            accelerator.backward(loss * accelerator.num_processes * accelerator.gradient_accumulation_steps)
+        terms = [getattr(output, name) for name in LOSS_NAMES]
+        totals += torch.stack([totals.new_zeros(()) if term is None else term.detach().float() for term in terms])
+    return totals
+
+
 def _block_norms(model: torch.nn.Module) -> list[Tensor]:
     norms = []
     for name in BLOCKS:
         block = getattr(model, name)
         gradients = [p.grad for p in block.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=model.device)
-        norms.append(norm.float())
+        norms.append(whole(norm).float())
     return norms
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
+from torch.optim.swa_utils import AveragedModel
 
 from .evaluation import load_references
 from .graph_batch import pad_graphs
 from .modeling_pcbridge import PCBridgeModel
+from .parameter_sharding import gathered
 from .report import plot_structures
 from .training_config import EvaluationConfig, StageConfig, TrainingConfig
 from .training_data import collate_in_parts, load_sources
@@ -46,19 +48,21 @@ class Validation:
             [send_to_device(batch, accelerator.device) for _, batch in self.batches], accelerator
         )
 
-    def __call__(self, average: PCBridgeModel, progress: dict) -> tuple[float, bool]:
+    def __call__(self, average: AveragedModel, progress: dict) -> tuple[float, bool]:
         """The validation loss of `average` after `progress["step"]` updates, and whether the stage should end here.
 
         `progress["best"]` holds the step and loss of the weights in `best` and how many validations ago they were.
         """
-        loss, step, best = self.loss(average), progress["step"], progress.get("best")
+        step, best = progress["step"], progress.get("best")
+        with gathered(average):
+            loss = self.loss(average.module)
+            if self.settings.num_pictures > 0 and self.accelerator.is_main_process:
+                self._picture(average.module, step)
         if best is None or loss < best["loss"]:
             progress["best"] = best = {"step": step, "loss": loss, "validations_since": 0}
-            self.best.load_state_dict(average.state_dict())
+            self.best.load_state_dict(average.module.state_dict())
         else:
             best["validations_since"] += 1
-        if self.settings.num_pictures > 0 and self.accelerator.is_main_process:
-            self._picture(average, step)
         return loss, self.settings.patience is not None and best["validations_since"] >= self.settings.patience
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import small_model
 
+from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.diffusion import DiffusionSchedule, centred_noise
 from modeling_pcbridge.molecular_graph import signed_volumes
 
@@ -13,6 +14,14 @@ from modeling_pcbridge.molecular_graph import signed_volumes
 @pytest.fixture
 def schedule() -> DiffusionSchedule:
     return DiffusionSchedule(1000, 1e-4, 2e-2, length_unit=1.0)
+
+
+def gaussian_model(position_std: float = 1.0) -> PCBridgeModel:
+    """Without displacements the model is the exact denoiser of N(0, position_std^2); its layers are left out."""
+    model = small_model(position_std=position_std)
+    model.encoder.forward = lambda *_: (None, None)
+    model.structure_decoder.forward = lambda graph, node_features, pairs, inputs: torch.zeros_like(inputs)
+    return model
 
 
 def test_schedule_against_its_closed_form(schedule):
@@ -63,8 +72,7 @@ def test_centred_noise_has_unit_variance_in_the_centred_subspace():
 @pytest.mark.parametrize(("position_std", "eta", "steps"), [(0.7, 0.0, 100), (1.3, 0.0, 100), (1.3, 1.0, 250)])
 def test_sampler_recovers_an_exact_gaussian(processor, position_std, eta, steps):
     """With no displacement the preconditioned model is the exact denoiser of N(0, position_std^2)."""
-    model = small_model(position_std=position_std, hidden_size=8, vector_size=8, num_hidden_layers=1)
-    torch.nn.init.zeros_(model.structure_decoder.displacement.weight)
+    model = gaussian_model(position_std)
     graph = dict(processor(["O"]))
     samples = model.predict_structure(
         **graph, num_inference_steps=steps, num_samples=1200, eta=eta, generator=torch.Generator().manual_seed(0)
@@ -77,8 +85,7 @@ def test_sampler_recovers_an_exact_gaussian(processor, position_std, eta, steps)
 
 def test_fewer_steps_follow_the_same_trajectory(processor):
     """DDIM is deterministic: from the same noise, 100 and 200 steps of the exact denoiser end close together."""
-    model = small_model()
-    torch.nn.init.zeros_(model.structure_decoder.displacement.weight)
+    model = gaussian_model()
     graph = dict(processor(["CCO"]))
     ends = [
         model.predict_structure(
@@ -130,8 +137,7 @@ def test_mean_shift_contracts_a_gaussian_to_its_centre(processor):
 
 def test_wrong_stereo_is_drawn_again(processor):
     """Gaussian samples obey one mark half of the time: six attempts leave 1 in 64, and the flag tells which."""
-    model = small_model(hidden_size=8, vector_size=8, num_hidden_layers=1)
-    torch.nn.init.zeros_(model.structure_decoder.displacement.weight)
+    model = gaussian_model()
     graph = dict(processor(["C[C@H](N)O", "CC"]))
     shares = []
     for attempts in (1, 6):
@@ -180,8 +186,7 @@ def test_each_step_is_told_with_its_samples(processor):
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_refinement_stays_near_its_start(processor, eta):
     """Noise of refinement_timestep is added and removed: an exact broad-Gaussian denoiser keeps the structure."""
-    model = small_model(position_std=100.0, hidden_size=8, vector_size=8, num_hidden_layers=1)
-    torch.nn.init.zeros_(model.structure_decoder.displacement.weight)
+    model = gaussian_model(position_std=100.0)
     inputs = dict(processor([([8, 1, 1], [[5.0, 0.0, 0.0], [5.96, 0.0, 0.0], [4.76, 0.93, 0.0]])]))
     refined = model.predict_structure(
         **inputs, method="refine", num_samples=200, eta=eta, generator=torch.Generator().manual_seed(0)

@@ -1,20 +1,26 @@
-"""A stage with every loss, in float64 and with Adam, on however many processes started it; used by the tests.
+"""A stage with every loss, in float64, on however many processes started it; used by the tests.
 
-torchrun --nproc_per_node=2 tests/train_in_float64.py FOLDER MICRO_BATCHES
+accelerate launch --config_file configs/accelerate/fsdp2_8_gpus.yaml --num_processes 2 \
+    tests/train_in_float64.py FOLDER MICRO_BATCHES OPTIMIZER
+
+It goes on from the last training state in FOLDER, if there is one.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, PartialState
+from accelerate.utils import DistributedType
 from conftest import small_model
 from safetensors.torch import save_file
 
 from modeling_pcbridge import LossSettings
-from modeling_pcbridge.training_config import SourceConfig, StageConfig, TrainingConfig
+from modeling_pcbridge.training_config import SourceConfig, StageConfig, TrainingConfig, ValidationConfig
 from modeling_pcbridge.training_loop import train_stage
+from modeling_pcbridge.training_run import refuse_unsupported_sharding
 
 LOSSES = LossSettings(
     denoising_weight=0.1,
@@ -28,22 +34,32 @@ LOSSES = LossSettings(
 )
 
 
-def main(folder: Path, micro_batches: int) -> None:
+def main(folder: Path, micro_batches: int, optimizer: str) -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(
         cpu=True,
         gradient_accumulation_steps=micro_batches,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        # torch has FSDP2 on CPUs too, but accelerate takes no notice of its own configuration there.
+        PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        refuse_unsupported_sharding(accelerator, TrainingConfig(stage1=StageConfig(1, 0.0, 0, []), stage2=None))
     sources = [SourceConfig("pm6", 3.0, max_rows=50), SourceConfig("pm6_displaced", 1.0, max_rows=50)]
-    stage = StageConfig(num_steps=6, learning_rate=1e-3, warmup_steps=2, sources=sources, losses=LOSSES)
+    stage = StageConfig(num_steps=12, learning_rate=1e-3, warmup_steps=2, sources=sources, losses=LOSSES)
     config = TrainingConfig(
         stage1=stage,
         stage2=None,
         output_dir=str(folder),
+        resume="latest",
+        checkpoint_every=10,
         batch_size=4,
+        max_pairs=700,
         gradient_accumulation_steps=micro_batches,
         ema_decay=0.1,
+        optimizer=optimizer,
+        validation=ValidationConfig(every=10, max_molecules=3, num_pictures=1),
     )
     model = small_model(num_structure_layers=1)
     history = train_stage("stage", model, stage, config, accelerator)
@@ -54,4 +70,4 @@ def main(folder: Path, micro_batches: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

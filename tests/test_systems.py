@@ -1,0 +1,17 @@
+"""What needs Linux or macOS says so elsewhere."""
+
+import importlib
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "lacking, module",
+    [("resource", "modeling_pcbridge.training_log"), ("fcntl", "dataset_scripts.label_generation")],
+)
+def test_windows_gets_a_sentence(monkeypatch, lacking, module):
+    monkeypatch.setitem(sys.modules, lacking, None)  # as if it were not there
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(ImportError, match="needs Linux or macOS"):
+        importlib.import_module(module)
