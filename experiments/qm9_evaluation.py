@@ -123,15 +123,20 @@ def refine(model: PCBridgeModel, references: list[ReferenceMolecule], starts: li
     return refined
 
 
-def energy_errors(model: PCBridgeModel, references: list[ReferenceMolecule]) -> np.ndarray:
-    """Absolute errors of E at the DFT structures, eV; labels at the model's level of theory."""
-    errors = []
+def at_minima(model: PCBridgeModel, references: list[ReferenceMolecule]) -> dict[str, float]:
+    """E and its gradient at the DFT structures; labels at the model's level of theory.
+
+    Returns:
+        `energy_mae`, eV, and `force_left`, eV/angstrom: the root mean square of a force component, which DFT has zero.
+    """
+    errors, squares = [], []
     for batch in _batches(references):
         graphs = pad_graphs([reference.example.graph for reference in batch])
         positions = pad_positions([reference.positions for reference in batch])
-        predicted = model.predict_energy(**graphs, positions=positions).energy.numpy()
-        errors += np.abs(predicted - [reference.example.energy for reference in batch]).tolist()
-    return np.array(errors)
+        predicted = model.predict_energy(**graphs, positions=positions)
+        errors += np.abs(predicted.energy.numpy() - [reference.example.energy for reference in batch]).tolist()
+        squares += predicted.forces[graphs["atom_mask"]].square().flatten().tolist()
+    return {"energy_mae": float(np.mean(errors)), "force_left": float(np.mean(squares)) ** 0.5}
 
 
 def summary(records: Records, statistic: Callable[[np.ndarray], float] = np.mean) -> dict[str, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from experiments.qm9_benchmark import RESULTS, ROOT, RUN
+from experiments.qm9_benchmark import CHECKPOINTS, RESULTS, ROOT
 from experiments.qm9_evaluation import DDIM, central
 from experiments.qm9_report import RELEASED
 from experiments.release import FILES
@@ -22,7 +22,10 @@ def card(record: dict) -> ModelCard:
     """The card from what `experiments.qm9_benchmark` measured (results/qm9.json)."""
     template = ModelCard.load(_TEMPLATE)
     measured = record["models"][RELEASED]
-    values = {"energy MAE at DFT structures (eV)": measured["energy_mae"]}
+    values = {
+        "at DFT structures: energy MAE (eV)": measured["at_minima"]["energy_mae"],
+        "at DFT structures: RMS force, which should be zero (eV/angstrom)": measured["at_minima"]["force_left"],
+    }
     for title, row in (("one sample", DDIM), ("most central of 10 samples", central(DDIM))):
         metrics = measured["from_graph"][row]
         values |= {
@@ -63,7 +66,7 @@ def card(record: dict) -> ModelCard:
 def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in FILES:
-        shutil.copyfile(RUN / RELEASED / name, FOLDER / name)
+        shutil.copyfile(CHECKPOINTS[RELEASED] / name, FOLDER / name)
     card(json.loads((RESULTS / "qm9.json").read_text())).save(FOLDER / "README.md")
     print(f"{FOLDER}: {sum(file.stat().st_size for file in FOLDER.iterdir()) / 1e6:.1f} MB")
 
