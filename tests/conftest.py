@@ -11,7 +11,8 @@ from dataset_scripts.schema import B3LYP_6_31GD
 from modeling_pcbridge import PCBridgeConfig, PCBridgeModel, PCBridgeProcessor
 
 disable_progress_bars()
-torch.set_num_threads(2)
+# `pytest -n` gives every core a process of its own.
+torch.set_num_threads(1)
 # The same examples every time, however busy the machine is.
 hypothesis.settings.register_profile(
     "pcbridge", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]

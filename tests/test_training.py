@@ -67,7 +67,7 @@ def test_script_trains_both_stages_evaluates_and_leaves_everything(tmp_path):
         "--evaluation.num_inference_steps=4",
         "--evaluation.split=validation",
     ]
-    environment = dict(os.environ, OMP_NUM_THREADS="2")
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
     result = subprocess.run(
         [sys.executable, "train_accelerate.py", *overrides],
         cwd=ROOT,
