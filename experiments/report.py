@@ -46,10 +46,11 @@ _MAIN_KINDS = (
     "ddim",
     "ddim_mean_shift",
     "lowest_energy_mean_shift",
-    "refine",
     "mean_shift",
     "refine_relaxed",
 )
+# What settings are compared by, and ablations.
+_SETTING_KINDS = ("mean_shift", "ddim_mean_shift")
 _ABLATION_KINDS = ("refine", "ddim", "denoising")
 _MAIN_METRICS = (
     "heavy_rmsd_mean",
@@ -155,7 +156,9 @@ def write_evidence(runs: Path, folder: Path) -> None:
         "",
     ]
     record: dict = {"num_molecules": len(ids), "settings": {}}
-    for name in [name for name in DATA_SETTINGS if name in found]:
+    settings = {name: found[name] for name in DATA_SETTINGS if name in found}
+    lines += _settings_tables(settings)
+    for name in settings:
         section, record["settings"][name] = _setting_section(name, found[name], references, dissimilar)
         lines += section
     ablations = {name: found[name] for name in ABLATIONS if name in found}
@@ -174,7 +177,23 @@ def write_evidence(runs: Path, folder: Path) -> None:
     (folder / "evidence.md").write_text("\n\n".join(["\n".join(lines), *pictures]))
     (folder / "main_table.md").write_text("\n".join(_main_table(found[_last_setting(found)], references)) + "\n")
     _plot_first_seed(found, folder)
-    _plot({name: found[name] for name in DATA_SETTINGS if name in found}, references, folder / "evidence.png")
+    _plot(settings, references, folder / "evidence.png")
+
+
+def _settings_tables(settings: dict[str, Evaluations]) -> list[str]:
+    """The data settings side by side."""
+    lines = ["## All settings", ""]
+    columns = [column for column in STRUCTURE_COLUMNS if column[0] in _MAIN_METRICS]
+    for kind in _SETTING_KINDS:
+        rows = {
+            f"{name}, {len(evaluations)} seed{'s'[: len(evaluations) > 1]}: {model}": _by_metric(
+                evaluations, model, kind, columns
+            )
+            for name, evaluations in settings.items()
+            for model in SETTINGS[name].models
+        }
+        lines += [f"{PREDICTION_TITLES[kind]}:", "", *markdown_table(rows, columns, _cell).splitlines(), ""]
+    return lines
 
 
 def _setting_section(
@@ -300,7 +319,7 @@ def _plot(found: dict[str, Evaluations], references: dict[str, dict], path: Path
     )
     for row, (setting, evaluations) in enumerate(found.items()):
         for axis, (metric, title) in zip(axes[row], shown, strict=True):
-            for place, name in enumerate(("refine", "ddim")):
+            for place, name in enumerate(_SETTING_KINDS):
                 pairs = [over_seeds(evaluations, model, name, metric) for model in (MULTI_TASK, CONSISTENCY)]
                 for before, after in zip(*pairs, strict=True):
                     axis.plot([2.5 * place, 2.5 * place + 1], [before, after], "o-", color=f"C{place}", lw=0.8, ms=4)
