@@ -109,7 +109,7 @@ def build(structures_path: Path, label_paths: list[Path]) -> dict:
         for label in read_labels(path):
             labels.setdefault(label["qm9_index"], {})[label["geometry"]] = label
 
-    rows = {(name, split): [] for name in CONFIG_NAMES for split in SPLITS}
+    rows: dict[tuple[str, str], list[dict]] = {(name, split): [] for name in CONFIG_NAMES for split in SPLITS}
     rejected: Counter[str] = Counter()
     for structure in pq.read_table(structures_path).to_pylist():
         try:

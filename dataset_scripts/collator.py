@@ -1,11 +1,11 @@
 """From rows of the schema to padded batches: graph features once a row, then stacking and row order."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from rdkit import Chem
-from torch import Tensor
 
 from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
 from modeling_pcbridge.molecular_graph import MolecularGraph, graph_from_mol, mol_from_smiles, with_structure
@@ -84,7 +84,7 @@ def order_rows(examples: list[Example]) -> list[Example]:
     return sorted(examples, key=lambda example: (example.is_equilibrium, example.is_equilibrium != example.is_labelled))
 
 
-def collate(examples: list[Example]) -> dict[str, Tensor | slice]:
+def collate(examples: list[Example]) -> dict[str, Any]:
     """The keyword arguments of `PCBridgeModel.forward` for these examples.
 
     Rows are put in the order of `order_rows`, so that each loss is computed on one slice. Slices are never empty:

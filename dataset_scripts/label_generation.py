@@ -144,7 +144,7 @@ def starting_structure(molecule: dict) -> Chem.Mol:
     if positions is None:
         embedded = Chem.Mol(mol)
         parameters = rdDistGeom.ETKDGv3()
-        parameters.randomSeed = 1
+        parameters.randomSeed = 1  # type: ignore[assignment]  # RDKit's stub is wrong
         if rdDistGeom.EmbedMolecule(embedded, parameters) < 0:
             raise RuntimeError("ETKDG found no structure")
         if rdForceFieldHelpers.MMFFHasAllMoleculeParams(embedded):
@@ -196,6 +196,7 @@ def _labelled_row(molecule: dict, geometry: str, level: Level) -> dict:
     positions = mol.GetConformer().GetPositions()
     forces, equilibrium = None, None
     if geometry == "minimum":
+        assert level.minimum is not None  # `generate` has looked
         positions, energy = level.minimum(atomic_numbers, positions, total_charge)
         check_same_molecule(mol, positions)
         equilibrium = level.level_of_theory
@@ -204,6 +205,7 @@ def _labelled_row(molecule: dict, geometry: str, level: Level) -> dict:
             positions = displaced(positions, molecule["molecule_id"])
         else:
             equilibrium = molecule.get("equilibrium_level_of_theory")
+        assert level.energy_and_forces is not None
         energy, forces = level.energy_and_forces(atomic_numbers, positions, total_charge)
     if not np.isfinite(energy) or (forces is not None and not np.isfinite(forces).all()):
         raise RuntimeError("the energy or a force is not a number")
@@ -306,7 +308,7 @@ def generate(
         done = _finished_tasks(file, level, retry_failed)
         tasks = [(m, geometry) for m, geometry in tasks if (m["molecule_id"], geometry) not in done]
         lines = label_all(tasks, level, workers, scheduler)
-        new = Counter()
+        new: Counter[str] = Counter()
         for line in (progress := tqdm(lines, total=len(tasks), desc=functions.level_of_theory, unit="structure")):
             file.write(json.dumps(line).encode() + b"\n")
             file.flush()

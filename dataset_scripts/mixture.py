@@ -48,7 +48,7 @@ class MixtureBatchSampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        sizes: Sequence[Sequence[int]],
+        sizes: Sequence[Sequence[int] | np.ndarray],
         weights: Sequence[float],
         batch_size: int,
         num_batches: int,

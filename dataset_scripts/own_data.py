@@ -70,7 +70,7 @@ def _read_extxyz(path: Path) -> Iterator[Any]:
         yield frame
 
 
-def _parse(record: tuple[str, str, Any], levels: dict[str, str | None]) -> dict:
+def _parse(record: tuple[str, str, Any], levels: dict[str, Any]) -> dict:
     name, kind, content = record
     parts = {".sdf": _from_sdf, ".xyz": _from_atoms, ".extxyz": _from_atoms}.get(kind, _from_table)
     with naming(name):

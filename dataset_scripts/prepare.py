@@ -179,7 +179,7 @@ def main() -> None:
     if arguments.input is None and source.default_inputs is None:
         parser.error(f"{arguments.source} needs --input")
     RDLogger.DisableLog("rdApp.*")
-    inputs = arguments.input or source.default_inputs()
+    inputs = arguments.input or (source.default_inputs() if source.default_inputs else [])
     print(json.dumps(prepare(source, inputs, arguments.output, arguments.split, arguments.on_error), indent=2))
 
 

@@ -11,6 +11,7 @@ OMP_NUM_THREADS says when it is first used). A calculation that fails raises Run
 program's reason; a program that is not installed, ImportError.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -165,7 +166,7 @@ def gfn2_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_cha
     from ase.optimize import LBFGS
 
     atoms = _gfn2_atoms(atomic_numbers, positions, total_charge)
-    if not LBFGS(atoms, logfile=None).run(fmax=MAX_GFN2_FORCE, steps=MAX_GFN2_STEPS):
+    if not LBFGS(atoms, logfile=os.devnull).run(fmax=MAX_GFN2_FORCE, steps=MAX_GFN2_STEPS):
         raise RuntimeError(f"GFN2-xTB did not reach a minimum in {MAX_GFN2_STEPS} steps")
     return atoms.positions, atoms.get_potential_energy()
 

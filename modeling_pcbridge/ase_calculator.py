@@ -1,11 +1,11 @@
 """PCBridge as an ASE calculator: geometry optimisation, molecular dynamics, and whatever else takes forces."""
 
-import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from rdkit import Chem
 
+from .graph_batch import GraphBatch
 from .modeling_pcbridge import PCBridgeModel
 from .molecular_graph import mol_from_positions, mol_from_smiles
 from .processing_pcbridge import PCBridgeProcessor
@@ -45,33 +45,36 @@ class PCBridgeCalculator(Calculator):
         self.model = model if isinstance(model, PCBridgeModel) else PCBridgeModel.from_pretrained(model)
         self.model.to(device or self.model.device).eval()
         self.total_charge = total_charge
-        self._graph = None
+        self._graph: GraphBatch | None = None
         if molecule is not None:
-            self._set_molecule(mol_from_smiles(molecule) if isinstance(molecule, str) else molecule)
+            self._graph = self._graph_of(mol_from_smiles(molecule) if isinstance(molecule, str) else molecule)
 
-    def calculate(self, atoms: Atoms, properties=("energy",), system_changes=all_changes) -> None:
+    def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
         super().calculate(atoms, properties, system_changes)
+        atoms = self.atoms if atoms is None else atoms
+        if atoms is None:
+            raise ValueError("there are no atoms to compute")
         if atoms.pbc.any():
             raise ValueError("the atoms are periodic; PCBridge describes single molecules in vacuum")
         if self._graph is None:
-            self._set_molecule(mol_from_positions(atoms.numbers, atoms.positions, self.total_charge))
-        numbers = self._graph["atomic_numbers"][0].tolist()
+            mol = mol_from_positions(atoms.numbers.tolist(), atoms.positions, self.total_charge)
+            self._graph = self._graph_of(mol)
+        numbers = self._graph.atomic_numbers[0].tolist()
         if atoms.numbers.tolist() != numbers:
             raise ValueError(
                 f"the atoms are {atoms.symbols}, but this calculator is for atomic numbers {numbers} in this order; "
                 "make a calculator for each molecule"
             )
         positions = torch.as_tensor(atoms.positions, device=self.model.device)[None]
-        result = self.model.predict_energy(**self._graph, positions=positions)
-        energy = result.energy.item()
-        forces = result.forces[0].cpu().numpy().astype(np.float64)
-        self.results = {"energy": energy, "free_energy": energy, "forces": forces}
+        energies, forces = self.model.energy_and_forces(self._graph, positions)
+        energy = energies.item()
+        self.results = {"energy": energy, "free_energy": energy, "forces": forces[0].double().cpu().numpy()}
 
     def get_stress(self, atoms=None):
         raise PropertyNotImplementedError("PCBridge describes single molecules in vacuum: no cell, hence no stress")
 
-    def _set_molecule(self, mol: Chem.Mol) -> None:
+    def _graph_of(self, mol: Chem.Mol) -> GraphBatch:
         mol = Chem.Mol(mol)
         mol.RemoveAllConformers()  # the ASE atoms have the positions
         graph = PCBridgeProcessor(self.model.config.supported_elements)(mol)
-        self._graph = {key: tensor.to(self.model.device) for key, tensor in graph.items()}
+        return GraphBatch(**{key: tensor.to(self.model.device) for key, tensor in graph.items()})

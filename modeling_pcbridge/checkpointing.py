@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -96,7 +97,8 @@ def restore_training_state(state: Path, modules: dict[str, nn.Module], optimizer
         prefix = f"{name}/"
         own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         targets = module.state_dict()
-        module.load_state_dict({k: sharded_like(v, targets.get(k)) for k, v in own.items()})
+        # Names that the module lacks stay, for `load_state_dict` to refuse.
+        module.load_state_dict({k: sharded_like(v, targets.get(k, v)) for k, v in own.items()})
     moments = load_file(state / _OPTIMIZERS)
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     parameters = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
@@ -137,7 +139,11 @@ def _whole_state(
         for parameter, values in optimizer.state_dict()["state"].items()
         for key, value in values.items()
     )
-    return tuple({name: tensor.cpu().contiguous() for name, tensor in named if keep} for named in (weights, moments))
+
+    def gathered(named: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: tensor.cpu().contiguous() for name, tensor in named if keep}
+
+    return gathered(weights), gathered(moments)
 
 
 def _write(folder: Path, weights: dict[str, Tensor], moments: dict[str, Tensor], progress: dict) -> None:

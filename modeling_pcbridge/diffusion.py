@@ -56,6 +56,8 @@ class DiffusionSchedule(Float64Buffers):
     `length_unit` angstrom at t = T.
     """
 
+    alphas_cumprod: Tensor
+
     def __init__(self, num_train_timesteps: int, beta_start: float, beta_end: float, length_unit: float):
         super().__init__()
         self.num_train_timesteps = num_train_timesteps
@@ -122,5 +124,5 @@ class DiffusionSchedule(Float64Buffers):
             timestep_spacing="leading",
             steps_offset=1,  # the last model call is at t = 1, then comes t = 0
         )
-        scheduler.set_timesteps(num_inference_steps)
+        scheduler.set_timesteps(num_inference_steps)  # type: ignore[attr-defined]  # hidden by a decorator
         return scheduler

@@ -14,6 +14,8 @@ class ReferenceEnergies(Float64Buffers):
     They carry thousands of eV, so they are added in float64; the network learns only the remaining few eV.
     """
 
+    energies: Tensor
+
     def __init__(self):
         super().__init__()
         self.register_buffer("energies", torch.zeros(NUM_ELEMENTS, dtype=torch.float64))

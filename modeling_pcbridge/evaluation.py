@@ -103,9 +103,9 @@ def structure_record(reference: ReferenceMolecule, samples: np.ndarray) -> dict[
     }
 
 
-def mean_over_molecules(records: Sequence[dict[str, float]]) -> dict[str, float]:
+def mean_over_molecules(records: Sequence[dict[str, float]]) -> dict[str, float | None]:
     """Mean of every metric over the molecules that have it, with the median of the heavy-atom RMSD beside."""
-    summary = {}
+    summary: dict[str, float | None] = {}
     for key in records[0]:
         values = np.array([record[key] for record in records], dtype=np.float64)
         values = values[~np.isnan(values)]
@@ -126,7 +126,8 @@ def evaluate_model(
         on PM6 and displaced structures; under "per_molecule" the metrics of each molecule and what the plots need.
     """
     model.eval()
-    references, starts = load_references(evaluation), pm6_structures(evaluation)
+    references, pm6 = load_references(evaluation), pm6_structures(evaluation)
+    starts = [pm6(reference) for reference in references]
     reference_energies = _model_energies(model, [r.example for r in references], evaluation.batch_size)
     predictions = {
         method: _predict(model, references, starts, method, evaluation, seed, progress) for method in SAMPLING_METHODS
@@ -136,25 +137,25 @@ def evaluate_model(
     shift, shift_sample = (
         partial(model.mean_shift, num_steps=_MEAN_SHIFT_STEPS[name]) for name in ("mean_shift", "ddim_mean_shift")
     )
-    samples = {name: [x for x, _ in predictions[name]] for name in ("ddim", "refine")}
-    predictions["mean_shift"] = moved([starts(reference) for reference in references], shift)
-    predictions["ddim_mean_shift"] = moved(samples["ddim"], shift_sample)
+    ddim, refined = ([samples for samples, _ in predictions[name]] for name in ("ddim", "refine"))
+    predictions["mean_shift"] = moved(starts, shift)
+    predictions["ddim_mean_shift"] = moved(ddim, shift_sample)
     predictions["lowest_energy"] = _lowest_energy(predictions["ddim"])
     predictions["lowest_energy_mean_shift"] = _lowest_energy(predictions["ddim_mean_shift"])
-    predictions["refine_relaxed"] = moved(samples["refine"], relax)
-    predictions["lowest_energy_relaxed"] = _lowest_energy(moved(samples["ddim"], relax))
+    predictions["refine_relaxed"] = moved(refined, relax)
+    predictions["lowest_energy_relaxed"] = _lowest_energy(moved(ddim, relax))
     results: dict[str, dict] = {"per_molecule": {"molecule_id": [r.example.molecule_id for r in references]}}
     results["per_molecule"]["reference_energy"] = reference_energies
     for method, predicted in predictions.items():
         records = []
-        for reference, reference_energy, (samples, energies) in zip(
-            references, reference_energies, predicted, strict=True
+        for reference, start, reference_energy, (samples, energies) in zip(
+            references, starts, reference_energies, predicted, strict=True
         ):
             above = float((energies - reference_energy).mean())
             others = {
                 "energy_above_reference": above,
                 "energy_gap": above / abs(reference_energy),
-                "pm6_rmsd_mean": kabsch_rmsd(samples, starts(reference)[0]).mean(),
+                "pm6_rmsd_mean": kabsch_rmsd(samples, start[0]).mean(),
             }
             records.append(structure_record(reference, samples) | others)
         results[method] = mean_over_molecules(records)
@@ -169,13 +170,13 @@ def evaluate_model(
 def _predict(
     model: PCBridgeModel,
     references: list[ReferenceMolecule],
-    starts: Callable[[ReferenceMolecule], np.ndarray],
+    starts: list[np.ndarray],
     method: str,
     evaluation: EvaluationConfig,
     seed: int,
     progress: bool,
 ) -> Predictions:
-    """The samples of a method; `starts` gives the structures that "refine" starts from."""
+    """The samples of a method; `starts` (1, N, 3) a molecule are the structures that "refine" starts from."""
     generator = torch.Generator().manual_seed(seed)
     # Refined structures differ by hundredths of an angstrom; one of them is enough.
     num_samples = 1 if method == "refine" else evaluation.num_samples
@@ -184,7 +185,7 @@ def _predict(
     for start in tqdm(range(0, len(references), chunk), desc=f"evaluate {method}", disable=not progress):
         batch = references[start : start + chunk]
         graphs = pad_graphs([reference.example.graph for reference in batch])
-        start_positions = pad_positions([starts(reference)[0] for reference in batch])
+        start_positions = pad_positions([structures[0] for structures in starts[start : start + chunk]])
         graphs, start_positions = send_to_device((graphs, start_positions), model.device)
         positions = model.predict_structure(
             **graphs,
@@ -223,7 +224,8 @@ def _with_energies(
     model: PCBridgeModel, batch: list[ReferenceMolecule], graphs: dict[str, torch.Tensor], positions: torch.Tensor
 ) -> Predictions:
     """Padded `positions` (molecules * samples, N, 3) by molecule, without padding, beside their energies."""
-    energies = model.predict_energy(**graphs, positions=positions).energy.unflatten(0, (len(batch), -1)).cpu().numpy()
+    energies, _ = model.energy_and_forces(GraphBatch(**graphs), positions)
+    energies = energies.unflatten(0, (len(batch), -1)).cpu().numpy()
     samples = positions.unflatten(0, (len(batch), -1)).cpu().double().numpy()
     return [
         (samples[row, :, : reference.example.graph.num_atoms], energies[row]) for row, reference in enumerate(batch)
@@ -242,13 +244,15 @@ def evaluate_energy(model: PCBridgeModel, evaluation: EvaluationConfig) -> dict[
         rows = load_bundled(name, evaluation.split)
         examples = [example_from_row(row, model.config.energy_level_of_theory) for row in rows]
         examples = [example for example in examples if example.energy is not None and example.forces is not None]
-        energy_errors, force_errors = [], []
+        energy_errors: list[float] = []
+        force_errors: list[float] = []
         for start in range(0, len(examples), evaluation.batch_size):
             batch = collate(examples[start : start + evaluation.batch_size])
             inputs = send_to_device({key: batch[key] for key in (*GRAPH_KEYS, "positions")}, model.device)
-            predicted = model.predict_energy(**inputs)
-            energy_errors += (predicted.energy.cpu() - batch["energy"]).abs().tolist()
-            errors = (predicted.forces.cpu() - batch["forces"]).abs()[batch["atom_mask"]]
+            positions = inputs.pop("positions")
+            energy, forces = model.energy_and_forces(GraphBatch(**inputs), positions)
+            energy_errors += (energy.cpu() - batch["energy"]).abs().tolist()
+            errors = (forces.cpu() - batch["forces"]).abs()[batch["atom_mask"]]
             force_errors += errors.flatten().tolist()
         summary[f"{name}_energy_mae"] = float(np.mean(energy_errors))
         summary[f"{name}_force_mae"] = float(np.mean(force_errors))
@@ -257,13 +261,14 @@ def evaluate_energy(model: PCBridgeModel, evaluation: EvaluationConfig) -> dict[
 
 
 def _model_energies(model: PCBridgeModel, examples: Sequence[Example], batch_size: int) -> list[float]:
-    energies = []
+    energies: list[float] = []
     for start in range(0, len(examples), batch_size):
         chunk = examples[start : start + batch_size]
-        inputs = pad_graphs([example.graph for example in chunk])
-        inputs["positions"] = pad_positions([example.positions for example in chunk])
-        inputs = send_to_device(inputs, model.device)
-        energies += model.predict_energy(**inputs).energy.tolist()
+        graphs = pad_graphs([example.graph for example in chunk])
+        positions = pad_positions([example.positions for example in chunk])
+        graphs, positions = send_to_device((graphs, positions), model.device)
+        energy, _ = model.energy_and_forces(GraphBatch(**graphs), positions)
+        energies += energy.tolist()
     return energies
 
 
@@ -286,7 +291,7 @@ def evaluate_reference(
     }
 
 
-def pm6_structures(evaluation: EvaluationConfig) -> Callable[[ReferenceMolecule], np.ndarray | None]:
+def pm6_structures(evaluation: EvaluationConfig) -> Callable[[ReferenceMolecule], np.ndarray]:
     """The PM6 minima of the bundled data, each from the conformer of its DFT structure."""
     by_id = {row["molecule_id"]: row["positions"] for row in load_bundled("pm6", evaluation.split)}
     return lambda reference: np.array([by_id[reference.example.molecule_id]])
@@ -320,5 +325,6 @@ def _embedded(reference: ReferenceMolecule, num_samples: int, seed: int) -> Chem
     mol = Chem.Mol(reference.mol)
     mol.RemoveAllConformers()
     parameters = rdDistGeom.ETKDGv3()
-    parameters.randomSeed = seed + 1  # RDKit scales it by the conformer's number: 0 would repeat one conformer
+    # RDKit scales it by the conformer's number: 0 would repeat one conformer.
+    parameters.randomSeed = seed + 1  # type: ignore[assignment]  # RDKit's stub is wrong
     return mol if rdDistGeom.EmbedMultipleConfs(mol, num_samples, parameters) else None

@@ -20,7 +20,7 @@ def level_shift(model: PCBridgeModel, sources: Sequence[SourceConfig]) -> Callab
     """
     level = model.config.energy_level_of_theory
     names = tuple(sorted({source.name for source in sources}))
-    own = ()
+    own: tuple[tuple[int, float], ...] = ()
     if level not in _fitted_references(names, level):
         energies = model.energy_decoder.reference_energies.energies.tolist()
         own = tuple((atomic_number, energy) for atomic_number, energy in enumerate(energies) if energy != 0)

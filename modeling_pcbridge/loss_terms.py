@@ -27,8 +27,9 @@ def label_terms(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Eq. 7, first term, and Eq. 12, from one evaluation of E; None where there is no label or no weight."""
     energy_term = force_term = None
-    with_forces = settings.force_weight > 0 and forces is not None
-    if with_forces:
+    if settings.force_weight == 0:
+        forces = None
+    if forces is not None:
         positions = positions.detach().requires_grad_()
         interaction, gradient = model.interaction_energy_and_gradient(graph, positions)
     else:
@@ -39,7 +40,7 @@ def label_terms(
         mask = ~label.isnan()
         label = label.nan_to_num().to(interaction.dtype)
         energy_term = reduce_mean(energy_loss(interaction, label), mask, counts.get("energy"))
-    if with_forces:
+    if forces is not None:
         mask = ~(forces.isnan() & graph.atom_mask.unsqueeze(-1)).flatten(1).any(1)
         label = forces.to(gradient.dtype).nan_to_num() * graph.atom_mask.unsqueeze(-1)
         if settings.force_form == "squared":

@@ -64,7 +64,7 @@ class StructureOutput(ModelOutput):
         stereo_right: (B, num_samples) bool, whether the structure obeys every stereo mark of its graph.
     """
 
-    positions: Tensor | None = None
+    positions: Tensor
     stereo_right: Tensor | None = None
 
 
@@ -290,9 +290,14 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         counts = label_counts or {}
         output = PCBridgeOutput()
         if settings.energy_weight > 0 or settings.force_weight > 0:
-            labels = (None if label is None else label[labelled_rows] for label in (energy, forces))
             output.energy_loss, output.force_loss = label_terms(
-                self, graph[labelled_rows], positions[labelled_rows], *labels, settings, counts
+                self,
+                graph[labelled_rows],
+                positions[labelled_rows],
+                None if energy is None else energy[labelled_rows],
+                None if forces is None else forces[labelled_rows],
+                settings,
+                counts,
             )
         structures = (
             graph[structure_rows],
@@ -316,7 +321,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             (settings.optimality_weight, output.optimality_consistency_loss),
             (settings.score_weight, output.score_consistency_loss),
         )
-        output.loss = sum(weight * term for weight, term in weighted if term is not None)
+        output.loss = sum((weight * term for weight, term in weighted if term is not None), positions.new_zeros(()))
         return output if return_dict else output.to_tuple()
 
     def multi_task_loss(self, loss_settings: LossSettings | None = None, **batch) -> Tensor:

@@ -20,8 +20,7 @@ def shard(module: nn.Module, accelerator: Accelerator) -> None:
     What trains which parameter has to be the same on all processes. It is: the collator leaves every loss a row.
     """
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    fully_shard(module, mesh=mesh, reshard_after_forward=False)
-    module.set_reshard_after_backward(False)
+    fully_shard(module, mesh=mesh, reshard_after_forward=False).set_reshard_after_backward(False)
 
 
 @contextmanager

@@ -58,15 +58,16 @@ class PCBridgeProcessor(ProcessorMixin):
             positions.append(coordinates)
 
         batch = pad_graphs(graphs)
-        with_positions = [i for i, coordinates in enumerate(positions) if coordinates is not None]
-        if with_positions:
-            if len(with_positions) < len(graphs):
-                without = next(i for i, coordinates in enumerate(positions) if coordinates is None)
+        given = [coordinates for coordinates in positions if coordinates is not None]
+        if given:
+            if len(given) < len(graphs):
+                having = [coordinates is not None for coordinates in positions]
+                without = having.index(False)
                 raise ValueError(
-                    f"molecule {with_positions[0]} has positions but molecule {without} "
+                    f"molecule {having.index(True)} has positions but molecule {without} "
                     f"({describe(molecules[without])}) has none; give positions for all molecules or for none"
                 )
-            batch["positions"] = pad_positions(positions)
+            batch["positions"] = pad_positions(given)
         return BatchFeature(batch)
 
     @property
@@ -95,7 +96,7 @@ class PCBridgeProcessor(ProcessorMixin):
             if not np.isfinite(coordinates).all():
                 raise ValueError("positions are not all finite")
             self._check_elements(atomic_numbers)
-            return mol_from_positions(atomic_numbers, coordinates, total_charge), coordinates
+            return mol_from_positions(atomic_numbers.tolist(), coordinates, total_charge), coordinates
         raise ValueError(
             "expected a SMILES string, an RDKit molecule or a tuple (atomic numbers, positions, total charge)"
         )

@@ -181,7 +181,8 @@ class StructureDecoder(nn.Module):
             pairs: the features of pairs, from the encoder.
             positions: (B, N, 3), the coordinates that the encoder saw.
         """
-        squares = sum((x.unsqueeze(-1) - x.unsqueeze(-2)).square() for x in positions.unbind(-1))
+        x, y, z = (axis.unsqueeze(-1) - axis.unsqueeze(-2) for axis in positions.unbind(-1))
+        squares = x.square() + y.square() + z.square()
         is_self = torch.eye(squares.shape[-1], dtype=torch.bool, device=squares.device)
         inverse_distances = (squares + DISTANCE_EPS).rsqrt().masked_fill(is_self, 0.0)
         stereo_types = pairs.triangle.take(graph.stereo_pair_types)

@@ -7,6 +7,7 @@ from itertools import islice
 from math import isqrt
 from pathlib import Path
 
+import numpy as np
 from accelerate import Accelerator
 from torch.utils.data import ConcatDataset, DataLoader
 
@@ -53,42 +54,56 @@ def load_source(
         ValueError: an unknown source, or one without any row.
     """
     max_atoms = None if max_pairs is None else isqrt(max_pairs)
+    examples: Sequence[Example]
     if source.name in CONFIG_NAMES:
-        rows = load_bundled(source.name, split)
-        fitting, num_left_out = [], 0
-        for row in map(shift, rows) if shift else rows:
-            if len(fitting) == source.max_rows:
-                break
-            example = example_from_row(row, energy_level_of_theory)
-            if source.only_labelled and not example.is_labelled:
-                continue
-            if max_atoms is None or example.graph.num_atoms <= max_atoms:
-                fitting.append(example)
-            else:
-                num_left_out += 1
+        examples, num_too_large = _bundled_examples(source, split, energy_level_of_theory, max_atoms, shift)
     elif Path(source.name).is_dir():
-        fitting = ShardedExamples(
+        examples = ShardedExamples(
             Path(source.name), split, energy_level_of_theory, source.only_labelled, max_atoms, shift
         )
-        num_left_out = fitting.num_too_large
+        num_too_large = examples.num_too_large
+        if source.max_rows is not None:
+            examples = list(islice(examples, source.max_rows))
     else:
         raise ValueError(
             f"no data source {source.name!r}: neither a bundled configuration ({', '.join(CONFIG_NAMES)}) nor a folder "
             "that dataset_scripts.prepare wrote"
         )
-    if num_left_out:
+    if num_too_large:
         logger.warning(
             "%s, %s: left out %d molecules of more than %d atoms (max_pairs)",
             source.name,
             split,
-            num_left_out,
+            num_too_large,
             max_atoms,
         )
-    if source.max_rows is not None:
-        fitting = list(islice(fitting, source.max_rows))
-    if not fitting:
+    if not examples:
         raise ValueError(f"data source {source} has no rows at {energy_level_of_theory}")
-    return fitting
+    return examples
+
+
+def _bundled_examples(
+    source: SourceConfig,
+    split: str,
+    energy_level_of_theory: str,
+    max_atoms: int | None,
+    shift: Callable[[dict], dict] | None,
+) -> tuple[list[Example], int]:
+    """Up to `source.max_rows` examples, and how many molecules before the last of them were too large."""
+    rows = load_bundled(source.name, split)
+    examples: list[Example] = []
+    num_too_large = 0
+    for row in map(shift, rows) if shift else rows:
+        if len(examples) == source.max_rows:
+            break
+        example = example_from_row(row, energy_level_of_theory)
+        if source.only_labelled and not example.is_labelled:
+            continue
+        if max_atoms is None or example.graph.num_atoms <= max_atoms:
+            examples.append(example)
+        else:
+            num_too_large += 1
+    return examples, num_too_large
 
 
 def reference_energies_of(examples: Iterable[Example]) -> dict[int, float]:
@@ -97,12 +112,12 @@ def reference_energies_of(examples: Iterable[Example]) -> dict[int, float]:
     Raises:
         ValueError: no example has an energy.
     """
-    labelled = [example for example in examples if example.energy is not None]
+    labelled = [
+        (example.graph.atomic_numbers.tolist(), example.energy) for example in examples if example.energy is not None
+    ]
     if not labelled:
         raise ValueError("no training row has an energy, so reference energies cannot be fitted")
-    return fit_reference_energies(
-        [example.graph.atomic_numbers.tolist() for example in labelled], [example.energy for example in labelled]
-    )
+    return fit_reference_energies([numbers for numbers, _ in labelled], [energy for _, energy in labelled])
 
 
 def collate_in_parts(examples: list[Example], max_pairs: int | None) -> list[tuple[dict, list[str]]]:
@@ -137,8 +152,8 @@ def make_loader(
         seed=config.seed,
         start_batch=start_step * batches_per_update,
     )
-    loader = DataLoader(
-        ConcatDataset(sources),
+    loader: DataLoader = DataLoader(
+        ConcatDataset(sources),  # type: ignore[arg-type]  # it takes any sequence
         batch_sampler=sampler,
         collate_fn=partial(collate_in_parts, max_pairs=config.max_pairs),
         num_workers=config.num_workers,
@@ -146,6 +161,6 @@ def make_loader(
     return accelerator.prepare(loader)
 
 
-def _sizes(source: Sequence[Example]) -> Sequence[int]:
+def _sizes(source: Sequence[Example]) -> Sequence[int] | np.ndarray:
     """Numbers of atoms."""
     return source.sizes if isinstance(source, ShardedExamples) else [example.graph.num_atoms for example in source]

@@ -57,8 +57,9 @@ def run(config: TrainingConfig) -> dict:
     torch.manual_seed(config.seed)  # the same initial weights on every process
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    if config.push_to_hub and accelerator.is_main_process:
-        create_repository(config.hub_model_id)
+    hub_model_id = config.hub_model_id if config.push_to_hub else None
+    if hub_model_id is not None and accelerator.is_main_process:
+        create_repository(hub_model_id)
 
     model = initial_model(config)
     histories: dict[str, list[dict]] = {}
@@ -86,8 +87,9 @@ def run(config: TrainingConfig) -> dict:
                 final, config.output_dir, config.evaluation, config.seed, str(accelerator.device)
             )
         (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=1))
-        if config.push_to_hub:
-            pushed = push_checkpoint(models.get(CONSISTENCY, models.get(STAGE1)), config.hub_model_id, output_dir)
+        if hub_model_id is not None:
+            last = list(models.values())[-1]  # the consistency model, or that of stage 1 alone
+            pushed = push_checkpoint(last, hub_model_id, output_dir)
             logger.info("pushed to %s", pushed.commit_url)
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from .bad_numbers import drop_gradients_unless, poison_if_bad
+from .modeling_pcbridge import PCBridgeModel
 from .parameter_sharding import gathered, whole
 from .training_config import StageConfig, TrainingConfig
 
@@ -66,7 +67,7 @@ def run_update(
     """
     # The loader deals micro-batches out in turn, so the same number on all processes together is the same micro-batch
     # on one.
-    parts = [
+    parts: list[tuple[dict, tuple[int, ...]]] = [
         (batch, (index * accelerator.num_processes + accelerator.process_index, part))
         for index, micro_batch in enumerate(update)
         for part, (batch, _) in enumerate(micro_batch)
@@ -113,7 +114,7 @@ def _accumulate_gradients(
     return totals
 
 
-def _block_norms(model: torch.nn.Module) -> list[Tensor]:
+def _block_norms(model: PCBridgeModel) -> list[Tensor]:
     norms = []
     for name in BLOCKS:
         block = getattr(model, name)

@@ -32,6 +32,7 @@ class Validation:
     def __init__(
         self, model: PCBridgeModel, stage: StageConfig, config: TrainingConfig, folder: Path, accelerator: Accelerator
     ):
+        assert config.validation is not None
         self.settings, self.stage, self.folder = config.validation, stage, folder
         self.config, self.accelerator = config, accelerator
         self.best = copy.deepcopy(model)
@@ -54,13 +55,15 @@ class Validation:
         `progress["best"]` holds the step and loss of the weights in `best` and how many validations ago they were.
         """
         step, best = progress["step"], progress.get("best")
+        model = average.module
+        assert isinstance(model, PCBridgeModel)
         with gathered(average):
-            loss = self.loss(average.module)
+            loss = self.loss(model)
             if self.settings.num_pictures > 0 and self.accelerator.is_main_process:
-                self._picture(average.module, step)
+                self._picture(model, step)
         if best is None or loss < best["loss"]:
             progress["best"] = best = {"step": step, "loss": loss, "validations_since": 0}
-            self.best.load_state_dict(average.module.state_dict())
+            self.best.load_state_dict(model.state_dict())
         else:
             best["validations_since"] += 1
         return loss, self.settings.patience is not None and best["validations_since"] >= self.settings.patience

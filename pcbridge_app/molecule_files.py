@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -71,6 +70,11 @@ class Prediction:
     stereo_right: bool
     level_of_theory: str
 
+    @property
+    def mol(self) -> Chem.Mol:
+        assert self.record.mol is not None  # else there would be no prediction
+        return self.record.mol
+
 
 Write = Callable[[list[Prediction]], None]
 
@@ -116,11 +120,11 @@ def open_writer(path: str, file_format: str) -> Iterator[Write]:
 
 
 @contextmanager
-def _open(path: str, mode: str) -> Iterator[TextIO]:
+def _open(path: str, mode: Literal["r", "w"]) -> Iterator[TextIO]:
     if path == STANDARD_STREAM:
         yield sys.stdin if mode == "r" else sys.stdout
     else:
-        with Path(path).open(mode, encoding="utf-8", newline="" if mode == "r" else None) as stream:
+        with open(path, mode, encoding="utf-8", newline="" if mode == "r" else None) as stream:
             yield stream
 
 
@@ -156,9 +160,9 @@ def _read_sdf(stream: TextIO) -> Iterator[Record]:
 def _mol_from_block(block: str) -> Chem.Mol:
     mol = Chem.MolFromMolBlock(block, removeHs=False)
     if mol is None:
-        mol = Chem.MolFromMolBlock(block, removeHs=False, sanitize=False)
-        if mol is not None:
-            Chem.SanitizeMol(mol)  # raises a ValueError that says what is wrong
+        unsanitized = Chem.MolFromMolBlock(block, removeHs=False, sanitize=False)  # type: ignore[unreachable]  # stub
+        if unsanitized is not None:
+            Chem.SanitizeMol(unsanitized)  # raises a ValueError that says what is wrong
         raise ValueError("RDKit cannot read the MOL block")
     if mol.GetNumConformers() and not mol.GetConformer().Is3D():
         mol.RemoveAllConformers()
@@ -175,7 +179,7 @@ def _read_xyz(stream: TextIO) -> Iterator[Record]:
 
 def _write_sdf(stream: TextIO, predictions: Iterable[Prediction]) -> None:
     for prediction in predictions:
-        mol = Chem.Mol(prediction.record.mol)
+        mol = Chem.Mol(prediction.mol)
         mol.RemoveAllConformers()
         mol.AddConformer(conformer_from_positions(prediction.positions))
         properties = {
@@ -204,7 +208,7 @@ def _write_xyz(stream: TextIO, predictions: Iterable[Prediction]) -> None:
 
 def _row(prediction: Prediction) -> dict:
     """In `PARQUET_FEATURES`; a prediction is no minimum of any method."""
-    mol = prediction.record.mol
+    mol = prediction.mol
     return {
         "molecule_id": prediction.record.name,
         "smiles": Chem.MolToSmiles(Chem.RemoveHs(mol)),

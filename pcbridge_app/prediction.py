@@ -55,7 +55,7 @@ def predict(
 
 def _checked(record: Record, pipeline: PCBridgePipeline, from_positions: bool) -> Record:
     """The record, without the structure of the file if it is not to be started from; or with an error."""
-    if record.error is not None:
+    if record.mol is None:
         return record
     mol = Chem.Mol(record.mol)
     if not from_positions:

@@ -171,7 +171,8 @@ async def _read_request(request: Request) -> tuple[str, int]:
     raise HTTPException(400, f"Send a SMILES string and a number of samples from 1 to {MAX_SAMPLES}.")
 
 
-def _error_response(request: Request, error: HTTPException) -> JSONResponse:
+def _error_response(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # it is registered for no other
     return JSONResponse({"error": error.detail}, error.status_code)
 
 
