@@ -145,9 +145,8 @@ class _StageTraining:
         progress = self.progress
         step = progress["step"] - 1
         record = {"step": step, "learning_rate": self._learning_rate(step), **record}
-        if self.validation is not None and (
-            progress["step"] % self.validation.settings.every == 0 or progress["ended"]
-        ):
+        validation = self.validation
+        if validation is not None and (progress["step"] % validation.settings.every == 0 or progress["ended"]):
             record["validation_loss"], ends = validation(self.average, progress)
             progress["ended"] |= ends
         progress["history"].append(record)
