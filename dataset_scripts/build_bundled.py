@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from rdkit import Chem, RDLogger
 
 from dataset_scripts.bundled import CONFIG_NAMES, parquet_path
-from dataset_scripts.label_generation import check_same_molecule, read_lines
+from dataset_scripts.label_generation import read_lines
+from dataset_scripts.labelling import check_same_molecule
 from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES, PM6
 from dataset_scripts.splits import SPLITS, constitution_of, split_of
 from modeling_pcbridge.molecular_graph import mapped_smiles, mol_from_positions

@@ -9,42 +9,31 @@ run. What has no structure gets one from ETKDGv3 and MMFF94. Output: one JSON ob
 its `geometry` and `level`; `load_labels` makes a `Dataset` of it. A molecule that fails is a line with the reason as
 its `error`. A killed run goes on where it stopped when it is started again.
 
-A level of your own: put a `Level` into a module and give `--level my_module:MY_LEVEL`. Programs: `quantum_chemistry`.
+What a label is: `labelling`. A level of your own: put a `labelling.Level` into a module and give `--level
+my_module:MY_LEVEL`. Programs: `quantum_chemistry`.
 Several workers need the `cluster` extra; `--scheduler tcp://host:8786` uses the workers of a running dask scheduler
 (`dask worker --nthreads 1`), which need this package and the programs.
 """
 
 import argparse
-import hashlib
 import importlib
 import json
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset
-from rdkit import Chem, rdBase
-from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 from tqdm.auto import tqdm
 
-from dataset_scripts.quantum_chemistry import (
-    b3lyp_energy_and_forces,
-    gfn2_energy_and_forces,
-    gfn2_minimum,
-    pm6_minimum,
-)
-from dataset_scripts.schema import B3LYP_6_31GD, FEATURES, GFN2_XTB, PM6
+from dataset_scripts.labelling import GEOMETRIES, LEVELS, find_level, label
+from dataset_scripts.schema import FEATURES
 from dataset_scripts.sdf import read_sdf
 from dataset_scripts.tables import read_smiles
-from modeling_pcbridge.molecular_graph import graph_from_mol, mapped_smiles, mol_from_smiles, with_structure
 
 try:
     import fcntl
@@ -52,51 +41,7 @@ except ImportError as error:
     raise ImportError("label generation needs Linux or macOS: it locks its output with fcntl") from error
 
 
-@dataclass(frozen=True)
-class Level:
-    """A level of theory and how to compute it.
-
-    Both functions take (atomic_numbers, (N, 3) positions, total_charge) and raise RuntimeError or ValueError where a
-    calculation fails; either may be absent.
-
-    Attributes:
-        level_of_theory: the name that travels with the labels.
-        energy_and_forces: gives the energy in eV and the (N, 3) forces in eV/angstrom at the positions.
-        minimum: gives the (N, 3) positions of a minimum and its energy in eV.
-    """
-
-    level_of_theory: str
-    energy_and_forces: Callable[..., tuple[float, np.ndarray]] | None = None
-    minimum: Callable[..., tuple[np.ndarray, float]] | None = None
-
-
-LEVELS = {
-    "pm6": Level(PM6, minimum=pm6_minimum),
-    "b3lyp": Level(B3LYP_6_31GD, b3lyp_energy_and_forces),
-    "b3lyp_exact": Level(B3LYP_6_31GD, partial(b3lyp_energy_and_forces, exact=True)),
-    "gfn2": Level(GFN2_XTB, gfn2_energy_and_forces, gfn2_minimum),
-}
-
-# The structure of the input, one moved from it by Gaussian noise of one of the widths, or the minimum below it.
-GEOMETRIES = ("given", "displaced", "minimum")
-DISPLACEMENTS = (0.03, 0.06, 0.1)  # angstrom
-
-# A bond is broken when it is longer than this times the sum of the covalent radii.
-MAX_BOND_STRETCH = 1.3
-
 _TASKS_IN_FLIGHT = 1000
-
-
-def find_level(name: str) -> Level:
-    """A level by its name in `LEVELS`, or a user's own by `module:attribute`.
-
-    Raises:
-        ValueError: no such name.
-    """
-    module, colon, attribute = name.partition(":")
-    if not colon and name not in LEVELS:
-        raise ValueError(f"no level {name!r}; there are {', '.join(LEVELS)}, or give module:attribute")
-    return getattr(importlib.import_module(module), attribute) if colon else LEVELS[name]
 
 
 def read_molecules(path: Path) -> list[dict]:
@@ -122,104 +67,6 @@ def read_molecules(path: Path) -> list[dict]:
     for number, molecule in enumerate(found, start=1):
         molecule["molecule_id"] = molecule["molecule_id"] or f"{path.stem}_{number:06d}"
     return found
-
-
-def starting_structure(molecule: dict) -> Chem.Mol:
-    """The molecule with hydrogens, its structure and the stereo marks of that structure.
-
-    Raises:
-        ValueError: it cannot be parsed, is a radical or several fragments, or its coordinates are not numbers.
-        RuntimeError: it has no structure and ETKDG finds none.
-    """
-    positions = molecule.get("positions")
-    if "mol_block" in molecule:
-        mol = Chem.MolFromMolBlock(molecule["mol_block"], removeHs=False)
-        if mol is None:
-            raise ValueError("RDKit cannot parse the SDF record")
-        mol = Chem.AddHs(mol, addCoords=True)
-        positions = mol.GetConformer().GetPositions() if mol.GetConformer().Is3D() else None
-    else:
-        mol = mol_from_smiles(molecule["smiles"])
-    graph_from_mol(mol)  # refuses what the model cannot take, before time is spent on it
-    if positions is None:
-        embedded = Chem.Mol(mol)
-        parameters = rdDistGeom.ETKDGv3()
-        parameters.randomSeed = 1  # type: ignore[assignment]  # RDKit's stub is wrong
-        if rdDistGeom.EmbedMolecule(embedded, parameters) < 0:
-            raise RuntimeError("ETKDG found no structure")
-        if rdForceFieldHelpers.MMFFHasAllMoleculeParams(embedded):
-            rdForceFieldHelpers.MMFFOptimizeMolecule(embedded, maxIters=2000)
-        positions = embedded.GetConformer().GetPositions()
-    positions = np.array(positions, dtype=np.float64)
-    if positions.shape != (mol.GetNumAtoms(), 3) or not np.isfinite(positions).all():
-        raise ValueError(f"positions of shape {positions.shape} for {mol.GetNumAtoms()} atoms, or not numbers")
-    return with_structure(mol, positions)
-
-
-def check_same_molecule(mol: Chem.Mol, positions: np.ndarray) -> None:
-    """Whether an optimisation from the structure of `mol` to (N, 3) `positions` kept the molecule.
-
-    Raises:
-        ValueError: a bond is longer than `MAX_BOND_STRETCH` allows, or the stereo marks are others.
-    """
-    radius = Chem.GetPeriodicTable().GetRcovalent
-    for bond in mol.GetBonds():
-        begin, end = bond.GetBeginAtom(), bond.GetEndAtom()
-        length = np.linalg.norm(positions[begin.GetIdx()] - positions[end.GetIdx()])
-        if length > MAX_BOND_STRETCH * (radius(begin.GetAtomicNum()) + radius(end.GetAtomicNum())):
-            raise ValueError(f"the optimisation broke a bond ({begin.GetSymbol()}-{end.GetSymbol()}, {length:.2f} A)")
-    if mapped_smiles(with_structure(mol, positions)) != mapped_smiles(mol):
-        raise ValueError("the optimisation led to another stereoisomer")
-
-
-def displaced(positions: np.ndarray, molecule_id: str) -> np.ndarray:
-    """The structure with Gaussian noise on every coordinate, the same for the same molecule on every run."""
-    seed = int.from_bytes(hashlib.sha256(molecule_id.encode()).digest()[:8], "big")
-    rng = np.random.default_rng(seed)
-    return positions + rng.normal(size=positions.shape) * rng.choice(DISPLACEMENTS)
-
-
-def label(molecule: dict, geometry: str, level_name: str) -> dict:
-    """One output line for one molecule and geometry; on failure it has an `error` in place of the labels."""
-    line = {"molecule_id": molecule["molecule_id"], "geometry": geometry, "level": level_name}
-    try:
-        with rdBase.BlockLogs():
-            return line | _labelled_row(molecule, geometry, find_level(level_name))
-    except (RuntimeError, ValueError) as error:
-        return line | {"error": str(error)}
-
-
-def _labelled_row(molecule: dict, geometry: str, level: Level) -> dict:
-    mol = starting_structure(molecule)
-    atomic_numbers = [atom.GetAtomicNum() for atom in mol.GetAtoms()]
-    total_charge = Chem.GetFormalCharge(mol)
-    positions = mol.GetConformer().GetPositions()
-    forces, equilibrium = None, None
-    if geometry == "minimum":
-        assert level.minimum is not None  # `generate` has looked
-        positions, energy = level.minimum(atomic_numbers, positions, total_charge)
-        check_same_molecule(mol, positions)
-        equilibrium = level.level_of_theory
-    else:
-        if geometry == "displaced":
-            positions = displaced(positions, molecule["molecule_id"])
-        else:
-            equilibrium = molecule.get("equilibrium_level_of_theory")
-        assert level.energy_and_forces is not None
-        energy, forces = level.energy_and_forces(atomic_numbers, positions, total_charge)
-    if not np.isfinite(energy) or (forces is not None and not np.isfinite(forces).all()):
-        raise RuntimeError("the energy or a force is not a number")
-    return {
-        "smiles": Chem.MolToSmiles(Chem.RemoveHs(mol)),
-        "mapped_smiles": mapped_smiles(mol),
-        "atomic_numbers": atomic_numbers,
-        "total_charge": total_charge,
-        "positions": positions.round(6).tolist(),
-        "equilibrium_level_of_theory": equilibrium,
-        "energy": float(energy),
-        "forces": None if forces is None else forces.round(6).tolist(),
-        "energy_level_of_theory": level.level_of_theory,
-    }
 
 
 def label_all(

@@ -15,16 +15,8 @@ from rdkit import Chem
 
 from dataset_scripts.build_bundled import read_labels
 from dataset_scripts.bundled import SPLITS, load_bundled, parquet_path
-from dataset_scripts.label_generation import (
-    check_same_molecule,
-    displaced,
-    generate,
-    label,
-    load_labels,
-    read_lines,
-    read_molecules,
-    starting_structure,
-)
+from dataset_scripts.label_generation import generate, load_labels, read_lines, read_molecules
+from dataset_scripts.labelling import check_same_molecule, displaced, label, starting_structure
 from dataset_scripts.schema import FEATURES
 
 RAW_LABELS = parquet_path("pm6", "test").parents[1] / "raw_labels" / "b3lyp_7_heavy_atoms.jsonl"
@@ -32,7 +24,7 @@ RAW_LABELS = parquet_path("pm6", "test").parents[1] / "raw_labels" / "b3lyp_7_he
 # A user's own level: every atom bound to the origin by 1 eV/angstrom^2. For the command, not for chemistry.
 SPRINGS = """
 import os, signal, time
-from dataset_scripts.label_generation import Level
+from dataset_scripts.labelling import Level
 
 def springs(atomic_numbers, positions, total_charge):
     if 9 in atomic_numbers:

@@ -7,7 +7,7 @@ import pytest
 
 from dataset_scripts import quantum_chemistry
 from dataset_scripts.bundled import SPLITS, load_bundled
-from dataset_scripts.label_generation import label
+from dataset_scripts.labelling import label
 from dataset_scripts.quantum_chemistry import (
     b3lyp_energy_and_forces,
     gfn2_energy_and_forces,

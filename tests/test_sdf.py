@@ -7,7 +7,8 @@ import pytest
 from rdkit import Chem
 
 from dataset_scripts.bad_rows import BadRowError
-from dataset_scripts.label_generation import read_molecules, starting_structure
+from dataset_scripts.label_generation import read_molecules
+from dataset_scripts.labelling import starting_structure
 from dataset_scripts.own_data import own_source
 from dataset_scripts.sdf import mol_of_sdf, read_sdf, sdf_record
 from dataset_scripts.sources import stream_source
