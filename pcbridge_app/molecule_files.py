@@ -31,21 +31,43 @@ PARQUET_FEATURES = Features({**FEATURES, "sample": Value("int32"), "stereo_right
 
 @dataclass(frozen=True)
 class Record:
-    """One molecule of an input file.
+    """One molecule of an input file, readable or not.
 
     Attributes:
         place: where it is in the file, such as "line 3".
         name: its name in the file, else the place.
         text: what the file says, for messages.
-        mol: the molecule with explicit hydrogens, with a conformer if the file has a 3D structure; None if unreadable.
-        error: why it is unreadable.
     """
 
     place: str
     name: str
     text: str
-    mol: Chem.Mol | None = None
-    error: str | None = None
+
+    def failed(self, error: str) -> "Failure":
+        """The same molecule as a failure."""
+        return Failure(self.place, self.name, self.text, error)
+
+
+@dataclass(frozen=True)
+class Molecule(Record):
+    """A record that was read.
+
+    Attributes:
+        mol: with explicit hydrogens, and with a conformer if the file has a 3D structure.
+    """
+
+    mol: Chem.Mol
+
+
+@dataclass(frozen=True)
+class Failure(Record):
+    """A record that could not be read or predicted.
+
+    Attributes:
+        error: why.
+    """
+
+    error: str
 
 
 @dataclass(frozen=True)
@@ -53,7 +75,7 @@ class Prediction:
     """One predicted structure of N atoms.
 
     Attributes:
-        record: the molecule.
+        molecule: what was predicted for.
         sample: number of the structure among those of its molecule, from 0.
         positions: (N, 3), angstrom.
         energy: eV.
@@ -62,7 +84,7 @@ class Prediction:
         level_of_theory: what predicted energy and forces, e.g. "PCBridge of B3LYP/6-31G*".
     """
 
-    record: Record
+    molecule: Molecule
     sample: int
     positions: np.ndarray
     energy: float
@@ -70,17 +92,12 @@ class Prediction:
     stereo_right: bool
     level_of_theory: str
 
-    @property
-    def mol(self) -> Chem.Mol:
-        assert self.record.mol is not None  # else there would be no prediction
-        return self.record.mol
-
 
 Write = Callable[[list[Prediction]], None]
 
 
 def read_molecules(path: str, file_format: str, smiles_column: str = "smiles") -> Iterator[Record]:
-    """The molecules of a file, or of standard input for "-"; one that cannot be read is a record with an error.
+    """The molecules of a file, or of standard input for "-"; one that cannot be read is a `Failure`.
 
     Args:
         file_format: "smi" (SMILES, then a name; # starts a comment line), "csv" (columns `smiles_column` and, if there
@@ -131,9 +148,9 @@ def _open(path: str, mode: Literal["r", "w"]) -> Iterator[TextIO]:
 def _record(place: str, name: str | None, text: str, read: Callable[[], Chem.Mol]) -> Record:
     name = name or place.replace(" ", "_")
     try:
-        return Record(place, name, text, mol=read())
+        return Molecule(place, name, text, read())
     except ValueError as error:
-        return Record(place, name, text, error=str(error))
+        return Failure(place, name, text, str(error))
 
 
 def _read_smiles(stream: TextIO) -> Iterator[Record]:
@@ -158,9 +175,11 @@ def _read_sdf(stream: TextIO) -> Iterator[Record]:
 
 
 def _mol_from_block(block: str) -> Chem.Mol:
-    mol = Chem.MolFromMolBlock(block, removeHs=False)
+    # RDKit's stub leaves out the None.
+    parse: Callable[..., Chem.Mol | None] = partial(Chem.MolFromMolBlock, block, removeHs=False)
+    mol = parse()
     if mol is None:
-        unsanitized = Chem.MolFromMolBlock(block, removeHs=False, sanitize=False)  # type: ignore[unreachable]  # stub
+        unsanitized = parse(sanitize=False)
         if unsanitized is not None:
             Chem.SanitizeMol(unsanitized)  # raises a ValueError that says what is wrong
         raise ValueError("RDKit cannot read the MOL block")
@@ -179,7 +198,7 @@ def _read_xyz(stream: TextIO) -> Iterator[Record]:
 
 def _write_sdf(stream: TextIO, predictions: Iterable[Prediction]) -> None:
     for prediction in predictions:
-        mol = Chem.Mol(prediction.mol)
+        mol = Chem.Mol(prediction.molecule.mol)
         mol.RemoveAllConformers()
         mol.AddConformer(conformer_from_positions(prediction.positions))
         properties = {
@@ -189,7 +208,7 @@ def _write_sdf(stream: TextIO, predictions: Iterable[Prediction]) -> None:
             "sample": prediction.sample,
             "stereo_right": int(prediction.stereo_right),
         }
-        stream.write(sdf_record(mol, prediction.record.name, properties))
+        stream.write(sdf_record(mol, prediction.molecule.name, properties))
 
 
 def _write_xyz(stream: TextIO, predictions: Iterable[Prediction]) -> None:
@@ -200,7 +219,7 @@ def _write_xyz(stream: TextIO, predictions: Iterable[Prediction]) -> None:
     for prediction in predictions:
         row = _row(prediction)
         atoms = Atoms(row["atomic_numbers"], prediction.positions)
-        atoms.info = {"name": prediction.record.name, "charge": row["total_charge"], "smiles": row["smiles"]}
+        atoms.info = {"name": prediction.molecule.name, "charge": row["total_charge"], "smiles": row["smiles"]}
         atoms.info |= {key: row[key] for key in ("sample", "stereo_right", "energy_level_of_theory")}
         atoms.calc = SinglePointCalculator(atoms, energy=prediction.energy, forces=prediction.forces)
         write(stream, atoms, format="extxyz")
@@ -208,9 +227,9 @@ def _write_xyz(stream: TextIO, predictions: Iterable[Prediction]) -> None:
 
 def _row(prediction: Prediction) -> dict:
     """In `PARQUET_FEATURES`; a prediction is no minimum of any method."""
-    mol = prediction.mol
+    mol = prediction.molecule.mol
     return {
-        "molecule_id": prediction.record.name,
+        "molecule_id": prediction.molecule.name,
         "smiles": Chem.MolToSmiles(Chem.RemoveHs(mol)),
         "mapped_smiles": mapped_smiles(mol),
         "atomic_numbers": [atom.GetAtomicNum() for atom in mol.GetAtoms()],

@@ -10,7 +10,7 @@ from rdkit import Chem
 from modeling_pcbridge import PCBridgeModel, PCBridgePipeline, PCBridgeProcessor
 from modeling_pcbridge.sampling import METHODS_FROM_POSITIONS
 
-from .molecule_files import Prediction, Record
+from .molecule_files import Failure, Molecule, Prediction, Record
 
 
 def load_pipeline(model: str, device: str | None = None) -> PCBridgePipeline:
@@ -27,7 +27,7 @@ def load_pipeline(model: str, device: str | None = None) -> PCBridgePipeline:
 
 def predict(
     pipeline: PCBridgePipeline, records: list[Record], molecules_at_once: int, rank_by_energy: bool, **options
-) -> Iterator[tuple[list[Prediction], list[Record]]]:
+) -> Iterator[tuple[list[Prediction], list[Failure]]]:
     """Predictions and failures, a batch of molecules at a time, in the order of `records`.
 
     Args:
@@ -36,46 +36,46 @@ def predict(
         options: of `PCBridgeModel.predict_structure`.
 
     Yields:
-        All predictions of some molecules, and the records of the other molecules of the batch, each with its `error`.
+        All predictions of some molecules, and the failures of the other molecules of the batch.
     """
     from_positions = options.get("method") in METHODS_FROM_POSITIONS
     for first in range(0, len(records), molecules_at_once):
         batch = [_checked(record, pipeline, from_positions) for record in records[first : first + molecules_at_once]]
-        good = [record for record in batch if record.error is None]
-        failures = [record for record in batch if record.error is not None]
-        results = pipeline([record.mol for record in good], batch_size=len(good), **options) if good else []
-        predictions = []
-        for record, result in zip(good, results, strict=True):
+        molecules = [record for record in batch if isinstance(record, Molecule)]
+        failures = [record for record in batch if isinstance(record, Failure)]
+        results = pipeline([m.mol for m in molecules], batch_size=len(molecules), **options) if molecules else []
+        predictions: list[Prediction] = []
+        for molecule, result in zip(molecules, results, strict=True):
             if np.isfinite(result["energy"]).all():
-                predictions += _samples(record, result, rank_by_energy, pipeline.model.config.energy_level_of_theory)
+                predictions += _samples(molecule, result, rank_by_energy, pipeline.model.config.energy_level_of_theory)
             else:
-                failures.append(replace(record, error="the predicted energy is not finite"))
+                failures.append(molecule.failed("the predicted energy is not finite"))
         yield predictions, failures
 
 
 def _checked(record: Record, pipeline: PCBridgePipeline, from_positions: bool) -> Record:
-    """The record, without the structure of the file if it is not to be started from; or with an error."""
-    if record.mol is None:
+    """The record, without the structure of the file if it is not to be started from; or its failure."""
+    if not isinstance(record, Molecule):
         return record
     mol = Chem.Mol(record.mol)
     if not from_positions:
         mol.RemoveAllConformers()
     elif mol.GetNumConformers() == 0:
-        return replace(record, error="the method starts from a 3D structure, and there is none")
+        return record.failed("the method starts from a 3D structure, and there is none")
     try:
         pipeline.processor(mol)
     except ValueError as error:
-        return replace(record, error=str(error.__cause__ or error))  # without the number within the batch
+        return record.failed(str(error.__cause__ or error))  # without the number within the batch
     return replace(record, mol=mol)
 
 
-def _samples(record: Record, result: dict, rank_by_energy: bool, level_of_theory: str) -> list[Prediction]:
+def _samples(molecule: Molecule, result: dict, rank_by_energy: bool, level_of_theory: str) -> list[Prediction]:
     order = np.arange(len(result["energy"]))
     if rank_by_energy:
         order = np.lexsort((result["energy"], ~result["stereo_right"]))
     return [
         Prediction(
-            record=record,
+            molecule=molecule,
             sample=rank,
             positions=result["positions"][k],
             energy=float(result["energy"][k]),
