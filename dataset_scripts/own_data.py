@@ -14,7 +14,7 @@ Molecules without a structure get one from `dataset_scripts.label_generation`.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,12 @@ def own_source(equilibrium_level_of_theory: str | None = None, energy_level_of_t
         equilibrium_level_of_theory: the method whose minima the structures are; None if they are not minima.
         energy_level_of_theory: the method of the energies and forces; required if there are any.
     """
-    levels = {
-        "equilibrium_level_of_theory": equilibrium_level_of_theory,
-        "energy_level_of_theory": energy_level_of_theory,
-    }
-    return Source(_read, partial(_parse, levels=levels))
+    make = partial(
+        make_row,
+        equilibrium_level_of_theory=equilibrium_level_of_theory,
+        energy_level_of_theory=energy_level_of_theory,
+    )
+    return Source(_read, partial(_parse, make=make))
 
 
 def _read(path: Path) -> Iterator[tuple[str, str, Any]]:
@@ -70,12 +71,12 @@ def _read_extxyz(path: Path) -> Iterator[Any]:
         yield frame
 
 
-def _parse(record: tuple[str, str, Any], levels: dict[str, Any]) -> dict:
+def _parse(record: tuple[str, str, Any], make: Callable[..., dict]) -> dict:
     name, kind, content = record
     parts = {".sdf": _from_sdf, ".xyz": _from_atoms, ".extxyz": _from_atoms}.get(kind, _from_table)
     with naming(name):
         try:
-            return make_row(**{"molecule_id": name} | parts(name, content), **levels)
+            return make(**{"molecule_id": name} | parts(name, content))
         except ExcludedRowError as error:  # in one's own data it is a mistake
             raise BadRowError(error.item, error.reason, error.detail) from error
 

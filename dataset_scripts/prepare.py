@@ -176,10 +176,12 @@ def main() -> None:
         source = own_source(arguments.equilibrium_level_of_theory, arguments.energy_level_of_theory)
     else:
         source = SOURCES[arguments.source]
-    if arguments.input is None and source.default_inputs is None:
-        parser.error(f"{arguments.source} needs --input")
+    inputs = arguments.input
+    if inputs is None:
+        if source.default_inputs is None:
+            parser.error(f"{arguments.source} needs --input")
+        inputs = source.default_inputs()
     RDLogger.DisableLog("rdApp.*")
-    inputs = arguments.input or (source.default_inputs() if source.default_inputs else [])
     print(json.dumps(prepare(source, inputs, arguments.output, arguments.split, arguments.on_error), indent=2))
 
 
