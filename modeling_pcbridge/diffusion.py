@@ -124,5 +124,5 @@ class DiffusionSchedule(Float64Buffers):
             timestep_spacing="leading",
             steps_offset=1,  # the last model call is at t = 1, then comes t = 0
         )
-        scheduler.set_timesteps(num_inference_steps)  # type: ignore[attr-defined]  # hidden by a decorator
+        scheduler.set_timesteps(num_inference_steps)
         return scheduler
