@@ -47,7 +47,8 @@ def sample_structures(
 
     def sample(rows: Tensor, attempt: int) -> Tensor:
         """The structures of some rows, (len(rows), N, 3), angstrom."""
-        if method == "mean_shift" and starts is not None:
+        if method == "mean_shift":
+            assert starts is not None
             return model.mean_shift(graphs[rows], starts[rows], num_inference_steps)
         drawn = sample_with_noise(rows, attempt)
         return model.mean_shift(graphs[rows], drawn, mean_shift_steps) if mean_shift_steps else drawn
