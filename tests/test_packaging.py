@@ -1,10 +1,12 @@
 """What is installed: a wheel in an environment of its own, each extra alone, and an import that stays light."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -74,13 +76,14 @@ def distributions(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(distributions, tmp_path_factory) -> Path:
+def environment(distributions, tmp_path_factory) -> Iterator[Path]:
     """A virtual environment with the wheel and no extra."""
     folder = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
     (wheel,) = distributions.glob("*.whl")
     install(folder, str(wheel))
-    return folder
+    yield folder
+    shutil.rmtree(folder)  # 1.4 GB, which pytest would keep for three sessions
 
 
 @pytest.mark.slow
