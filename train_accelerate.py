@@ -39,7 +39,10 @@ def parse(arguments: list[str] | None = None) -> TrainingConfig:
 
 
 def main() -> None:
-    config = parse()
+    try:
+        config = parse()
+    except ValueError as error:
+        sys.exit(f"train_accelerate.py: {error}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     from modeling_pcbridge.hub import HubPushError

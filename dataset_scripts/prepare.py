@@ -12,6 +12,7 @@ is counted by reason in `OUTPUT/summary.json`. Of rows of one input with the sam
 import argparse
 import json
 import os
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from itertools import count, islice
@@ -47,7 +48,7 @@ def prepare(
         source: a value of `dataset_scripts.sources.SOURCES`, or `dataset_scripts.own_data.own_source(...)`.
         inputs: original files with different names.
         output: folder of the shards.
-        split: "constitution" (`splits.split_of`) or "published" (the source's usual split).
+        split: "constitution" (`splits.split_of`), "published" (the source's usual split), or "train" (all of it).
         on_error: what to do with damaged records.
         records_per_shard: block length.
 
@@ -76,6 +77,8 @@ def prepare(
 
 
 def _splitter(source: Source, inputs: list[Path], split: str) -> Callable[[dict], str]:
+    if split == "train":
+        return lambda row: "train"
     if split == "constitution":
         return lambda row: split_of(constitution_of(Chem.MolFromSmiles(row["smiles"])))
     if split == "published" and source.published_split is not None:
@@ -167,7 +170,7 @@ def main() -> None:
     parser.add_argument("source", choices=[*SOURCES, "own"])
     parser.add_argument("--input", type=Path, nargs="+", help="original files; not for sources that are packages")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--split", choices=("constitution", "published"), default="constitution")
+    parser.add_argument("--split", choices=("constitution", "published", "train"), default="constitution")
     parser.add_argument("--on_error", choices=("raise", "skip"), default="raise", help="for damaged records")
     parser.add_argument("--equilibrium_level_of_theory", help="of own data: the method whose minima the structures are")
     parser.add_argument("--energy_level_of_theory", help="of own data: the method of energies and forces")
@@ -181,8 +184,14 @@ def main() -> None:
         if source.default_inputs is None:
             parser.error(f"{arguments.source} needs --input")
         inputs = source.default_inputs()
+    for path in inputs:
+        if not path.exists():
+            parser.error(f"there is no {path}")
     RDLogger.DisableLog("rdApp.*")
-    print(json.dumps(prepare(source, inputs, arguments.output, arguments.split, arguments.on_error), indent=2))
+    summary = prepare(source, inputs, arguments.output, arguments.split, arguments.on_error)
+    print(json.dumps(summary, indent=2))
+    if summary["rows"]["train"] == 0:
+        print("no row to train on: with few molecules, --split train leaves none to chance", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ class ShardedExamples(Sequence[Example]):
 
     Attributes:
         sizes: (rows,) numbers of atoms.
+        elements: atomic numbers that occur, also in rows that do not count.
         shard_lengths: rows that count, by shard.
         num_too_large: rows that `max_atoms` left out.
 
@@ -56,9 +57,11 @@ class ShardedExamples(Sequence[Example]):
         # Rows that count, by shard, or None for all.
         self._chosen: list[np.ndarray | None] = []
         self.num_too_large = 0
+        self.elements: set[int] = set()
         sizes = []
         for path in self.paths:
             columns = pq.read_table(path, columns=["atomic_numbers", "energy", "energy_level_of_theory"])
+            self.elements |= set(pc.unique(pc.list_flatten(columns["atomic_numbers"])).to_pylist())
             num_atoms = pc.list_value_length(columns["atomic_numbers"]).to_numpy().astype(np.uint16)
             counts = np.ones(len(num_atoms), dtype=bool)
             if only_labelled:

@@ -15,7 +15,7 @@ csv.field_size_limit(2**24)
 
 def read_csv(path: Path) -> Iterator[dict[str, str]]:
     """The records of a CSV file with a header, as texts."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         try:
             yield from csv.DictReader(file)
         except (csv.Error, UnicodeDecodeError) as error:

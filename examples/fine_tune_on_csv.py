@@ -67,6 +67,7 @@ def main() -> None:
         init_from=str(released_checkpoint()),
         output_dir=str(options.output_dir),
         batch_size=8 if options.quick else 32,
+        ema_decay=0.98,  # a short run: an average over its last fifty updates or so
         evaluation=None,
     )
     run(config)

@@ -237,9 +237,12 @@ def _lowest_energy(predictions: Predictions) -> Predictions:
     return [(samples[[i]], energies[[i]]) for i, (samples, energies) in zip(best, predictions, strict=True)]
 
 
-def evaluate_energy(model: PCBridgeModel, evaluation: EvaluationConfig) -> dict[str, float]:
-    """Mean absolute errors of energy (eV) and force components (eV/angstrom) where the split has labels."""
-    summary: dict[str, float] = {}
+def evaluate_energy(model: PCBridgeModel, evaluation: EvaluationConfig) -> dict[str, float | None]:
+    """Mean absolute errors of energy (eV) and force components (eV/angstrom) where the whole split has labels.
+
+    None where it has none at the model's level of theory.
+    """
+    summary: dict[str, float | None] = {}
     for name in ("pm6", "pm6_displaced"):
         rows = load_bundled(name, evaluation.split)
         examples = [example_from_row(row, model.config.energy_level_of_theory) for row in rows]
@@ -254,8 +257,8 @@ def evaluate_energy(model: PCBridgeModel, evaluation: EvaluationConfig) -> dict[
             energy_errors += (energy.cpu() - batch["energy"]).abs().tolist()
             errors = (forces.cpu() - batch["forces"]).abs()[batch["atom_mask"]]
             force_errors += errors.flatten().tolist()
-        summary[f"{name}_energy_mae"] = float(np.mean(energy_errors))
-        summary[f"{name}_force_mae"] = float(np.mean(force_errors))
+        summary[f"{name}_energy_mae"] = float(np.mean(energy_errors)) if examples else None
+        summary[f"{name}_force_mae"] = float(np.mean(force_errors)) if examples else None
         summary[f"{name}_num_structures"] = len(examples)
     return summary
 

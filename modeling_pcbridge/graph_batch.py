@@ -30,6 +30,12 @@ class GraphBatch:
     stereo_pair_types: Tensor
     stereo_quadruples: Tensor
 
+    def check_positions(self, positions: Tensor) -> None:
+        """Raises ValueError unless `positions` is (B, N, 3)."""
+        expected = (*self.atomic_numbers.shape, 3)
+        if positions.shape != expected:
+            raise ValueError(f"positions have shape {tuple(positions.shape)}, but the graphs are for {expected}")
+
     def __getitem__(self, rows: slice | Tensor) -> "GraphBatch":
         return self._map(lambda tensor: tensor[rows])
 

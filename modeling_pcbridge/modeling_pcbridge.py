@@ -274,11 +274,12 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             generator: of the noise and the time steps.
 
         Raises:
-            ValueError: no positions.
+            ValueError: no positions, or not (B, N, 3).
         """
         if positions is None:
             raise ValueError("energies, forces and losses need positions; for structures call predict_structure")
         graph = GraphBatch(atomic_numbers, formal_charges, atom_mask, pair_types, stereo_pair_types, stereo_quadruples)
+        graph.check_positions(positions)
         if energy is None and forces is None and is_equilibrium is None:
             predicted_energy, predicted_forces = self.energy_and_forces(graph, positions)
             output = PCBridgeOutput(energy=predicted_energy, forces=predicted_forces)
@@ -367,11 +368,13 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             `.energy` (B,) float64, eV, and `.forces` (B, N, 3), eV/angstrom, zero on padding.
 
         Raises:
-            ValueError: no positions.
+            ValueError: no positions, or not (B, N, 3).
         """
         if positions is None:
             raise ValueError("predict_energy needs positions; give the processor molecules that have a conformer")
-        energy, forces = self.energy_and_forces(GraphBatch(**graph), positions)
+        batch = GraphBatch(**graph)
+        batch.check_positions(positions)
+        energy, forces = self.energy_and_forces(batch, positions)
         return PCBridgeOutput(energy=energy, forces=forces)
 
     @torch.no_grad()
@@ -417,7 +420,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             `.positions` (B, num_samples, N, 3), angstrom, and `.stereo_right` (B, num_samples).
 
         Raises:
-            ValueError: an unknown method, numbers out of range, or "refine" or "mean_shift" without positions.
+            ValueError: an unknown method, numbers out of range, "refine" or "mean_shift" without positions, or
+                positions that are not (B, N, 3).
         """
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
@@ -435,6 +439,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             raise ValueError(f"eta must lie in 0..1, not {eta}")
         if method in METHODS_FROM_POSITIONS and positions is None:
             raise ValueError(f"{method} needs positions; give the processor molecules that have a conformer")
+        if positions is not None:
+            GraphBatch(**graph).check_positions(positions)
         samples, stereo_right = sample_structures(
             self,
             GraphBatch(**graph),

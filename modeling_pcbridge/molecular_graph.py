@@ -175,12 +175,16 @@ def mol_from_smiles(smiles: str) -> Chem.Mol:
     if mol is None:
         raise ValueError("RDKit cannot parse the SMILES")
     map_numbers = [atom.GetAtomMapNum() for atom in mol.GetAtoms()]
-    if sorted(map_numbers) == list(range(1, mol.GetNumAtoms() + 1)):
+    has_all_hydrogens = all(atom.GetTotalNumHs() == 0 for atom in mol.GetAtoms())
+    if has_all_hydrogens and sorted(map_numbers) == list(range(1, mol.GetNumAtoms() + 1)):
         mol = Chem.RenumberAtoms(mol, [int(i) for i in np.argsort(map_numbers)])
         for atom in mol.GetAtoms():
             atom.SetAtomMapNum(0)
         return mol
-    return Chem.AddHs(Chem.MolFromSmiles(smiles))
+    mol = Chem.MolFromSmiles(smiles)
+    for atom in mol.GetAtoms():
+        atom.SetAtomMapNum(0)  # numbers of a reaction, say; they mean nothing here
+    return Chem.AddHs(mol)
 
 
 def mol_from_positions(atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int = 0) -> Chem.Mol:

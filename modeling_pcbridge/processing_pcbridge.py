@@ -27,7 +27,7 @@ class PCBridgeProcessor(ProcessorMixin):
     def get_attributes(cls) -> list[str]:
         return []  # no tokenizer or image processor inside
 
-    def __call__(self, molecules, **kwargs) -> BatchFeature:
+    def __call__(self, molecules) -> BatchFeature:
         """Featurise a list of molecules, or a single one.
 
         Args:
@@ -41,11 +41,10 @@ class PCBridgeProcessor(ProcessorMixin):
         Raises:
             ValueError: naming the molecule and the reason: nothing given, unparsable, disconnected or radical input,
                 an unsupported element, positions that are not finite or of the wrong shape, implicit hydrogens beside
-                a conformer, or positions for some molecules only.
+                a conformer, a drawing in place of a 3D structure, or positions for some molecules only.
         """
-        if isinstance(molecules, (str, Chem.Mol, tuple)):
-            molecules = [molecules]
-        if len(molecules) == 0:
+        molecules = [molecules] if isinstance(molecules, (str, Chem.Mol, tuple)) else list(molecules)
+        if not molecules:
             raise ValueError("no molecules given")
         graphs, positions = [], []
         for index, molecule in enumerate(molecules):
@@ -53,7 +52,7 @@ class PCBridgeProcessor(ProcessorMixin):
                 mol, coordinates = self._read(molecule)
                 graphs.append(graph_from_mol(mol))
                 self._check(graphs[-1], coordinates)
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 raise ValueError(f"molecule {index} ({describe(molecule)}): {error}") from error
             positions.append(coordinates)
 
@@ -78,12 +77,16 @@ class PCBridgeProcessor(ProcessorMixin):
         if isinstance(molecule, str):
             return mol_from_smiles(molecule), None
         if isinstance(molecule, Chem.Mol):
+            molecule = Chem.Mol(molecule)
+            Chem.SanitizeMol(molecule)  # one graph a molecule, however its aromatic bonds were written
             if molecule.GetNumConformers() == 0:
                 return Chem.AddHs(molecule), None
             if any(atom.GetTotalNumHs() > 0 for atom in molecule.GetAtoms()):
                 raise ValueError(
                     "it has a conformer but implicit hydrogens; call Chem.AddHs(mol, addCoords=True) first"
                 )
+            if not molecule.GetConformer().Is3D() and molecule.GetNumAtoms() > 1:
+                raise ValueError("its conformer is a drawing in two dimensions; embed it, or remove it")
             return molecule, molecule.GetConformer().GetPositions().astype(np.float32)
         if isinstance(molecule, (tuple, list)) and len(molecule) in (2, 3):
             atomic_numbers = np.asarray(molecule[0])
@@ -122,5 +125,5 @@ def describe(molecule) -> str:
     if isinstance(molecule, Chem.Mol):
         return Chem.MolToSmiles(Chem.RemoveHs(molecule, sanitize=False))
     if isinstance(molecule, (tuple, list)) and len(molecule) > 0:
-        return f"atomic numbers {np.asarray(molecule[0]).tolist()}"
+        return f"atomic numbers {molecule[0]}"
     return type(molecule).__name__

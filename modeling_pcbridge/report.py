@@ -78,7 +78,7 @@ def results_markdown(metrics: dict) -> str:
         f"Structures against DFT equilibrium structures (angstrom), {metrics['split']} split, "
         f"{metrics['num_molecules']} molecules, {metrics['num_samples']} samples each, seed {metrics['seed']}.\n\n"
         + markdown_table(structure_rows, STRUCTURE_COLUMNS)
-        + "\n\nEnergies and forces against B3LYP/6-31G* labels.\n\n"
+        + "\n\nEnergies and forces against the bundled labels at the model's level of theory.\n\n"
         + markdown_table(energy_rows, ENERGY_COLUMNS)
         + "\n"
     )
@@ -86,16 +86,20 @@ def results_markdown(metrics: dict) -> str:
 
 def plot_losses(histories: dict[str, list[dict]], path: Path) -> None:
     """Every loss term over the updates of each stage."""
-    terms = sorted({key for history in histories.values() for key in history[0] if key.endswith("_loss")})
-    terms = [term for term in terms if any(record[term] for h in histories.values() for record in h)]
+    records = [record for history in histories.values() for record in history]
+    terms = sorted({key for record in records for key, value in record.items() if key.endswith("_loss") and value})
+    if not terms:
+        return
     figure, axes = plt.subplots(1, len(terms), figsize=(3.2 * len(terms), 3), constrained_layout=True, squeeze=False)
     for axis, term in zip(axes[0], terms, strict=True):
         for name, history in histories.items():
-            values = np.array([record[term] for record in history])
+            # Not every record has a validation loss.
+            points = [(record["step"], record[term]) for record in history if term in record]
+            steps, values = [step for step, _ in points], np.array([value for _, value in points])
             if values.any():
-                window = min(10, len(values))
+                window = min(10, len(values)) if term != "validation_loss" else 1
                 smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-                axis.plot([record["step"] for record in history][window - 1 :], smooth, label=name, lw=1.2)
+                axis.plot(steps[window - 1 :], smooth, label=name, lw=1.2)
         axis.set(title=term.removesuffix("_loss").replace("_", " "), xlabel="update", yscale="log")
         axis.title.set_fontsize(9)
         axis.legend(fontsize=7)
@@ -121,7 +125,9 @@ def plot_energy_scatter(models: dict[str, dict], path: Path) -> None:
 
 
 def plot_structures(references: list[ReferenceMolecule], predictions: dict[str, list[np.ndarray]], path: Path) -> None:
-    """Predicted structures (colour) over the references (grey), a row a model, a column a molecule."""
+    """Predicted structures (colour) over the references (grey), a row a model, a column a molecule; none, no file."""
+    if not references:
+        return
     shape = (len(predictions), len(references))
     figure, axes = plt.subplots(
         *shape, figsize=(2.6 * shape[1], 2.8 * shape[0]), subplot_kw={"projection": "3d"}, squeeze=False

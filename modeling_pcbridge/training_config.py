@@ -9,6 +9,11 @@ from .losses import LossSettings
 UPDATES_PER_WINDOW = 10
 
 
+def _require(is_right: bool, name: str, what: str, value) -> None:
+    if not is_right:
+        raise ValueError(f"{name} must be {what}, not {value}")
+
+
 @dataclass(frozen=True)
 class SourceConfig:
     """A data source and its share of every batch.
@@ -16,7 +21,7 @@ class SourceConfig:
     Attributes:
         name: a configuration of `dataset_scripts.bundled`, or a folder of shards that `dataset_scripts.prepare` wrote.
         weight: share of the rows of a batch.
-        only_labelled: leave out rows without energy and forces at the model's level of theory.
+        only_labelled: leave out rows without an energy at the model's level of theory.
         max_rows: take only the first so many rows, to try something out.
         other_levels: labels at another level of theory than the model's are dropped; or kept, with the energy shifted
             by the difference of the elements' reference energies at the two levels (docs/data.md).
@@ -27,6 +32,10 @@ class SourceConfig:
     only_labelled: bool = False
     max_rows: int | None = None
     other_levels: Literal["drop", "shift"] = "drop"
+
+    def __post_init__(self):
+        _require(self.weight > 0, "weight", "positive", self.weight)
+        _require(self.max_rows is None or self.max_rows > 0, "max_rows", "positive", self.max_rows)
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,11 @@ class StageConfig:
     sources: list[SourceConfig]
     losses: LossSettings = field(default_factory=LossSettings)
 
+    def __post_init__(self):
+        _require(self.num_steps > 0, "num_steps", "positive", self.num_steps)
+        _require(self.learning_rate > 0, "learning_rate", "positive", self.learning_rate)
+        _require(self.warmup_steps >= 0, "warmup_steps", "zero or more", self.warmup_steps)
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -54,7 +68,7 @@ class EvaluationConfig:
 
     Attributes:
         split: of the bundled data; choose settings on "validation", report "test".
-        max_molecules: evaluate on the first so many molecules; null for all.
+        max_molecules: structures of so many molecules, evenly from small to large; null for all.
         num_samples: structures a molecule, for each sampling method.
         num_inference_steps, eta: of DDIM, see `PCBridgeModel.predict_structure`.
         batch_size: structures evaluated at once.
@@ -101,7 +115,8 @@ class TrainingConfig:
         stage1, stage2: the stages; null leaves one out.
         preset: sizes of the model, see `PCBridgeConfig.from_preset`.
         model: fields of `PCBridgeConfig` that differ from the preset.
-        init_from: checkpoint to start from, a folder or a hub name; needed when stage 1 is left out.
+        init_from: checkpoint to start from, a folder or a hub name; needed when stage 1 is left out. The model is the
+            checkpoint's then, and `preset` and `model` are not used.
         compare_multi_task: also train stage 2 without the consistency losses, from the same stage-1 weights and on
             the same batches: the paper's baseline.
         output_dir: where everything goes.
@@ -173,9 +188,13 @@ class TrainingConfig:
             raise ValueError("stage 2 alone needs init_from, a checkpoint of stage 1")
         if self.checkpoint_every < 1 or self.checkpoint_every % UPDATES_PER_WINDOW:
             raise ValueError(f"checkpoint_every must be a positive multiple of 10, not {self.checkpoint_every}")
-        for name in ("keep_checkpoints", "max_bad_updates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("keep_checkpoints", "max_bad_updates", "batch_size", "gradient_accumulation_steps"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("num_workers", "weight_decay"):
+            _require(getattr(self, name) >= 0, name, "zero or more", getattr(self, name))
+        _require(self.max_pairs is None or self.max_pairs > 0, "max_pairs", "positive", self.max_pairs)
+        _require(self.max_grad_norm > 0, "max_grad_norm", "positive", self.max_grad_norm)
+        _require(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1", self.ema_decay)
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"mixed_precision must be 'no', 'bf16' or 'fp16', not {self.mixed_precision!r}")
         if self.optimizer not in ("adam", "muon"):

@@ -33,7 +33,22 @@ def load_sources(
     for source in sources:
         shift = level_shift(model, config.sources) if source.other_levels == "shift" else None
         examples.append(load_source(source, split, level, config.max_pairs, shift))
+        _check_elements(source, examples[-1], model)
     return examples
+
+
+def _check_elements(source: SourceConfig, examples: Sequence[Example], model: PCBridgeModel) -> None:
+    """Raises ValueError if the source has elements that the model does not know."""
+    if isinstance(examples, ShardedExamples):
+        elements = examples.elements
+    else:
+        elements = set().union(*(example.graph.atomic_numbers.tolist() for example in examples))
+    unknown = sorted(elements - set(model.config.supported_elements))
+    if unknown:
+        raise ValueError(
+            f"data source {source.name} has atomic numbers {unknown}, which the model does not support; leave these "
+            "molecules out, or train a new model with --model '{supported_elements: [...]}'"
+        )
 
 
 @cache
@@ -97,7 +112,7 @@ def _bundled_examples(
         if len(examples) == source.max_rows:
             break
         example = example_from_row(row, energy_level_of_theory)
-        if source.only_labelled and not example.is_labelled:
+        if source.only_labelled and example.energy is None:
             continue
         if max_atoms is None or example.graph.num_atoms <= max_atoms:
             examples.append(example)

@@ -3,12 +3,15 @@
 import copy
 import json
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from .checkpointing import (
     TrainingStateError,
@@ -16,7 +19,6 @@ from .checkpointing import (
     read_progress,
     restore_training_state,
     save_training_state,
-    set_aside,
 )
 from .compilation import compiled
 from .interruption import StopRequest, TrainingInterrupted
@@ -37,7 +39,11 @@ _SETTINGS_OF_A_STATE = (
     "preset",
     "batch_size",
     "max_pairs",
+    "init_from",
     "optimizer",
+    "weight_decay",
+    "max_grad_norm",
+    "mixed_precision",
     "ema_decay",
     "validation",
     "seed",
@@ -75,7 +81,7 @@ class _StageTraining:
         self.name, self.model, self.stage, self.config, self.accelerator = name, model, stage, config, accelerator
         # Sharding is for good, so a copy is trained then, and `model` stays whole for the next stage.
         self.trained = (copy.deepcopy(model) if accelerator.is_fsdp2 else model).to(accelerator.device).train()
-        self.average = AveragedModel(self.trained, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+        self.average = AveragedModel(self.trained, multi_avg_fn=self._move_average)
         self.modules = {"model": self.trained, "average": self.average}
         self.validation = None
         if config.validation is not None:
@@ -159,6 +165,12 @@ class _StageTraining:
     def _learning_rate(self, step: int) -> float:
         return self.stage.learning_rate * learning_rate_factor(step, self.stage)
 
+    def _move_average(self, average: Sequence[Tensor], weights: Sequence[Tensor], _) -> None:
+        """Towards `weights` by 1 - ema_decay, and faster in the beginning, so that a short run has left its start."""
+        step = self.progress["step"]
+        decay = min(self.config.ema_decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(average), list(weights), 1 - decay)
+
     def _save(self) -> None:
         self.accelerator.wait_for_everyone()
         save_training_state(
@@ -179,8 +191,6 @@ class _StageTraining:
         settings = json.loads(json.dumps(settings))  # as a state gives them back
         anew = {"step": 0, "ended": False, "history": [], "settings": settings}
         if self.config.resume is None:
-            if self.accelerator.is_main_process:
-                set_aside(self.state_folder)
             return anew
         state = newest_state(self.state_folder)
         if state is None:

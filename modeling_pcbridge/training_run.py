@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, GradScalerKwargs
 
+from .checkpointing import set_aside
 from .configuration_pcbridge import PCBridgeConfig
 from .evaluate_checkpoints import evaluate_checkpoints
 from .hub import create_repository, push_checkpoint
@@ -60,6 +61,11 @@ def run(config: TrainingConfig) -> dict:
     hub_model_id = config.hub_model_id if config.push_to_hub else None
     if hub_model_id is not None and accelerator.is_main_process:
         create_repository(hub_model_id)
+
+    if config.resume is None and accelerator.is_main_process:
+        for name in (STAGE1, MULTI_TASK, CONSISTENCY):  # all at once: a later resume must not meet another run's stage
+            set_aside(output_dir / "training_state" / name)
+    accelerator.wait_for_everyone()
 
     model = initial_model(config)
     histories: dict[str, list[dict]] = {}

@@ -2,6 +2,7 @@
 
 import copy
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -61,7 +62,8 @@ class Validation:
             loss = self.loss(model)
             if self.settings.num_pictures > 0 and self.accelerator.is_main_process:
                 self._picture(model, step)
-        if best is None or loss < best["loss"]:
+        # A loss that is NaN is no standard for later ones.
+        if best is None or loss < best["loss"] or not isfinite(best["loss"]):
             progress["best"] = best = {"step": step, "loss": loss, "validations_since": 0}
             self.best.load_state_dict(model.state_dict())
         else:

@@ -141,7 +141,9 @@ def _open(path: str, mode: Literal["r", "w"]) -> Iterator[TextIO]:
     if path == STANDARD_STREAM:
         yield sys.stdin if mode == "r" else sys.stdout
     else:
-        with open(path, mode, encoding="utf-8", newline="" if mode == "r" else None) as stream:
+        # Excel starts a CSV file with a byte order mark.
+        encoding = "utf-8-sig" if mode == "r" else "utf-8"
+        with open(path, mode, encoding=encoding, newline="" if mode == "r" else None) as stream:
             yield stream
 
 

@@ -57,6 +57,8 @@ def run(arguments: argparse.Namespace, error) -> int:
     for path in filter(None, (arguments.output, arguments.failures)):
         if not Path(path).parent.is_dir():
             error(f"there is no folder {Path(path).parent}")
+        if Path(path).is_dir():
+            error(f"{path} is a folder")
     RDLogger.DisableLog("rdApp.*")
     disable_progress_bar()
     try:
@@ -64,8 +66,12 @@ def run(arguments: argparse.Namespace, error) -> int:
         pipeline = load_pipeline(arguments.model or str(released_checkpoint()), arguments.device)
     except (OSError, ValueError, ImportError) as problem:
         error(str(problem))
+    except RuntimeError as problem:  # torch knows no such device
+        error(f"--device {arguments.device}: {str(problem).splitlines()[0]}")
     if not records:
         error(f"there is no molecule in {arguments.input}")
+    if not -(2**63) <= arguments.seed < 2**63:
+        error(f"--seed must fit into 64 bits, which {arguments.seed} does not")
     if arguments.mean_shift_steps < 0:
         error(f"--mean-shift-steps must not be negative, but is {arguments.mean_shift_steps}")
     if arguments.steps > pipeline.model.config.num_train_timesteps:
@@ -132,6 +138,6 @@ def _format(path: str, chosen: str | None, formats: dict[str, str], of_stream: s
 
 
 def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
     return int(text)

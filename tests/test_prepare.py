@@ -198,6 +198,13 @@ def test_command_line(archive, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["prepare", "qm9", *options])
     main()
     assert sum(json.loads(capsys.readouterr().out)["rows"].values()) == 10
+    monkeypatch.setattr(sys, "argv", ["prepare", "qm9", "--split", "train", *options[:-1], str(tmp_path / "all")])
+    main()
+    assert json.loads(capsys.readouterr().out)["rows"] == {"train": 10, "validation": 0, "test": 0}
+    monkeypatch.setattr(sys, "argv", ["prepare", "qm9", *options[:2], "nowhere.tar", *options[2:]])
+    with pytest.raises(SystemExit):
+        main()
+    assert "there is no nowhere.tar" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["prepare", "own", *options])
     with pytest.raises(ValueError, match="not one of"):
         main()

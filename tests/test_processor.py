@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from rdkit import Chem
-from rdkit.Chem import rdDistGeom
+from rdkit.Chem import rdDepictor, rdDistGeom
 
 WATER = ([8, 1, 1], [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
 
@@ -66,6 +66,7 @@ def test_save_and_load(processor, tmp_path):
         (([], []), "no atoms"),
         (([26, 1], WATER[1][:2]), "unsupported element Fe"),
         ((WATER[0], WATER[1], 1), "total charge 1"),
+        ((*WATER, None), "int"),
         (17, "expected a SMILES"),
     ],
 )
@@ -91,3 +92,41 @@ def test_conformer_with_implicit_hydrogens(processor):
 def test_energy_without_positions_says_what_to_do(processor, model):
     with pytest.raises(ValueError, match="needs positions"):
         model.predict_energy(**processor(["CCO"]))
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3), (1, 4, 3), (3, 3), (2, 3, 3)])
+def test_positions_that_do_not_fit_the_graph_are_refused(processor, model, shape):
+    water, positions = processor(["O"]), torch.zeros(shape)
+    with pytest.raises(ValueError, match=r"the graphs are for \(1, 3, 3\)"):
+        model.predict_energy(**water, positions=positions)
+    with pytest.raises(ValueError, match=r"the graphs are for \(1, 3, 3\)"):
+        model.predict_structure(**water, positions=positions, method="refine")
+    with pytest.raises(ValueError, match=r"the graphs are for \(1, 3, 3\)"):
+        model(**water, positions=positions)
+
+
+def test_one_molecule_has_one_graph_however_its_aromatic_bonds_are_written(processor):
+    aromatic = Chem.AddHs(Chem.MolFromSmiles("c1ccoc1"))
+    kekulized = Chem.Mol(aromatic)
+    Chem.Kekulize(kekulized, clearAromaticFlags=True)
+    expected, batch = processor([aromatic]), processor([kekulized])
+    assert all(torch.equal(batch[key], expected[key]) for key in expected)
+    assert not kekulized.GetBondWithIdx(0).GetIsAromatic()  # the caller's molecule is left alone
+
+
+def test_a_drawing_is_no_structure(processor):
+    mol = Chem.AddHs(Chem.MolFromSmiles("CCO"))
+    rdDepictor.Compute2DCoords(mol)
+    with pytest.raises(ValueError, match="drawing in two dimensions"):
+        processor([mol])
+
+
+def test_map_numbers_of_heavy_atoms_only_mean_nothing(processor):
+    expected = processor(["CO"])
+    assert torch.equal(processor(["[CH3:1][OH:2]"])["pair_types"], expected["pair_types"])
+
+
+def test_any_iterable_of_molecules_and_no_unknown_options(processor):
+    assert processor(smiles for smiles in ("C", "O"))["atomic_numbers"].shape == (2, 5)
+    with pytest.raises(TypeError, match="total_charge"):
+        processor(WATER, total_charge=-1)

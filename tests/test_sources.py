@@ -308,3 +308,13 @@ def test_mistakes_in_own_data_are_named(tmp_path):
             list(stream_source(own_source(), [path]))
     with pytest.raises(ValueError, match="not one of"):
         list(stream_source(own_source(), [tmp_path / "mine.mol2"]))
+    frame = tmp_path / "mine.xyz"
+    frame.write_text("3\nProperties=species:S:1:pos:R:3 REF_energy=-1.0\nO 0 0 0\nH .96 0 0\nH -.24 .93 0\n")
+    with pytest.raises(BadRowError, match="labels under names that are not read: REF_energy"):
+        list(stream_source(own_source(energy_level_of_theory=PM6), [frame]))
+
+
+def test_csv_as_spreadsheets_save_it(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text('smiles,positions\nO,"[[0,0,0],[0.96,0,0],[-0.24,0.93,0]]"\n', encoding="utf-8-sig")
+    assert [row["smiles"] for row in stream_source(own_source(), [path])] == ["O"]

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from modeling_pcbridge import LossSettings, PCBridgeModel, PCBridgeProcessor, training_loop
 from modeling_pcbridge.optimizers import learning_rate_factor
+from modeling_pcbridge.report import plot_losses, plot_structures
 from modeling_pcbridge.training_config import SourceConfig, StageConfig, TrainingConfig
 from modeling_pcbridge.training_data import load_source, reference_energies_of
-from modeling_pcbridge.training_run import run, without_consistency
+from modeling_pcbridge.training_run import initial_model, run, without_consistency
 from train_accelerate import parse
 
 ROOT = Path(__file__).parent.parent
@@ -171,6 +172,42 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path):
     assert apart < 0.02 * moved
 
 
+def test_the_average_of_a_short_run_has_left_the_first_weights(tmp_path, monkeypatch):
+    """After 22 updates an average of decay .998 from the start would hold 96 % of the first weights."""
+    stages = []
+
+    class Recorded(training_loop._StageTraining):
+        def finish(self):
+            stages.append({name: tensor.clone() for name, tensor in self.trained.state_dict().items()})
+            return super().finish()
+
+    monkeypatch.setattr(training_loop, "_StageTraining", Recorded)
+    config = small_config(tmp_path)
+    run(config)
+    average = load_file(tmp_path / "stage1" / "model.safetensors")
+    torch.manual_seed(config.seed)
+    first = initial_model(config).state_dict()
+    names = [name for name, tensor in stages[0].items() if tensor.is_floating_point() and "layers" in name]
+    left = sum((average[name] - stages[0][name]).square().sum() for name in names)
+    whole = sum((first[name] - stages[0][name]).square().sum() for name in names)
+    assert left < 0.25 * whole
+
+
+def test_elements_that_the_model_does_not_know_are_refused(tmp_path):
+    few = SMALL_MODEL | {"supported_elements": [1, 6]}
+    with pytest.raises(ValueError, match=r"pm6 has atomic numbers \[7, 8, 9\], which the model does not support"):
+        run(small_config(tmp_path, model=few))
+
+
+def test_losses_are_plotted_where_there_are_any(tmp_path):
+    with_validation = [{"step": 9, "energy_loss": 1.0}, {"step": 19, "energy_loss": 0.5, "validation_loss": 0.7}]
+    plot_losses({"stage1": with_validation, "multi-task": [{"step": 9, "energy_loss": 2.0}]}, tmp_path / "losses.png")
+    assert (tmp_path / "losses.png").stat().st_size > 5_000
+    plot_losses({"stage1": []}, tmp_path / "none.png")
+    plot_structures([], {"model": []}, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
 def test_learning_rate_warms_up_and_decays_to_zero():
     stage = StageConfig(num_steps=10, learning_rate=1.0, warmup_steps=4, sources=[])
     factors = [learning_rate_factor(step, stage) for step in range(11)]
@@ -218,6 +255,11 @@ def test_paper_configuration_has_the_papers_constants():
         (["--mixed_precision=fp8"], "bf16"),
         (["--stage1=null"], "init_from"),
         (["--nonsense=1"], "nonsense"),
+        (["--batch_size=0"], "batch_size must be at least 1"),
+        (["--ema_decay=1"], "ema_decay must be at least 0 and below 1"),
+        (["--max_grad_norm=0"], "max_grad_norm must be positive"),
+        (["--stage1.num_steps=0"], "num_steps must be positive"),
+        (["--stage1.sources=[{name: pm6, weight: -1}]"], "weight must be positive"),
     ],
 )
 def test_wrong_options_say_why(wrong, reason, capsys):

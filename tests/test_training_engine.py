@@ -229,14 +229,19 @@ def test_states_are_pruned_and_an_earlier_run_is_set_aside(tmp_path):
     config = small_config(tmp_path, keep_checkpoints=1)
     run(config)
     assert [state.name for state in state_folder(tmp_path).iterdir()] == ["step-00000022"]
+    of_stage2 = tmp_path / "training_state" / "consistency"
+    of_stage2.mkdir()
     run(config)
     assert (tmp_path / "training_state" / "stage1.previous" / "step-00000022").exists()
+    assert not of_stage2.exists()  # else a later resume would meet it
 
 
 def test_resuming_with_other_settings_is_refused(tmp_path):
     run(small_config(tmp_path))
     with pytest.raises(TrainingStateError, match="made with another batch_size"):
         run(small_config(tmp_path, resume="latest", batch_size=6))
+    with pytest.raises(TrainingStateError, match="made with another weight_decay"):
+        run(small_config(tmp_path, resume="latest", weight_decay=0.5))
     with pytest.raises(TrainingStateError, match="made with another model"):
         run(small_config(tmp_path, resume="latest", model=SMALL_MODEL | {"hidden_size": 16}))
 

@@ -142,7 +142,7 @@ class Predictor:
                 f"{mol.GetNumHeavyAtoms()}, so take the prediction as an extrapolation."
             )
         if any(atom.GetFormalCharge() != 0 for atom in mol.GetAtoms()):
-            notes.append("The training data has no charged atoms; take the prediction as an extrapolation.")
+            notes.append("The training data has hardly any charged atoms; take the prediction as an extrapolation.")
         reference = self.references.get(_canonical(mol))
         return {
             "type": "molecule",
