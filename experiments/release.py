@@ -20,10 +20,9 @@ from modeling_pcbridge.training_run import CONSISTENCY, MULTI_TASK
 ROOT = Path(__file__).parents[1]
 SETTING = "displaced"
 # Metrics of the card's metadata, by kind of prediction.
-_INDEXED = {
-    "ddim": ("heavy_rmsd_mean", "bond_length_error", "one_three_error"),
-    "refine": ("heavy_rmsd_mean", "bond_length_error", "one_three_error"),
-}
+_INDEXED = dict.fromkeys(
+    ("ddim", "ddim_mean_shift", "refine", "mean_shift"), ("heavy_rmsd_mean", "bond_length_error", "one_three_error")
+)
 FILES = ("config.json", "model.safetensors", "processor_config.json")
 
 

@@ -15,6 +15,7 @@ from .checkpointing import set_aside
 from .configuration_pcbridge import PCBridgeConfig
 from .evaluate_checkpoints import evaluate_checkpoints
 from .hub import create_repository, push_checkpoint
+from .model_card import card_of_run
 from .modeling_pcbridge import PCBridgeModel
 from .pipeline_pcbridge import PCBridgePipeline
 from .processing_pcbridge import PCBridgeProcessor
@@ -28,7 +29,6 @@ logger = logging.getLogger(__name__)
 CONSISTENCY, MULTI_TASK, STAGE1 = "consistency", "multi-task", "stage1"
 # Rows of each source that reference energies are fitted to.
 _REFERENCE_ROWS = 10_000
-_MODEL_CARD = Path(__file__).parent / "model_card.md"
 
 
 def run(config: TrainingConfig) -> dict:
@@ -70,9 +70,11 @@ def run(config: TrainingConfig) -> dict:
     model = initial_model(config)
     histories: dict[str, list[dict]] = {}
     models: dict[str, Path] = {}
+    stages: dict[str, StageConfig] = {}
     if config.stage1 is not None:
         histories[STAGE1] = train_stage(STAGE1, model, config.stage1, config, accelerator)
-        models[STAGE1] = save_checkpoint(model, output_dir / STAGE1, accelerator)
+        stages[STAGE1] = config.stage1
+        models[STAGE1] = save_checkpoint(model, output_dir / STAGE1, config, stages, accelerator)
     if config.stage2 is not None:
         # Each branch starts from the same weights.
         start = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -82,7 +84,7 @@ def run(config: TrainingConfig) -> dict:
         for name, stage in branches.items():
             model.load_state_dict(start)
             histories[name] = train_stage(name, model, stage, config, accelerator)
-            models[name] = save_checkpoint(model, output_dir / name, accelerator)
+            models[name] = save_checkpoint(model, output_dir / name, config, stages | {name: stage}, accelerator)
 
     metrics: dict = {"config": asdict(config), "histories": histories}
     if accelerator.is_main_process:
@@ -153,11 +155,13 @@ def without_consistency(stage: StageConfig) -> StageConfig:
     return replace(stage, losses=multi_task)
 
 
-def save_checkpoint(model: PCBridgeModel, folder: Path, accelerator: Accelerator) -> Path:
+def save_checkpoint(
+    model: PCBridgeModel, folder: Path, config: TrainingConfig, stages: dict[str, StageConfig], accelerator: Accelerator
+) -> Path:
     """Weights, config, code, processor and card in `folder`, ready for from_pretrained and for a hub."""
     if accelerator.is_main_process:
         processor = PCBridgeProcessor(model.config.supported_elements)
         PCBridgePipeline(model, processor=processor, device=model.device).save_pretrained(folder)
-        (folder / "README.md").write_text(_MODEL_CARD.read_text())
+        (folder / "README.md").write_text(card_of_run(model.config, config, stages))
     accelerator.wait_for_everyone()
     return folder

@@ -111,7 +111,7 @@ def test_the_wheel_predicts_and_trains_without_the_clone(environment, tmp_path):
     run(pcbridge, "train", few, "--stage1.num_steps=20", "--stage2=null", "--evaluation=null", cwd=tmp_path)
     trained = tmp_path / "outputs/mini/stage1"
     assert (trained / "model.safetensors").exists()
-    assert (trained / "README.md").read_text() == (ROOT / "modeling_pcbridge/model_card.md").read_text()
+    assert "from `pm6` (weight" in (trained / "README.md").read_text()
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modeling_pcbridge import LossSettings, PCBridgeModel, PCBridgeProcessor, training_loop
+from modeling_pcbridge import LossSettings, PCBridgeConfig, PCBridgeModel, PCBridgeProcessor, training_loop
+from modeling_pcbridge.model_card import card_of_run
 from modeling_pcbridge.optimizers import learning_rate_factor
 from modeling_pcbridge.report import plot_losses, plot_structures
 from modeling_pcbridge.training_config import SourceConfig, StageConfig, TrainingConfig
@@ -191,6 +192,20 @@ def test_the_average_of_a_short_run_has_left_the_first_weights(tmp_path, monkeyp
     left = sum((average[name] - stages[0][name]).square().sum() for name in names)
     whole = sum((first[name] - stages[0][name]).square().sum() for name in names)
     assert left < 0.25 * whole
+
+
+def test_the_card_says_what_the_run_was_trained_on(tmp_path):
+    config = small_config(tmp_path, init_from="me/mine")
+    card = card_of_run(
+        PCBridgeConfig(energy_level_of_theory="wB97M-D3BJ/def2-TZVPPD", supported_elements=[1, 6, 16]),
+        config,
+        {"stage1": config.stage1},
+    )
+    assert "at wB97M-D3BJ/def2-TZVPPD. Forces" in card and "Elements other than H, C, S." in card
+    assert (
+        "weights of `me/mine`" in card and "- stage1: 22 updates of 8 molecules a process from `pm6` (weight 1)" in card
+    )
+    assert "3,037" not in card and "B3LYP" not in card and "## Use" in card and "## Metrics" in card
 
 
 def test_elements_that_the_model_does_not_know_are_refused(tmp_path):
