@@ -58,7 +58,7 @@ class StageConfig:
 
     def __post_init__(self):
         _require(self.num_steps > 0, "num_steps", "positive", self.num_steps)
-        _require(self.learning_rate > 0, "learning_rate", "positive", self.learning_rate)
+        _require(self.learning_rate >= 0, "learning_rate", "zero or more", self.learning_rate)
         _require(self.warmup_steps >= 0, "warmup_steps", "zero or more", self.warmup_steps)
 
 
