@@ -135,7 +135,8 @@ class TrainingConfig:
             rest), which needs fewer steps.
         weight_decay: decoupled.
         max_grad_norm: gradients are scaled down to this norm.
-        ema_decay: of the exponential moving average of the weights; the average is what is saved and evaluated.
+        ema_decay: of the exponential moving average of the weights, less in the first updates; the average is what is
+            saved and evaluated.
         compile: run the model through torch.compile. The first steps take minutes; on the CPUs measured so far it
             is no faster afterwards (benchmarks/results), so it is meant for GPUs.
         mixed_precision: "no", "bf16" or, for GPUs without it, "fp16"; see docs/training.md for what each costs.

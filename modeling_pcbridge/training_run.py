@@ -33,25 +33,7 @@ _REFERENCE_ROWS = 10_000
 
 def run(config: TrainingConfig) -> dict:
     """Train, save, evaluate; returns the metrics that are also in `output_dir`/metrics.json."""
-    accelerator = Accelerator(
-        cpu=config.cpu,
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=config.trackers or None,
-        project_dir=config.output_dir,
-        kwargs_handlers=[
-            # A stage without denoising, or without energies, leaves a decoder out of the graph.
-            DistributedDataParallelKwargs(find_unused_parameters=True),
-            # Gradients stay within float16 as they are (docs/training.md).
-            GradScalerKwargs(enabled=False),
-        ],
-    )
-    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("fp16 needs a GPU; on CPUs accelerate would leave everything in float32")
-    refuse_unsupported_sharding(accelerator, config)
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-        torch.use_deterministic_algorithms(True)
+    accelerator = make_accelerator(config)
     if config.trackers:
         # Trackers take flat values only.
         accelerator.init_trackers("trackers", config={"config": json.dumps(asdict(config))})
@@ -102,6 +84,34 @@ def run(config: TrainingConfig) -> dict:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return metrics
+
+
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """The processes and device of a run.
+
+    Raises:
+        ValueError: the configuration asks for what this device or this way to launch does not have.
+    """
+    accelerator = Accelerator(
+        cpu=config.cpu,
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=config.trackers or None,
+        project_dir=config.output_dir,
+        kwargs_handlers=[
+            # A stage without denoising, or without energies, leaves a decoder out of the graph.
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            # Gradients stay within float16 as they are (docs/training.md).
+            GradScalerKwargs(enabled=False),
+        ],
+    )
+    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("fp16 needs a GPU; on CPUs accelerate would leave everything in float32")
+    refuse_unsupported_sharding(accelerator, config)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True)
+    return accelerator
 
 
 def refuse_unsupported_sharding(accelerator: Accelerator, config: TrainingConfig) -> None:
