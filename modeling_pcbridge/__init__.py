@@ -1,20 +1,18 @@
 """PCBridge: equilibrium structures, energies and forces of molecules (Ren et al., NeurIPS 2024)."""
 
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from .configuration_pcbridge import PCBridgeConfig
-from .losses import LossSettings
-from .modeling_pcbridge import PCBridgeModel, PCBridgeOutput, StructureOutput
-from .pipeline_pcbridge import PCBridgePipeline
-from .processing_pcbridge import PCBridgeProcessor
-
-AutoConfig.register("pcbridge", PCBridgeConfig)
-AutoModel.register(PCBridgeConfig, PCBridgeModel)
-AutoProcessor.register(PCBridgeConfig, PCBridgeProcessor)
-# Saved checkpoints carry this code, so that trust_remote_code=True loads them without the package.
-PCBridgeConfig.register_for_auto_class()
-PCBridgeModel.register_for_auto_class("AutoModel")
-PCBridgeProcessor.register_for_auto_class()
+if TYPE_CHECKING:
+    from .auto_classes import (
+        LossSettings,
+        PCBridgeConfig,
+        PCBridgeModel,
+        PCBridgeOutput,
+        PCBridgePipeline,
+        PCBridgeProcessor,
+        StructureOutput,
+    )
 
 __all__ = [
     "LossSettings",
@@ -25,3 +23,14 @@ __all__ = [
     "PCBridgeProcessor",
     "StructureOutput",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names with the first of them that is used: torch and transformers take seconds."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(".auto_classes", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,6 +1,7 @@
 """Configuration of PCBridge models."""
 
 from dataclasses import field
+from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -60,6 +61,7 @@ class PCBridgeConfig(PreTrainedConfig):
     """
 
     model_type = "pcbridge"
+    _auto_class: ClassVar[str | None] = "AutoConfig"  # what is saved carries this code, for trust_remote_code=True
 
     supported_elements: list[int] = field(default_factory=lambda: [1, 6, 7, 8, 9])
     hidden_size: int = 96

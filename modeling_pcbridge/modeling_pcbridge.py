@@ -69,6 +69,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
     permutations of atoms; S obeys the stereo marks of the graph.
     """
 
+    _auto_class = "AutoModel"  # what is saved carries this code, for trust_remote_code=True
+
     def __init__(self, config: PCBridgeConfig):
         super().__init__(config)
         self.encoder = PCBridgeEncoder(config)

@@ -19,6 +19,8 @@ class PCBridgeProcessor(ProcessorMixin):
         supported_elements: atomic numbers that the model has learned; others are refused.
     """
 
+    _auto_class = "AutoProcessor"  # what is saved carries this code, for trust_remote_code=True
+
     def __init__(self, supported_elements: Sequence[int] = (1, 6, 7, 8, 9), **kwargs):
         super().__init__()
         self.supported_elements = [int(z) for z in supported_elements]

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from rdkit import Chem
 
+import modeling_pcbridge
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # What needs each extra: the project's module, and what the extra brings for it.
@@ -42,9 +44,19 @@ def run(*command, cwd: Path) -> str:
 
 
 def test_importing_the_package_is_light():
-    code = "import sys, modeling_pcbridge; print(*{name.split('.')[0] for name in sys.modules})"
-    imported = set(run(sys.executable, "-c", code, cwd=ROOT).split())
-    assert "modeling_pcbridge" in imported and not imported & HEAVY
+    """Nothing slow before something is used, and nothing optional after."""
+    code = "import sys; {}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    package = set(run(sys.executable, "-c", code.format("import modeling_pcbridge"), cwd=ROOT).split())
+    assert "modeling_pcbridge" in package and not package & (HEAVY | {"torch", "transformers", "rdkit"})
+    model = set(run(sys.executable, "-c", code.format("from modeling_pcbridge import PCBridgeModel"), cwd=ROOT).split())
+    assert "torch" in model and not model & HEAVY
+
+
+def test_the_package_lists_and_gives_its_names():
+    assert set(modeling_pcbridge.__all__) <= set(dir(modeling_pcbridge))
+    assert all(getattr(modeling_pcbridge, name).__name__ == name for name in modeling_pcbridge.__all__)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = modeling_pcbridge.no_such_name
 
 
 def test_every_extra_has_its_modules_tested():
