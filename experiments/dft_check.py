@@ -33,7 +33,7 @@ LINES = Path(__file__).parent / "results" / "dft_check.jsonl"
 DFT = "DFT structure"
 # molecule id -> what the structure is -> elements and positions
 Structures = dict[str, dict[str, tuple[list[int], np.ndarray]]]
-_METHODS = ("refine", "ddim")
+_METHODS = ("refine", "ddim", "mean_shift", "lowest_energy_mean_shift")
 
 
 def structures(molecules: int) -> Structures:
