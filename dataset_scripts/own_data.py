@@ -88,10 +88,10 @@ def _from_sdf(name: str, record: str) -> dict:
 
 def _from_atoms(name: str, atoms: Any) -> dict:
     results = atoms.calc.results if atoms.calc else {}
-    if not {"energy", "forces"} & set(results):
-        unread = [key for key in (*atoms.info, *atoms.arrays) if "energy" in key.lower() or "force" in key.lower()]
-        if unread:
-            raise BadRowError(name, f"labels under names that are not read: {', '.join(unread)}; say energy, forces")
+    stems = [stem for label, stem in (("energy", "energy"), ("forces", "force")) if label not in results]
+    unread = [key for key in (*atoms.info, *atoms.arrays) if any(stem in key.lower() for stem in stems)]
+    if unread:
+        raise BadRowError(name, f"labels under names that are not read: {', '.join(unread)}; say energy, forces")
     numbers, positions = atoms.numbers.tolist(), atoms.positions
     if "smiles" in atoms.info:
         mol = mol_of_smiles_in_order(name, atoms.info["smiles"], numbers, positions)

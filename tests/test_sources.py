@@ -312,6 +312,10 @@ def test_mistakes_in_own_data_are_named(tmp_path):
     frame.write_text("3\nProperties=species:S:1:pos:R:3 REF_energy=-1.0\nO 0 0 0\nH .96 0 0\nH -.24 .93 0\n")
     with pytest.raises(BadRowError, match="labels under names that are not read: REF_energy"):
         list(stream_source(own_source(energy_level_of_theory=PM6), [frame]))
+    atoms = "".join(f"{atom} 0 0 1\n" for atom in ("O 0 0 0", "H .96 0 0", "H -.24 .93 0"))
+    frame.write_text(f"3\nProperties=species:S:1:pos:R:3:dft_forces:R:3 energy=-1.0\n{atoms}")
+    with pytest.raises(BadRowError, match="labels under names that are not read: dft_forces"):
+        list(stream_source(own_source(energy_level_of_theory=PM6), [frame]))
 
 
 def test_csv_as_spreadsheets_save_it(tmp_path):

@@ -162,6 +162,8 @@ def test_bad_input_is_named_in_one_sentence(client, smiles, sentence):
         ('{"smiles": "C", "num_samples": 0}', {}, 400),
         ('{"smiles": ["C"], "num_samples": 1}', {}, 400),
         ("[[[", {}, 400),
+        ("[" * 4000, {}, 400),
+        ('{"smiles": "C", "num_samples": 11}', {"content-type": "application/json; charset=utf-8"}, 400),
         ('{"smiles": "' + "C" * 5000 + '", "num_samples": 1}', {}, 413),
         ('{"smiles": "C", "num_samples": 1}', {"content-type": "text/plain"}, 415),
     ],

@@ -151,7 +151,7 @@ class SecurityHeaders:
 async def _read_request(request: Request) -> tuple[str, int]:
     """The SMILES and the number of samples of a request of at most `MAX_REQUEST_BYTES`."""
     # A type that forms of other sites cannot send.
-    if request.headers.get("content-type") != "application/json":
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "Send application/json.")
     body = b""
     try:
@@ -166,7 +166,7 @@ async def _read_request(request: Request) -> tuple[str, int]:
         match json.loads(body):
             case {"smiles": str(smiles), "num_samples": int(num_samples)} if 1 <= num_samples <= MAX_SAMPLES:
                 return smiles.strip(), num_samples
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     raise HTTPException(400, f"Send a SMILES string and a number of samples from 1 to {MAX_SAMPLES}.")
 
