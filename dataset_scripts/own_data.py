@@ -88,8 +88,11 @@ def _from_sdf(name: str, record: str) -> dict:
 
 def _from_atoms(name: str, atoms: Any) -> dict:
     results = atoms.calc.results if atoms.calc else {}
+    given = atoms.info | atoms.arrays
     stems = [stem for label, stem in (("energy", "energy"), ("forces", "force")) if label not in results]
-    unread = [key for key in (*atoms.info, *atoms.arrays) if any(stem in key.lower() for stem in stems)]
+    if len(stems) == 1:  # beside a label that is read, words such as forcefield=MMFF94 are remarks
+        given = {key: value for key, value in given.items() if not isinstance(value, str)}
+    unread = [key for key in given if any(stem in key.lower() for stem in stems)]
     if unread:
         raise BadRowError(name, f"labels under names that are not read: {', '.join(unread)}; say energy, forces")
     numbers, positions = atoms.numbers.tolist(), atoms.positions

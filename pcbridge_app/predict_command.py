@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--relax", action="store_true", help="relax structures with the model's own forces")
     methods = "from noise by DDIM or in one step; from the structures of the file with a little noise or none"
     add("--method", choices=["ddim", "denoising", "refine", "mean_shift"], default="ddim", help=methods)
-    add("--mean-shift-steps", type=int, default=10, metavar="N", help="to sharpen what the other methods give (default: 10)")
+    add("--mean-shift-steps", type=int, default=10, metavar="N", help="after other methods, to sharpen (default: 10)")
     add("--steps", type=_positive, default=20, metavar="N", help="model evaluations a structure (default: 20)")
     add("--seed", type=int, default=0, help="of the noise (default: 0)")
     add("--batch-size", type=_positive, default=64, metavar="N", help="structures at once (default: 64)")

@@ -316,6 +316,9 @@ def test_mistakes_in_own_data_are_named(tmp_path):
     frame.write_text(f"3\nProperties=species:S:1:pos:R:3:dft_forces:R:3 energy=-1.0\n{atoms}")
     with pytest.raises(BadRowError, match="labels under names that are not read: dft_forces"):
         list(stream_source(own_source(energy_level_of_theory=PM6), [frame]))
+    frame.write_text(frame.read_text().replace("dft_forces", "velocities").replace("energy", "forcefield=UFF energy"))
+    (row,) = stream_source(own_source(energy_level_of_theory=PM6), [frame])
+    assert row["energy"] == -1 and row["forces"] is None
 
 
 def test_csv_as_spreadsheets_save_it(tmp_path):
