@@ -62,6 +62,10 @@ _MAIN_METRICS = (
     "torsion_error",
     "energy_above_reference",
 )
+_CAPTION = (
+    "Mean (standard deviation) over training seeds of the means over test molecules. Lengths in angstrom. How each "
+    "setting is trained: experiments/settings.py, configs/evidence.yaml."
+)
 Evaluations = dict[int, dict[str, dict]]  # seed -> model -> what experiments.evaluate wrote
 
 
@@ -74,6 +78,20 @@ def read_evaluations(folder: Path) -> Evaluations:
             seed = int(seed_folder.name.removeprefix("seed"))
             found[seed] = {name: json.loads(file.read_text()) for name, file in files.items()}
     return found
+
+
+def recorded_evaluations(record: dict, models: Sequence[str]) -> Evaluations:
+    """What `_record` kept, by seed again: means over molecules without what each molecule gave."""
+
+    def of_seed(place: int, model: str) -> dict:
+        return {
+            section: {metric: values[place] for metric, values in by_metric.items()}
+            for section, by_metric in record[model].items()
+        }
+
+    return {
+        seed: {model: of_seed(place, model) for model in models} for place, seed in enumerate(record.get("seeds", []))
+    }
 
 
 def over_seeds(evaluations: Evaluations, model: str, section: str, metric: str) -> list[float]:
@@ -133,50 +151,62 @@ def dissimilar_molecules(molecule_ids: list[str], split: str) -> set[str]:
 
 
 def write_evidence(runs: Path, folder: Path) -> None:
-    """evidence.json, evidence.md and evidence.png from the evaluations under `runs`.
+    """evidence.json, evidence.md, evidence_<setting>.md and plots from the evaluations under `runs`.
+
+    Seeds that `folder`/evidence.json has from before and `runs` has not are kept. The file of a setting, and the
+    pictures of single molecules, are written only where `runs` has them.
 
     Raises:
-        FileNotFoundError: no setting has a finished seed.
+        FileNotFoundError: no data setting has a finished seed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found = {name: read_evaluations(runs / name) for name in SETTINGS}
-    found = {name: evaluations for name, evaluations in found.items() if evaluations}
-    if not set(found) & set(DATA_SETTINGS):
+    path = folder / "evidence.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    records = before.get("settings", {}) | before.get("ablations", {})
+    new = {name: read_evaluations(runs / name) for name in SETTINGS}
+    found: dict[str, Evaluations] = {}
+    for name, setting in SETTINGS.items():
+        evaluations = recorded_evaluations(records.get(name, {}), setting.models) | new[name]
+        if evaluations:
+            found[name] = dict(sorted(evaluations.items()))
+    settings = {name: found[name] for name in DATA_SETTINGS if name in found}
+    ablations = {name: found[name] for name in ABLATIONS if name in found}
+    if not settings:
         raise FileNotFoundError(f"no finished run of {', '.join(DATA_SETTINGS)} under {runs}")
     references = json.loads((runs / "references.json").read_text())
-    first = next(iter(next(iter(found.values())).values()))
-    ids = first[CONSISTENCY]["per_molecule"]["molecule_id"]
+    ids = next(iter(references.values()))["per_molecule"]["molecule_id"]
     dissimilar = dissimilar_molecules(ids, "test")
 
-    lines = [
-        "# Evidence",
-        "",
-        f"{len(ids)} molecules of the test split against their DFT structures, mean (standard deviation) over training "
-        "seeds. Lengths in angstrom. How each setting is trained: experiments/settings.py, configs/evidence.yaml.",
-        "",
-    ]
     record: dict = {"num_molecules": len(ids), "settings": {}}
-    settings = {name: found[name] for name in DATA_SETTINGS if name in found}
-    lines += _settings_tables(settings)
-    for name in settings:
-        section, record["settings"][name] = _setting_section(name, found[name], references, dissimilar)
-        lines += section
-    ablations = {name: found[name] for name in ABLATIONS if name in found}
-    if ablations:
-        lines += _ablation_tables(ablations, found)
-        record["ablations"] = {
-            name: _record(evaluations, [CONSISTENCY], _ABLATION_KINDS) for name, evaluations in ablations.items()
+    for name, evaluations in settings.items():
+        old = records.get(name, {}).get("dissimilar", {})
+        subset = recorded_evaluations(old, SETTINGS[name].models) | {
+            seed: {model: only_molecules(results, dissimilar) for model, results in by_model.items()}
+            for seed, by_model in new[name].items()
         }
+        section, record["settings"][name] = _setting_section(name, evaluations, subset, references, dissimilar)
+        if new[name]:
+            (folder / f"evidence_{name}.md").write_text("\n".join(section))
+    kinds = (*_ABLATION_KINDS, "energy")
+    record["ablations"] = {name: _record(evaluations, [CONSISTENCY], kinds) for name, evaluations in ablations.items()}
     record["references"] = {
         name: {key: value for key, value in values.items() if key != "per_molecule"}
         for name, values in references.items()
     }
-    (folder / "evidence.json").write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+    lines = [f"# Evidence: {len(ids)} molecules of the test split against their DFT structures", "", _CAPTION, ""]
+    lines += _settings_tables(settings)
+    lines += ["All kinds of prediction, energies, effects with their intervals, and dissimilar molecules:", ""]
+    lines += [f"- [{name}](evidence_{name}.md): {SETTINGS[name].title}" for name in settings]
+    lines += ["", *(_ablation_tables(ablations, found) if ablations else [])]
     pictures = ["![Errors by seed](evidence.png)", "![E of predicted against E of DFT structures](energy_scatter.png)"]
     pictures += ["![Generated (colour) over DFT structures (grey)](structures.png)", ""]
     (folder / "evidence.md").write_text("\n\n".join(["\n".join(lines), *pictures]))
-    (folder / "main_table.md").write_text("\n".join(_main_table(found[_last_setting(found)], references)) + "\n")
-    _plot_first_seed(found, folder)
+    last = _last_setting(found)
+    (folder / "main_table.md").write_text("\n".join(_main_table(found[last], references)) + "\n")
+    if new[last]:
+        _plot_first_seed(new[last], folder)
     _plot(settings, references, folder / "evidence.png")
 
 
@@ -197,34 +227,45 @@ def _settings_tables(settings: dict[str, Evaluations]) -> list[str]:
 
 
 def _setting_section(
-    name: str, evaluations: Evaluations, references: dict[str, dict], dissimilar: set[str]
+    name: str,
+    evaluations: Evaluations,
+    subset: Evaluations,
+    references: dict[str, dict],
+    dissimilar: set[str],
 ) -> tuple[list[str], dict]:
-    """Lines of Markdown and the record of one data setting: all molecules, effects, dissimilar molecules."""
+    """Lines of Markdown and the record of one data setting: all molecules, effects, dissimilar molecules.
+
+    `subset` has the evaluations of the dissimilar molecules alone, perhaps of fewer seeds.
+    """
     models = list(SETTINGS[name].models)
-    lines = [f"## Setting: {name} ({SETTINGS[name].title}), seeds {', '.join(map(str, evaluations))}", ""]
+    lines = [f"# Setting: {name} ({SETTINGS[name].title}), seeds {', '.join(map(str, evaluations))}", "", _CAPTION, ""]
     lines += [*_structure_table(evaluations, models, references), "", *_energy_table(evaluations, models), ""]
-    record = _record(evaluations, models)
+    record = _record(evaluations, models, (*PREDICTION_NAMES, "energy"))
     if len(evaluations) > 1:
         effect = effects(evaluations)
         lines += ["Consistency minus multi-task, 95% confidence interval, paired t-test over seeds:", ""]
         lines += [*_effect_table(effect), ""]
         record["effects"] = {kind: {metric: asdict(one) for metric, one in row.items()} for kind, row in effect.items()}
-    subset = {
-        seed: {model: only_molecules(results, dissimilar) for model, results in by_model.items()}
-        for seed, by_model in evaluations.items()
-    }
-    lines += [f"The {len(dissimilar)} molecules with no training molecule above Tanimoto {SIMILARITY_LIMIT}:", ""]
-    lines += [*_structure_table(subset, models, {k: only_molecules(v, dissimilar) for k, v in references.items()}), ""]
+    if subset:
+        seeds = ", ".join(map(str, subset))
+        title = f"The {len(dissimilar)} molecules with no training molecule above Tanimoto {SIMILARITY_LIMIT}"
+        lines += [f"{title}, seeds {seeds}:", ""]
+        classical = {reference: only_molecules(values, dissimilar) for reference, values in references.items()}
+        lines += [*_structure_table(subset, models, classical), ""]
+        record["dissimilar"] = _record(subset, models, PREDICTION_NAMES)
     return lines, record
 
 
-def _record(evaluations: Evaluations, models: list[str], kinds: Sequence[str] = PREDICTION_NAMES) -> dict:
-    sections = [*((kind, STRUCTURE_COLUMNS) for kind in kinds), ("energy", ENERGY_COLUMNS)]
-    values = {
-        model: {section: _by_metric(evaluations, model, section, columns) for section, columns in sections}
+def _record(evaluations: Evaluations, models: Sequence[str], sections: Sequence[str]) -> dict:
+    """What evidence.json keeps: one value a seed, by model, section and metric."""
+
+    def columns(section: str):
+        return ENERGY_COLUMNS if section == "energy" else STRUCTURE_COLUMNS
+
+    return {"seeds": list(evaluations)} | {
+        model: {section: _by_metric(evaluations, model, section, columns(section)) for section in sections}
         for model in models
     }
-    return {"seeds": list(evaluations)} | values
 
 
 def _cell(values: list[float | None], decimals: int) -> str:
@@ -296,9 +337,9 @@ def _main_table(evaluations: Evaluations, references: dict[str, dict]) -> list[s
     return _structure_table(evaluations, [MULTI_TASK, CONSISTENCY], references, columns, _MAIN_KINDS)
 
 
-def _plot_first_seed(found: dict[str, Evaluations], folder: Path) -> None:
-    """The paper's figure 2, and structures, of the last data setting and its first seed."""
-    models = next(iter(found[_last_setting(found)].values()))
+def _plot_first_seed(evaluations: Evaluations, folder: Path) -> None:
+    """The paper's figure 2, and structures."""
+    models = next(iter(evaluations.values()))
     plot_energy_scatter(models, folder / "energy_scatter.png")
     ids = models[CONSISTENCY]["per_molecule"]["molecule_id"]
     # Evenly from the smallest to the largest molecule, so nobody chose the good ones.

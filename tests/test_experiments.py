@@ -10,7 +10,7 @@ from rdkit import Chem, DataStructs
 from rdkit.Chem import rdFingerprintGenerator
 
 from dataset_scripts.bundled import load_bundled
-from experiments.report import SIMILARITY_LIMIT, dissimilar_molecules, only_molecules
+from experiments.report import SIMILARITY_LIMIT, dissimilar_molecules, only_molecules, over_seeds, recorded_evaluations
 from experiments.settings import ABLATIONS, QUICK_TRAINING, SETTINGS
 from experiments.statistics import compare
 from modeling_pcbridge.report import STRUCTURE_COLUMNS
@@ -64,6 +64,14 @@ def test_dissimilar_molecules_are_far_from_every_training_molecule():
         fingerprint = generator.GetFingerprint(Chem.MolFromSmiles(row["smiles"]))
         similarity = max(DataStructs.TanimotoSimilarity(fingerprint, other) for other in training)
         assert (similarity < SIMILARITY_LIMIT) == (row["molecule_id"] in chosen)
+
+
+def test_record_gives_every_seed_its_values_again():
+    record = {"seeds": [3, 5], "consistency": {"ddim": {"rmsd_mean": [1.0, 2.0]}, "energy": {"energy_mae": [4.0, 3.0]}}}
+    evaluations = recorded_evaluations(record, ["consistency"])
+    assert evaluations[5] == {"consistency": {"ddim": {"rmsd_mean": 2.0}, "energy": {"energy_mae": 3.0}}}
+    assert over_seeds(evaluations, "consistency", "energy", "energy_mae") == [4.0, 3.0]
+    assert recorded_evaluations({}, ["consistency"]) == {}
 
 
 @pytest.mark.slow
