@@ -173,6 +173,7 @@ def make_loader(
         collate_fn=partial(collate_in_parts, max_pairs=config.max_pairs),
         num_workers=config.num_workers,
     )
+    accelerator.even_batches = False  # all get as many as it is; older versions of accelerate want it said
     return accelerator.prepare(loader)
 
 
