@@ -174,7 +174,7 @@ def make_loader(
         num_workers=config.num_workers,
     )
     accelerator.even_batches = False  # all get as many as it is; older versions of accelerate want it said
-    return accelerator.prepare(loader)
+    return accelerator.prepare_data_loader(loader)
 
 
 def _sizes(source: Sequence[Example]) -> Sequence[int] | np.ndarray:

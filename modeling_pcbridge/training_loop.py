@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
@@ -30,6 +31,7 @@ from .training_data import make_loader
 from .training_log import ProgressDisplay, UpdateWindow, peak_memory_gb
 from .training_update import run_update
 from .validation import Validation
+from .zero_optimizer import ZeroOptimizer
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +81,10 @@ class _StageTraining:
         self, name: str, model: PCBridgeModel, stage: StageConfig, config: TrainingConfig, accelerator: Accelerator
     ):
         self.name, self.model, self.stage, self.config, self.accelerator = name, model, stage, config, accelerator
+        uses_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         # Sharding is for good, so a copy is trained then, and `model` stays whole for the next stage.
-        self.trained = (copy.deepcopy(model) if accelerator.is_fsdp2 else model).to(accelerator.device).train()
+        is_sharded = accelerator.is_fsdp2 or uses_deepspeed
+        self.trained = (copy.deepcopy(model) if is_sharded else model).to(accelerator.device).train()
         self.average = AveragedModel(self.trained, multi_avg_fn=self._move_average)
         self.modules = {"model": self.trained, "average": self.average}
         self.validation = None
@@ -92,11 +96,13 @@ class _StageTraining:
             for module in self.modules.values():
                 shard(module, accelerator)
         self.optimizers = make_optimizers(self.trained, config, stage.learning_rate)
+        if uses_deepspeed:
+            self.optimizers = [ZeroOptimizer(self.trained, adam) for adam in self.optimizers]
         for loss, blocks in stage.losses.trained_blocks().items():
             logger.info("%s: %s loss trains %s", name, loss, ", ".join(blocks))
         self.state_folder = Path(config.output_dir) / "training_state" / name
         self.progress = self._first_progress()
-        self.prepared = self.trained if accelerator.is_fsdp2 else accelerator.prepare(self.trained)
+        self.prepared = self.trained if is_sharded else accelerator.prepare(self.trained)
         self.window = UpdateWindow(name, self.trained, stage, config, accelerator)
         self.display = ProgressDisplay(name, stage.num_steps, self.progress["step"], accelerator)
 

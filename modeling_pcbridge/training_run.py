@@ -115,23 +115,42 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
 
 
 def refuse_unsupported_sharding(accelerator: Accelerator, config: TrainingConfig) -> None:
-    """FSDP2 is the one way to spread parameters over processes that the training states and averages know.
+    """FSDP2 and DeepSpeed's ZeRO 1 are the ways to spread a model over processes that the training states know.
 
     Raises:
-        ValueError: another way, or FSDP2 with what does not go with it.
+        ValueError: another way, or one of them with what does not go with it.
     """
     kind = accelerator.distributed_type
-    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or (
-        kind == DistributedType.FSDP and not accelerator.is_fsdp2
-    ):
+    if kind == DistributedType.MEGATRON_LM or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
         raise ValueError(
-            f"of the ways to spread parameters over processes there is FSDP with fsdp_version 2, not {kind.value}; "
-            "these models fit on any GPU, so launch with --multi_gpu (DDP), or see configs/accelerate"
+            f"of the ways to spread a model over processes there are FSDP with fsdp_version 2 and DeepSpeed with "
+            f"zero_stage 1, not {kind.value}; these models fit on any GPU, so launch with --multi_gpu (DDP), or see "
+            "configs/accelerate"
         )
-    if accelerator.is_fsdp2 and config.compile:
-        raise ValueError("compile has not been tried with FSDP2; leave one of them out")
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) and config.compile:
+        raise ValueError("compile has not been tried with FSDP2 or DeepSpeed; leave one of them out")
+    if kind == DistributedType.DEEPSPEED:
+        _refuse_unsupported_deepspeed(accelerator.state.deepspeed_plugin, config)
     if accelerator.is_fsdp2 and accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
         raise ValueError("set fsdp_cpu_ram_efficient_loading to false: every process loads the weights of init_from")
+
+
+def _refuse_unsupported_deepspeed(plugin, config: TrainingConfig) -> None:
+    if plugin.zero_stage != 1 or plugin.offload_optimizer_device not in (None, "none"):
+        raise ValueError(
+            "of DeepSpeed there is zero_stage 1 without offloading: the other stages reduce gradients at every "
+            "backward pass, and processes have different numbers of them; FSDP2 spreads weights and gradients too"
+        )
+    if config.optimizer != "adam":
+        raise ValueError(
+            f"optimizer {config.optimizer} needs whole matrices and DeepSpeed spreads flat pieces of them; take "
+            "--optimizer adam, or FSDP2 (configs/accelerate)"
+        )
+    if config.mixed_precision != "no":
+        raise ValueError(
+            f"accelerate has no autocast beside DeepSpeed, so mixed_precision {config.mixed_precision} would do "
+            "nothing; leave it at no, or take DDP or FSDP2 (configs/accelerate)"
+        )
 
 
 def initial_model(config: TrainingConfig) -> PCBridgeModel:

@@ -5,12 +5,14 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor
 
 from .bad_numbers import drop_gradients_unless, poison_if_bad
 from .modeling_pcbridge import PCBridgeModel
 from .parameter_sharding import gathered, whole
 from .training_config import StageConfig, TrainingConfig
+from .zero_optimizer import average_gradients
 
 LOSS_NAMES = (
     "loss",
@@ -75,9 +77,12 @@ def run_update(
     counts = count_labels([batch for batch, _ in parts], accelerator)
     with gathered(prepared):
         totals = _accumulate_gradients(prepared, parts, counts, step, stage, config, accelerator)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        average_gradients(prepared)
     # Every process has the same gradient, and about the same padding; a share of each adds up to it.
     block_norms = _block_norms(accelerator.unwrap_model(prepared))
-    gradient_norm = whole(accelerator.clip_grad_norm_(prepared.parameters(), config.max_grad_norm)).detach().float()
+    norm = torch.nn.utils.clip_grad_norm_(prepared.parameters(), config.max_grad_norm)
+    gradient_norm = whole(norm).detach().float()
     shared = torch.stack([_padded_share([batch for batch, _ in parts]), gradient_norm, *block_norms])
     good = gradient_norm.isfinite()
     drop_gradients_unless(good, prepared)
@@ -101,14 +106,13 @@ def _accumulate_gradients(
     totals = torch.zeros(len(LOSS_NAMES), device=accelerator.device)
     for index, (batch, place) in enumerate(parts):
         is_last = index + 1 == len(parts)
-        # DDP and FSDP2 average gradients over processes and `backward` divides by the micro-batches; the losses are
-        # already divided by the label counts of the whole update, so both are undone.
+        # Gradients are averaged over processes, but the losses are already divided by the label counts of the whole
+        # update, so that is undone.
         with nullcontext() if is_last else accelerator.no_sync(prepared):
             with accelerator.autocast():
                 generator = noise_generator(config.seed, step, *place, device=accelerator.device)
                 output = prepared(**batch, loss_settings=stage.losses, label_counts=counts, generator=generator)
-            loss = poison_if_bad(output.loss)
-            accelerator.backward(loss * accelerator.num_processes * accelerator.gradient_accumulation_steps)
+            (poison_if_bad(output.loss) * accelerator.num_processes).backward()
         terms = [getattr(output, name) for name in LOSS_NAMES]
         totals += torch.stack([totals.new_zeros(()) if term is None else term.detach().float() for term in terms])
     return totals

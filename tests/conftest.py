@@ -1,8 +1,11 @@
 """Real molecules and a small untrained model, shared by the tests."""
 
+from functools import partial
+
 import hypothesis
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from datasets import disable_progress_bars
 
 from dataset_scripts.bundled import load_bundled
@@ -70,3 +73,12 @@ def bundled_examples(name: str, split: str, count: int, only_labelled: bool = Fa
         if len(examples) == count:
             break
     return examples
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """accelerate keeps the precision of the first run of a process; forget it, and afterwards again."""
+    forget = partial(AcceleratorState._reset_state, reset_partial_state=True)
+    forget()
+    yield forget
+    forget()

@@ -4,26 +4,22 @@ import json
 import os
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
+from accelerate import Accelerator
 from conftest import small_model
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training import LABELLED, ROOT, SMALL_MODEL, small_config
 
-from modeling_pcbridge import training_data, training_run, training_update
+from modeling_pcbridge import training_data, training_update
 from modeling_pcbridge.bad_numbers import BadLossError, poison_if_bad
 from modeling_pcbridge.checkpointing import (
     TrainingStateError,
@@ -39,7 +35,6 @@ from modeling_pcbridge.training_run import run
 from modeling_pcbridge.training_update import BLOCKS, RECORD_NAMES, run_update
 from modeling_pcbridge.validation import Validation
 
-TESTS = Path(__file__).parent
 ENVIRONMENT = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
 
 
@@ -52,78 +47,6 @@ def assert_equal_runs(first: Path, second: Path) -> None:
     assert histories[0] == histories[1]
     weights = [load_file(folder / "stage1" / "model.safetensors") for folder in (first, second)]
     assert all(torch.equal(weights[1][name], tensor) for name, tensor in weights[0].items())
-
-
-def train_in_float64(
-    folder: Path, processes: int = 1, configuration: str | None = None, optimizer: str = "adam"
-) -> tuple[list[dict], dict]:
-    """Twelve updates of four micro-batches with every loss, dealt out to the processes; history and weights."""
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable]
-    if configuration is not None:
-        command += ["-m", "accelerate.commands.launch", "--main_process_port=0", f"--num_processes={processes}"]
-        command += ["--config_file", str(ROOT / "configs" / "accelerate" / f"{configuration}.yaml")]
-    command += [str(TESTS / "train_in_float64.py"), str(folder), str(4 // processes), optimizer]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    ran_on, history = json.loads((folder / "history.json").read_text())
-    assert ran_on == processes
-    return history, load_file(folder / "model.safetensors")
-
-
-@pytest.fixture(scope="module")
-def one_process(tmp_path_factory) -> tuple[Path, list[dict], dict]:
-    folder = tmp_path_factory.mktemp("one")
-    history, weights = train_in_float64(folder)
-    assert history[0]["optimality_consistency_loss"] > 0 and history[0]["score_consistency_loss"] > 0
-    initial = small_model(num_structure_layers=1).state_dict()
-    assert max((weights[name] - tensor).abs().max().item() for name, tensor in initial.items()) > 1e-3
-    return folder, history, weights
-
-
-@pytest.mark.parametrize(
-    "processes, configuration, resumed",
-    [
-        (2, "ddp_8_gpus", False),
-        (2, "fsdp2_8_gpus", True),
-        pytest.param(2, "fsdp2_8_gpus", False, marks=pytest.mark.slow),
-        pytest.param(4, "ddp_8_gpus", False, marks=pytest.mark.slow),
-    ],
-)
-def test_processes_do_not_change_the_run(one_process, tmp_path, processes, configuration, resumed):
-    """Parts of unequal number, validation and training states included; `resumed` from a state of one process."""
-    one, expected_history, expected_weights = one_process
-    if resumed:
-        shutil.copytree(stage_state(one, 10), stage_state(tmp_path, 10))
-    history, weights = train_in_float64(tmp_path, processes, configuration)
-    for record, expected in zip(history, expected_history, strict=True):
-        for name, value in expected.items():
-            # Totals are kept in float32. The padded share is a mean over processes of means over their parts.
-            assert record[name] == pytest.approx(value, rel=0.1 if name == "padded_share" else 1e-6), name
-    tensors = [(weights, expected_weights)]
-    for file in ("modules.safetensors", "optimizers.safetensors"):
-        tensors.append(tuple(load_file(stage_state(folder, 12) / file) for folder in (tmp_path, one)))
-    for got, expected in tensors:
-        assert got.keys() == expected.keys()
-        for name, tensor in expected.items():
-            assert (got[name] - tensor).abs().max() < 1e-9 * max(1, tensor.abs().max()), name
-
-
-@pytest.mark.slow
-def test_muon_on_sharded_matrices_is_off_by_its_own_rounding(tmp_path):
-    """It works in bfloat16 inside: a sum in another order moves the weights, after 12 updates by .7 % of their way."""
-    _, one = train_in_float64(tmp_path / "one", optimizer="muon")
-    _, sharded = train_in_float64(tmp_path / "sharded", 2, "fsdp2_8_gpus", optimizer="muon")
-    initial = small_model(num_structure_layers=1).state_dict()
-
-    def distance(first: dict, second: dict) -> float:
-        return sum((first[name] - tensor).square().sum().item() for name, tensor in second.items()) ** 0.5
-
-    assert distance(one, sharded) < 0.03 * distance(one, initial)
-
-
-def stage_state(output_dir: Path, step: int) -> Path:
-    return output_dir / "training_state" / "stage" / f"step-{step:08d}"
 
 
 def training_process(output_dir: Path) -> subprocess.Popen:
@@ -279,15 +202,6 @@ def test_tensorboard_has_every_loss_of_every_window(tmp_path):
     assert [event.value for event in logged] == pytest.approx([record["energy_loss"] for record in history])
 
 
-@pytest.fixture
-def fresh_accelerate():
-    """accelerate keeps the precision of the first run of a process; forget it, and afterwards again."""
-    forget = partial(AcceleratorState._reset_state, reset_partial_state=True)
-    forget()
-    yield forget
-    forget()
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_follows_float32(tmp_path, fresh_accelerate, monkeypatch, precision):
     """Two stages, so that the model is wrapped for mixed precision twice; labels stay in float32 and better."""
@@ -332,23 +246,6 @@ def test_deterministic_refuses_sums_without_an_order(tmp_path, monkeypatch):
 def test_peak_memory_is_in_gigabytes():
     """This process has imported torch, and has not filled a machine."""
     assert 0.1 < peak_memory_gb(torch.device("cpu")) < 100
-
-
-@pytest.mark.parametrize(
-    "changes, reason",
-    [
-        ({"distributed_type": DistributedType.DEEPSPEED}, "--multi_gpu"),
-        ({"fsdp_plugin": FullyShardedDataParallelPlugin(fsdp_version=1)}, "--multi_gpu"),
-        ({"fsdp_plugin": FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=True)}, "to false"),
-    ],
-)
-def test_ways_to_shard_that_would_go_wrong_are_refused(tmp_path, fresh_accelerate, monkeypatch, changes, reason):
-    accelerator = Accelerator(cpu=True)
-    for name, value in {"distributed_type": DistributedType.FSDP, **changes}.items():
-        setattr(accelerator.state, name, value)
-    monkeypatch.setattr(training_run, "Accelerator", lambda **_: accelerator)
-    with pytest.raises(ValueError, match=reason):
-        run(small_config(tmp_path))
 
 
 def test_micro_batch_in_parts_gives_the_same_gradient(tmp_path):

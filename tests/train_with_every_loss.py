@@ -1,7 +1,7 @@
-"""A stage with every loss, in float64, on however many processes started it; used by the tests.
+"""A stage with every loss on however many processes started it; used by the tests.
 
 accelerate launch --config_file configs/accelerate/fsdp2_8_gpus.yaml --num_processes 2 \
-    tests/train_in_float64.py FOLDER MICRO_BATCHES OPTIMIZER
+    tests/train_with_every_loss.py FOLDER MICRO_BATCHES OPTIMIZER DTYPE
 
 It goes on from the last training state in FOLDER, if there is one.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DeepSpeedPlugin, DistributedType
 from conftest import small_model
 from safetensors.torch import save_file
 
@@ -34,18 +34,23 @@ LOSSES = LossSettings(
 )
 
 
-def main(folder: Path, micro_batches: int, optimizer: str) -> None:
+def main(folder: Path, micro_batches: int, optimizer: str, dtype: str) -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(
         cpu=True,
         gradient_accumulation_steps=micro_batches,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    # FSDP2 and DeepSpeed work on CPUs too, but accelerate takes no notice of its own configuration there.
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        # torch has FSDP2 on CPUs too, but accelerate takes no notice of its own configuration there.
         PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-        refuse_unsupported_sharding(accelerator, TrainingConfig(stage1=StageConfig(1, 0.0, 0, []), stage2=None))
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.DEEPSPEED
+        plugin = DeepSpeedPlugin()  # of the configuration file, by the environment
+        plugin.select(_from_accelerator_state=True)
+        accelerator.state.deepspeed_plugins = {"default": plugin}
+    refuse_unsupported_sharding(accelerator, TrainingConfig(stage1=StageConfig(1, 0.0, 0, []), stage2=None))
     sources = [SourceConfig("pm6", 3.0, max_rows=50), SourceConfig("pm6_displaced", 1.0, max_rows=50)]
     stage = StageConfig(num_steps=12, learning_rate=1e-3, warmup_steps=2, sources=sources, losses=LOSSES)
     config = TrainingConfig(
@@ -61,7 +66,7 @@ def main(folder: Path, micro_batches: int, optimizer: str) -> None:
         optimizer=optimizer,
         validation=ValidationConfig(every=10, max_molecules=3, num_pictures=1),
     )
-    model = small_model(num_structure_layers=1)
+    model = small_model(num_structure_layers=1, dtype=getattr(torch, dtype))
     history = train_stage("stage", model, stage, config, accelerator)
     if accelerator.is_main_process:
         save_file(model.state_dict(), folder / "model.safetensors")
@@ -70,4 +75,4 @@ def main(folder: Path, micro_batches: int, optimizer: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])

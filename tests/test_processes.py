@@ -1,0 +1,151 @@
+"""Any number of processes, with whole or spread models, gives the run of one process."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
+from conftest import small_model
+from safetensors.torch import load_file
+from test_training import ROOT, small_config
+from test_training_engine import ENVIRONMENT
+
+from modeling_pcbridge import training_run
+from modeling_pcbridge.training_run import run
+from modeling_pcbridge.training_update import LOSS_NAMES
+
+
+def train(
+    folder: Path,
+    processes: int = 1,
+    configuration: str | None = None,
+    optimizer: str = "adam",
+    dtype: str = "float64",
+) -> tuple[list[dict], dict]:
+    """Twelve updates of four micro-batches with every loss, dealt out to the processes; history and weights."""
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable]
+    if configuration is not None:
+        command += ["-m", "accelerate.commands.launch", "--main_process_port=0", f"--num_processes={processes}"]
+        command += ["--config_file", str(ROOT / "configs" / "accelerate" / f"{configuration}.yaml")]
+    command += [str(ROOT / "tests" / "train_with_every_loss.py"), str(folder), str(4 // processes), optimizer, dtype]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ran_on, history = json.loads((folder / "history.json").read_text())
+    assert ran_on == processes
+    return history, load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory) -> tuple[Path, list[dict], dict]:
+    folder = tmp_path_factory.mktemp("one")
+    history, weights = train(folder)
+    assert history[0]["optimality_consistency_loss"] > 0 and history[0]["score_consistency_loss"] > 0
+    initial = small_model(num_structure_layers=1).state_dict()
+    assert max((weights[name] - tensor).abs().max().item() for name, tensor in initial.items()) > 1e-3
+    return folder, history, weights
+
+
+def stage_state(output_dir: Path, step: int) -> Path:
+    return output_dir / "training_state" / "stage" / f"step-{step:08d}"
+
+
+@pytest.mark.parametrize(
+    "processes, configuration, resumed",
+    [
+        (2, "ddp_8_gpus", False),
+        (2, "fsdp2_8_gpus", True),
+        pytest.param(2, "fsdp2_8_gpus", False, marks=pytest.mark.slow),
+        pytest.param(4, "ddp_8_gpus", False, marks=pytest.mark.slow),
+    ],
+)
+def test_processes_do_not_change_the_run(one_process, tmp_path, processes, configuration, resumed):
+    """Parts of unequal number, validation and training states included; `resumed` from a state of one process."""
+    one, expected_history, expected_weights = one_process
+    if resumed:
+        shutil.copytree(stage_state(one, 10), stage_state(tmp_path, 10))
+    history, weights = train(tmp_path, processes, configuration)
+    for record, expected in zip(history, expected_history, strict=True):
+        for name, value in expected.items():
+            # Totals are kept in float32. The padded share is a mean over processes of means over their parts.
+            assert record[name] == pytest.approx(value, rel=0.1 if name == "padded_share" else 1e-6), name
+    tensors = [(weights, expected_weights)]
+    for file in ("modules.safetensors", "optimizers.safetensors"):
+        tensors.append(tuple(load_file(stage_state(folder, 12) / file) for folder in (tmp_path, one)))
+    for got, expected in tensors:
+        assert got.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert (got[name] - tensor).abs().max() < 1e-9 * max(1, tensor.abs().max()), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resumed", [False, True])
+def test_deepspeed_gives_the_run_of_one_process(tmp_path, resumed):
+    """In float32, which its copy of the weights is in: Adam turns rounding of a vanishing gradient into whole steps."""
+    pytest.importorskip("deepspeed")
+    one, two = tmp_path / "one", tmp_path / "two"
+    expected_history, _ = train(one, dtype="float32")
+    if resumed:
+        shutil.copytree(stage_state(one, 10), stage_state(two, 10))
+    history, _ = train(two, 2, "deepspeed_8_gpus", dtype="float32")
+    for record, expected in zip(history, expected_history, strict=True):
+        for name in (*LOSS_NAMES, "gradient_norm", "validation_loss"):
+            assert record[name] == pytest.approx(expected[name], rel=1e-5), name
+    for file, tolerance in (("modules.safetensors", 3e-3), ("optimizers.safetensors", 1e-6)):
+        got, expected = (load_file(stage_state(folder, 12) / file) for folder in (two, one))
+        assert got.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert (got[name] - tensor).abs().max() < tolerance * max(1, tensor.abs().max()), name
+
+
+@pytest.mark.slow
+def test_muon_on_sharded_matrices_is_off_by_its_own_rounding(tmp_path):
+    """It works in bfloat16 inside: a sum in another order moves the weights, after 12 updates by .7 % of their way."""
+    _, one = train(tmp_path / "one", optimizer="muon")
+    _, sharded = train(tmp_path / "sharded", 2, "fsdp2_8_gpus", optimizer="muon")
+    initial = small_model(num_structure_layers=1).state_dict()
+
+    def distance(first: dict, second: dict) -> float:
+        return sum((first[name] - tensor).square().sum().item() for name, tensor in second.items()) ** 0.5
+
+    assert distance(one, sharded) < 0.03 * distance(one, initial)
+
+
+def deepspeed(**plugin) -> dict:
+    plugin = SimpleNamespace(**{"zero_stage": 1, "offload_optimizer_device": "none", **plugin})
+    return {"distributed_type": DistributedType.DEEPSPEED, "deepspeed_plugins": plugin}
+
+
+def fsdp(**plugin) -> dict:
+    plugin = FullyShardedDataParallelPlugin(**{"fsdp_version": 2, **plugin})
+    return {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}
+
+
+@pytest.mark.parametrize(
+    "changes, options, reason",
+    [
+        ({"distributed_type": DistributedType.MEGATRON_LM}, {}, "--multi_gpu"),
+        (deepspeed(zero_stage=2), {}, "zero_stage 1 without"),
+        (deepspeed(offload_optimizer_device="cpu"), {}, "zero_stage 1 without"),
+        (deepspeed(), {"optimizer": "muon"}, "needs whole matrices"),
+        (deepspeed(), {"optimizer": "adam", "mixed_precision": "bf16"}, "no autocast"),
+        (deepspeed(), {"compile": True}, "has not been tried"),
+        (fsdp(fsdp_version=1), {}, "--multi_gpu"),
+        (fsdp(cpu_ram_efficient_loading=True), {}, "to false"),
+    ],
+)
+def test_ways_to_spread_a_model_that_would_go_wrong_are_refused(
+    tmp_path, fresh_accelerate, monkeypatch, changes, options, reason
+):
+    accelerator = Accelerator(cpu=True)
+    for name, value in changes.items():
+        setattr(accelerator.state, name, value)
+    monkeypatch.setattr(training_run, "Accelerator", lambda **_: accelerator)
+    with pytest.raises(ValueError, match=reason):
+        run(replace(small_config(tmp_path), **options))
