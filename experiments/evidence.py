@@ -104,10 +104,14 @@ def main() -> None:
         names = list(ABLATIONS) if arguments.ablations else arguments.settings
         with ThreadPoolExecutor(arguments.jobs) as pool:
             jobs = [pool.submit(runner.references)]
-            for position, seed in enumerate(arguments.seeds):
-                jobs += [pool.submit(runner.run, name, seed) for name in names if position < SETTINGS[name].num_seeds]
-            for job in jobs:
-                job.result()
+            # What starts from another setting's models comes when those are there.
+            for later in (False, True):
+                for position, seed in enumerate(arguments.seeds):
+                    chosen = [name for name in names if SETTINGS[name].starts_later == later]
+                    wanted = [name for name in chosen if position < SETTINGS[name].num_seeds]
+                    jobs += [pool.submit(runner.run, name, seed) for name in wanted]
+                for job in jobs:
+                    job.result()
     output = runner.runs if arguments.quick else RESULTS
     write_evidence(runner.runs, output)
     print(f"see {output / 'evidence.md'}")

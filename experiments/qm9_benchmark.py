@@ -54,7 +54,7 @@ def train(folder: Path, options: list[str]) -> None:
 def evaluate(
     checkpoint: Path, references: list[ReferenceMolecule], starts: list[CheapStructures], split: str, num_samples: int
 ) -> dict:
-    """All that is measured of one checkpoint, energies on the whole split; from the graph only if `num_samples` > 0."""
+    """All that is measured of one checkpoint, energies on all of the split; from the graph if `num_samples` > 0."""
     model = PCBridgeModel.from_pretrained(checkpoint)
     drawn = references[:NUM_FROM_GRAPH] if num_samples else []
     graph_records, structures = from_graph(model, drawn, num_samples, _SEED)
@@ -80,6 +80,8 @@ def main() -> None:
     arguments = parser.parse_args()
     RDLogger.DisableLog("rdApp.*")
 
+    if arguments.report and not (RUN / f"{RELEASED}-{arguments.split}.json").exists():
+        parser.error(f"there is no evaluation of {RELEASED} in {RUN} to report; run without --report")
     if not arguments.report:
         train(RUN, [])
         train(CHECKPOINTS[CONTINUED].parent, _CONTINUATION)

@@ -146,11 +146,10 @@ def summary(records: Records, statistic: Callable[[np.ndarray], float] = np.mean
     return {key: float(statistic(x[~np.isnan(x)])) for key, x in columns.items() if not np.isnan(x).all()}
 
 
-def _records(references: list[ReferenceMolecule], structures: list[np.ndarray | None]) -> Records:
+def _records(references: list[ReferenceMolecule], structures: list[np.ndarray]) -> Records:
     return {
         reference.example.molecule_id: structure_record(reference, positions[None])
         for reference, positions in zip(references, structures, strict=True)
-        if positions is not None
     }
 
 

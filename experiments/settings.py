@@ -29,6 +29,11 @@ class Setting:
     num_seeds: int = 5
 
     @property
+    def starts_later(self) -> bool:
+        """Whether it needs the models of another setting."""
+        return self.start is not None or self.fine_tunes is not None
+
+    @property
     def models(self) -> tuple[str, ...]:
         return (CONSISTENCY,) if self.start is not None else (MULTI_TASK, CONSISTENCY)
 

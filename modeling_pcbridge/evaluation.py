@@ -116,9 +116,7 @@ def mean_over_molecules(records: Sequence[dict[str, float]]) -> dict[str, float 
 
 
 @torch.no_grad()
-def evaluate_model(
-    model: PCBridgeModel, evaluation: EvaluationConfig, seed: int, progress: bool = True
-) -> dict[str, dict]:
+def evaluate_model(model: PCBridgeModel, evaluation: EvaluationConfig, seed: int) -> dict[str, dict]:
     """All metrics of a model on a split of the bundled data.
 
     Returns:
@@ -129,9 +127,7 @@ def evaluate_model(
     references, pm6 = load_references(evaluation), pm6_structures(evaluation)
     starts = [pm6(reference) for reference in references]
     reference_energies = _model_energies(model, [r.example for r in references], evaluation.batch_size)
-    predictions = {
-        method: _predict(model, references, starts, method, evaluation, seed, progress) for method in SAMPLING_METHODS
-    }
+    predictions = {method: _predict(model, references, starts, method, evaluation, seed) for method in SAMPLING_METHODS}
     moved = partial(_moved, model, references, batch_size=evaluation.batch_size)
     relax = partial(model.relax, num_steps=RELAXATION_STEPS)
     shift, shift_sample = (
@@ -174,7 +170,6 @@ def _predict(
     method: str,
     evaluation: EvaluationConfig,
     seed: int,
-    progress: bool,
 ) -> Predictions:
     """The samples of a method; `starts` (1, N, 3) a molecule are the structures that "refine" starts from."""
     generator = torch.Generator().manual_seed(seed)
@@ -182,7 +177,7 @@ def _predict(
     num_samples = 1 if method == "refine" else evaluation.num_samples
     chunk = max(evaluation.batch_size // num_samples, 1)
     predictions: Predictions = []
-    for start in tqdm(range(0, len(references), chunk), desc=f"evaluate {method}", disable=not progress):
+    for start in tqdm(range(0, len(references), chunk), desc=f"evaluate {method}"):
         batch = references[start : start + chunk]
         graphs = pad_graphs([reference.example.graph for reference in batch])
         start_positions = pad_positions([structures[0] for structures in starts[start : start + chunk]])
@@ -238,7 +233,7 @@ def _lowest_energy(predictions: Predictions) -> Predictions:
 
 
 def evaluate_energy(model: PCBridgeModel, evaluation: EvaluationConfig) -> dict[str, float | None]:
-    """Mean absolute errors of energy (eV) and force components (eV/angstrom) where the whole split has labels.
+    """Mean absolute errors of energy (eV) and force components (eV/angstrom) over all labelled rows of the split.
 
     None where it has none at the model's level of theory.
     """

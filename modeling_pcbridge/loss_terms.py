@@ -27,7 +27,7 @@ def label_terms(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Eq. 7, first term, and Eq. 12, from one evaluation of E; None where there is no label or no weight."""
     energy_term = force_term = None
-    if settings.force_weight == 0:
+    if not settings.force_weight > 0:
         forces = None
     if forces is not None:
         positions = positions.detach().requires_grad_()

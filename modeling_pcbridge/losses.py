@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Where the ten numbers of the upper triangle of a symmetric 4 x 4 matrix stand.
+_SYMMETRIC = [0, 1, 2, 3, 1, 4, 5, 6, 2, 5, 7, 8, 3, 6, 8, 9]
+
 
 @dataclass(frozen=True)
 class LossSettings:
@@ -23,7 +26,8 @@ class LossSettings:
         force_form: "squared" is Eq. 12; "norm" sums the lengths of the force errors instead of their squares.
         optimality_weight, score_weight: Eqs. 8 to 10 and Eq. 11; paper 0.1 and 1.0 in stage 2.
         optimality_timesteps: tau ~ U[first, last] at which pure noise is denoised; paper 400 to 700.
-        sigma_max: width of the perturbation eta at most, angstrom; 0.1 in a later configuration of the authors.
+        sigma_max: width of the perturbation eta at most, angstrom; 0.1 in a later configuration of the authors. One
+            width is drawn a molecule; the paper's diag(sigma^2) may mean one a coordinate.
         score_timesteps: tau ~ U[first, last] of the score consistency; paper 5 to 300.
         score_form: "noisy" is Eq. 11, the energy gradient at R_tau over kT. "denoised" asks for the gradient at
             S(R_tau) instead and pulls S down it by `gradient_step`. "relaxed" is the limit kT = 0: the structures are
@@ -63,8 +67,19 @@ class LossSettings:
 
     def only(self, **weights: float) -> "LossSettings":
         """The same constants with the named weights and all others zero."""
-        off: dict[str, Any] = {field.name: 0.0 for field in fields(self) if field.name.endswith("_weight")}
+        off: dict[str, Any] = dict.fromkeys(self.weights(), 0.0)
         return replace(self, **{**off, **weights})
+
+    def weights(self) -> dict[str, float]:
+        """The weight of every loss, by field name."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name.endswith("_weight")}
+
+    def check_timesteps(self, num_train_timesteps: int) -> None:
+        """Raises ValueError if a loss in use asks for a time step that the model does not have."""
+        for name in ("optimality", "score"):
+            _, last = getattr(self, f"{name}_timesteps")
+            if getattr(self, f"{name}_weight") > 0 and last > num_train_timesteps:
+                raise ValueError(f"{name}_timesteps end at {last}, but the model has {num_train_timesteps} time steps")
 
     def trained_blocks(self) -> dict[str, tuple[str, ...]]:
         """Which blocks of the model each loss in use gives a gradient to."""
@@ -89,6 +104,9 @@ class LossSettings:
             first, last = getattr(self, name)
             if not 1 <= first <= last:
                 raise ValueError(f"{name} must be (first, last) with 1 <= first <= last, not {(first, last)}")
+        for name in (*self.weights(), "data_precision"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
         for name in ("kT", "sigma_max", "gradient_step", "relaxation_steps", "denoising_exponent"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
@@ -194,10 +212,30 @@ def align(positions: Tensor, reference: Tensor, atom_mask: Tensor) -> Tensor:
 
 
 def kabsch_rotation(positions: Tensor, reference: Tensor, atom_mask: Tensor) -> Tensor:
-    """The proper rotation Q (B, 3, 3) that minimises sum |Q p - r|^2 over the real atoms; (B, N, 3) centred inputs."""
+    """The proper rotation Q (B, 3, 3) that minimises sum |Q p - r|^2 over the real atoms; (B, N, 3) centred inputs.
+
+    Horn, J. Opt. Soc. Am. A 4, 629 (1987): Q is that of the unit quaternion with the largest eigenvalue of a 4 x 4
+    matrix. The power of the matrix finds it; torch's decompositions would wait for the GPU.
+    """
     weights = atom_mask.unsqueeze(-1)
-    covariance = (reference * weights).double().mT @ (positions * weights).double()
-    left, _, right_t = torch.linalg.svd(covariance)
-    handedness = torch.det(left @ right_t)
-    flip = torch.stack([torch.ones_like(handedness), torch.ones_like(handedness), handedness], dim=-1)
-    return (left * flip.unsqueeze(-2)) @ right_t
+    covariance = (positions * weights).double().mT @ (reference * weights).double()
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = (row.unbind(-1) for row in covariance.unbind(-2))
+    upper = [xx + yy + zz, yz - zy, zx - xz, xy - yx, xx - yy - zz, xy + yx, zx + xz, -xx + yy - zz, yz + zy]
+    upper.append(-xx - yy + zz)
+    matrix = torch.stack(upper, dim=-1)[:, _SYMMETRIC].unflatten(-1, (4, 4))
+    # Shifted so that no eigenvalue is negative; without any extent every rotation is as good.
+    size = torch.linalg.matrix_norm(matrix).clamp(min=torch.finfo(matrix.dtype).tiny)[:, None, None]
+    power = matrix / size + torch.eye(4, dtype=matrix.dtype, device=matrix.device)
+    for _ in range(5):  # to the power 2^20: the largest stands out if it is larger by one part in a million
+        power = torch.linalg.matrix_power(power, 16)
+        power = power / power.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    # A projector, onto more than one quaternion for a linear molecule; its longest column lies in it.
+    longest = power.diagonal(dim1=-2, dim2=-1).argmax(-1)
+    quaternion = power.take_along_dim(longest[:, None, None], dim=-1).squeeze(-1)
+    w, x, y, z = (quaternion / quaternion.norm(dim=-1, keepdim=True)).unbind(-1)
+    rows = [
+        *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    ]
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))

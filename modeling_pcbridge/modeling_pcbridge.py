@@ -32,9 +32,9 @@ class PCBridgeOutput(ModelOutput):
         loss: weighted sum of the terms below, scalar.
         energy_loss: Eq. 7, first term, mean over labelled molecules, eV.
         denoising_loss: Eq. 7, second term.
-        force_loss: Eq. 12, square (eV/angstrom), summed over the atoms of a molecule.
+        force_loss: Eq. 12, square (eV/angstrom), or its "norm" form, eV/angstrom; summed over the atoms of a molecule.
         optimality_consistency_loss: Eq. 10, eV.
-        score_consistency_loss: Eq. 11, or its "denoised" form.
+        score_consistency_loss: Eq. 11, or its "denoised" or "relaxed" form.
         energy: (B,) float64, total electronic energy, eV.
         forces: (B, N, 3), minus the gradient of `energy`, eV/angstrom; zero on padding.
     """
@@ -203,7 +203,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             generator: of the noise and the time steps.
 
         Raises:
-            ValueError: no positions, or not (B, N, 3).
+            ValueError: no positions, or not (B, N, 3), or time steps of a loss beyond those of the model.
         """
         if positions is None:
             raise ValueError("energies, forces and losses need positions; for structures call predict_structure")
@@ -215,6 +215,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             return output if return_dict else output.to_tuple()
 
         settings = loss_settings or LossSettings(force_weight=0.0 if forces is None else 1.0)
+        settings.check_timesteps(self.config.num_train_timesteps)
         if is_equilibrium is None:
             is_equilibrium = torch.zeros_like(atom_mask[:, 0])
         counts = label_counts or {}
@@ -328,12 +329,15 @@ class PCBridgeModel(PCBridgePreTrainedModel):
                 noise at `config.denoising_timestep` (Eq. 9); "refine" adds the little noise of
                 `config.refinement_timestep` to the given `positions` and integrates back, which keeps the conformer;
                 "mean_shift" denoises the given `positions` again and again without noise, which keeps it better.
-            num_inference_steps: model evaluations of "ddim" and "mean_shift" and, at most, of "refine"; 1 to
-                `config.num_train_timesteps`.
+            num_inference_steps: model evaluations of "ddim" and "mean_shift" and, at most, of "refine"; up to
+                `config.num_train_timesteps`, T. Time steps go down to 1 with a stride of T // num_inference_steps, so
+                few steps (below 10), and between T / 2 and T, begin "ddim" at less than T; one step would begin at 1
+                and is refused for "ddim" and "refine".
             num_samples: structures a molecule.
             eta: share of fresh noise in each reverse step: 0 is the deterministic sampler of Eq. 3, 1 the ancestral
                 one, which corrects errors of earlier steps.
-            generator: of all noise; with the same generator a sample is the same whatever else is in the batch.
+            generator: of all noise; with the same generator a sample depends on its place in the batch, not on the
+                molecules that are there with it.
             max_stereo_attempts: a sample that violates a stereo mark of its graph is drawn again until so many
                 attempts are used up, as RDKit's embedding does; the last one is kept. 1 draws once.
             mean_shift_steps: steps of mean shift after the other methods, see `mean_shift`; 10 take the noise out of
@@ -357,9 +361,11 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         for name, number in (("num_samples", num_samples), ("max_stereo_attempts", max_stereo_attempts)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, not {number}")
-        if not 1 <= num_inference_steps <= self.config.num_train_timesteps:
+        least = 2 if method in ("ddim", "refine") else 1
+        if not least <= num_inference_steps <= self.config.num_train_timesteps:
             raise ValueError(
-                f"num_inference_steps must lie in 1..{self.config.num_train_timesteps}, not {num_inference_steps}"
+                f"num_inference_steps of {method} must lie in {least}..{self.config.num_train_timesteps}, not "
+                f"{num_inference_steps}"
             )
         for name, number in (("mean_shift_steps", mean_shift_steps), ("relaxation_steps", relaxation_steps)):
             if number < 0:
@@ -381,9 +387,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             generator=generator,
             max_stereo_attempts=max_stereo_attempts,
             mean_shift_steps=mean_shift_steps,
+            relaxation_steps=relaxation_steps,
             on_step=on_step,
         )
-        if relaxation_steps > 0:
-            relaxed = self.relax(GraphBatch(**graph).repeat(num_samples), samples.flatten(0, 1), relaxation_steps)
-            samples = relaxed.unflatten(0, samples.shape[:2])
         return StructureOutput(positions=samples, stereo_right=stereo_right)

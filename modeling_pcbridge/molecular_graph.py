@@ -56,6 +56,11 @@ class MolecularGraph:
         return len(self.atomic_numbers)
 
     @property
+    def bonded(self) -> np.ndarray:
+        """(N, N) bool, symmetric: whether there is a bond."""
+        return np.isin(self.pair_types, list(PAIR_BONDS.values()))
+
+    @property
     def has_stereo(self) -> bool:
         return len(self.stereo_quadruples) > 0 or bool(self.stereo_pair_types.any())
 
@@ -146,7 +151,7 @@ def signed_volumes(positions: np.ndarray, quadruples: np.ndarray) -> np.ndarray:
 def stereo_is_right(graph: MolecularGraph, positions: np.ndarray) -> np.ndarray:
     """Whether every stereo mark of the graph is obeyed by (S, N, 3) positions, (S,) bool; True without marks."""
     right = np.all(signed_volumes(positions, graph.stereo_quadruples) > 0, axis=-1)
-    bonded = np.isin(graph.pair_types, list(PAIR_BONDS.values()))
+    bonded = graph.bonded
     double = graph.pair_types == PAIR_BONDS[Chem.BondType.DOUBLE]
     for i, j in np.argwhere(np.triu(graph.stereo_pair_types)):
         a, b = next((a, b) for a, b in np.argwhere(double) if bonded[i, a] and bonded[b, j])

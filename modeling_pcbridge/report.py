@@ -1,4 +1,4 @@
-"""What a run leaves for people: a Markdown table, pictures, and a model card beside the checkpoint."""
+"""What a run leaves for people: a Markdown table and pictures."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from .evaluation import PREDICTION_NAMES, ReferenceMolecule
-from .molecular_graph import PAIR_BONDS
 from .structure_metrics import kabsch_align
 
 # Column titles of the structure table: metric key, title, decimals.
@@ -147,7 +146,7 @@ def plot_structures(references: list[ReferenceMolecule], predictions: dict[str, 
 
 
 def _draw(axis, graph, positions: np.ndarray, colour: str | None, width: float) -> None:
-    bonds = np.argwhere(np.triu(np.isin(graph.pair_types, list(PAIR_BONDS.values()))))
+    bonds = np.argwhere(np.triu(graph.bonded))
     for i, j in bonds:
         middle = (positions[i] + positions[j]) / 2
         for atom in (i, j):

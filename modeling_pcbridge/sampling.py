@@ -27,6 +27,7 @@ def sample_structures(
     generator: torch.Generator | None,
     max_stereo_attempts: int,
     mean_shift_steps: int,
+    relaxation_steps: int,
     on_step: OnStep | None,
 ) -> tuple[Tensor, Tensor]:
     """Structures (B, num_samples, N, 3), angstrom, and whether each obeys its stereo marks, (B, num_samples).
@@ -49,9 +50,12 @@ def sample_structures(
         """The structures of some rows, (len(rows), N, 3), angstrom."""
         if method == "mean_shift":
             assert starts is not None
-            return model.mean_shift(graphs[rows], starts[rows], num_inference_steps)
-        drawn = sample_with_noise(rows, attempt)
-        return model.mean_shift(graphs[rows], drawn, mean_shift_steps) if mean_shift_steps else drawn
+            structures = model.mean_shift(graphs[rows], starts[rows], num_inference_steps)
+        else:
+            structures = sample_with_noise(rows, attempt)
+            if mean_shift_steps > 0:
+                structures = model.mean_shift(graphs[rows], structures, mean_shift_steps)
+        return model.relax(graphs[rows], structures, relaxation_steps) if relaxation_steps > 0 else structures
 
     def sample_with_noise(rows: Tensor, attempt: int) -> Tensor:
         row_seeds = (seeds[rows.cpu()] + attempt).tolist()

@@ -5,7 +5,6 @@ from rdkit import Chem
 from rdkit.Chem import rdMolAlign
 
 from .molecular_graph import (
-    PAIR_BONDS,
     PAIR_PATH_OF_2,
     MolecularGraph,
     conformer_from_positions,
@@ -61,7 +60,7 @@ def distance_errors(positions: np.ndarray, reference: np.ndarray) -> tuple[np.nd
 
 def bond_length_error(graph: MolecularGraph, positions: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Mean absolute error over bonds, (S,); NaN without bonds."""
-    bonds = np.argwhere(np.triu(np.isin(graph.pair_types, list(PAIR_BONDS.values()))))
+    bonds = np.argwhere(np.triu(graph.bonded))
     return _pair_error(bonds, positions, reference)
 
 
@@ -82,7 +81,7 @@ def _pair_error(pairs: np.ndarray, positions: np.ndarray, reference: np.ndarray)
 
 def bond_angle_error(graph: MolecularGraph, positions: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Mean absolute error of the angles between bonds at one atom, degrees, (S,); NaN without angles."""
-    bonded = np.isin(graph.pair_types, list(PAIR_BONDS.values()))
+    bonded = graph.bonded
     triples = [
         (i, centre, j)
         for centre in range(graph.num_atoms)
@@ -108,7 +107,7 @@ def torsion_error(graph: MolecularGraph, positions: np.ndarray, reference: np.nd
     Hydrogens are left out because equivalent ones have no order, and torsions of which three atoms lie nearly on a line
     in the reference because they are undefined. NaN without torsions.
     """
-    bonded = np.isin(graph.pair_types, list(PAIR_BONDS.values()))
+    bonded = graph.bonded
     heavy = graph.atomic_numbers > 1
     bonded &= heavy[:, None] & heavy
     quadruples = [

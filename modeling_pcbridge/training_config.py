@@ -60,6 +60,8 @@ class StageConfig:
         _require(self.num_steps > 0, "num_steps", "positive", self.num_steps)
         _require(self.learning_rate >= 0, "learning_rate", "zero or more", self.learning_rate)
         _require(self.warmup_steps >= 0, "warmup_steps", "zero or more", self.warmup_steps)
+        if not any(weight > 0 for weight in self.losses.weights().values()):
+            raise ValueError("all losses of the stage have weight 0; there is nothing to train")
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class ValidationConfig:
 
     Attributes:
         every: updates between validations; a multiple of 10. There is one more at the end.
-        max_molecules: so many rows of each source; null for all.
+        max_molecules: about so many rows of each source, from every part of it; null for all.
         patience: so many validations in a row without a lower loss end the stage; null never does.
         num_pictures: molecules in a picture of generated over DFT structures (bundled validation split).
     """

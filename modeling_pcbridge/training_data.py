@@ -23,6 +23,21 @@ from .training_config import SourceConfig, StageConfig, TrainingConfig
 
 logger = logging.getLogger(__name__)
 
+_NUM_RUNS = 100
+
+
+def sample_rows(rows: Sequence[Example], count: int | None) -> list[Example]:
+    """About `count` of `rows`, all for None: from every part of them, since sources may be sorted by size.
+
+    In `_NUM_RUNS` runs of neighbours, so that of a large source few shards are opened.
+    """
+    if count is None or count >= len(rows):
+        return list(rows)
+    num_runs = min(count, _NUM_RUNS)
+    length = count // num_runs
+    starts = np.linspace(0, len(rows) - length, num_runs).astype(int)
+    return [rows[start + offset] for start in starts.tolist() for offset in range(length)]
+
 
 def load_sources(
     sources: Iterable[SourceConfig], split: str, model: PCBridgeModel, config: TrainingConfig
@@ -39,16 +54,19 @@ def load_sources(
 
 def _check_elements(source: SourceConfig, examples: Sequence[Example], model: PCBridgeModel) -> None:
     """Raises ValueError if the source has elements that the model does not know."""
-    if isinstance(examples, ShardedExamples):
-        elements = examples.elements
-    else:
-        elements = set().union(*(example.graph.atomic_numbers.tolist() for example in examples))
-    unknown = sorted(elements - set(model.config.supported_elements))
+    unknown = sorted(elements_of(examples) - set(model.config.supported_elements))
     if unknown:
         raise ValueError(
             f"data source {source.name} has atomic numbers {unknown}, which the model does not support; leave these "
             "molecules out, or train a new model with --model '{supported_elements: [...]}'"
         )
+
+
+def elements_of(examples: Sequence[Example]) -> set[int]:
+    """Atomic numbers."""
+    if isinstance(examples, ShardedExamples):
+        return set(examples.elements)
+    return set().union(*(example.graph.atomic_numbers.tolist() for example in examples))
 
 
 @cache
@@ -121,7 +139,7 @@ def _bundled_examples(
     return examples, num_too_large
 
 
-def reference_energies_of(examples: Iterable[Example]) -> dict[int, float]:
+def reference_energies_of(examples: Sequence[Example]) -> dict[int, float]:
     """Per-element energies in eV, by least squares over the energy labels: atomic number -> energy.
 
     Raises:

@@ -103,7 +103,7 @@ class ProgressDisplay:
 
     def show(self, step: int, record: dict[str, float], molecules_per_second: float) -> None:
         """`step`: the number of updates done."""
-        losses = {key.removesuffix("_loss"): f"{record[key]:.3g}" for key in LOSS_NAMES if record[key]}
+        losses = {key.removesuffix("_loss"): f"{record[key]:.3g}" for key in LOSS_NAMES if record.get(key)}
         values = losses | {"molecules/s": f"{molecules_per_second:.0f}"}
         self.bar.set_postfix(values)
         if self.prints_lines and time.perf_counter() - self.last_line > _SECONDS_BETWEEN_LINES:

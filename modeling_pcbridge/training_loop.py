@@ -119,8 +119,7 @@ class _StageTraining:
                 if progress["step"] % UPDATES_PER_WINDOW and not progress["ended"]:
                     continue
                 record, stop_now = self.window.read(stop.received)
-                if record is not None:
-                    self._note(record)
+                self._note({} if record is None else record)
                 if progress["step"] % config.checkpoint_every == 0 or progress["ended"] or stop_now:
                     self._save()
                 if stop_now and not progress["ended"]:
@@ -153,7 +152,7 @@ class _StageTraining:
         self.progress["step"] = step + 1
 
     def _note(self, record: dict[str, float]) -> None:
-        """Validate if it is time, and tell history, console and trackers."""
+        """Validate if it is time, and tell history, console and trackers; `record` is empty if all updates were bad."""
         progress = self.progress
         step = progress["step"] - 1
         record = {"step": step, "learning_rate": self._learning_rate(step), **record}
@@ -161,6 +160,8 @@ class _StageTraining:
         if validation is not None and (progress["step"] % validation.settings.every == 0 or progress["ended"]):
             record["validation_loss"], ends = validation(self.average, progress)
             progress["ended"] |= ends
+        if "loss" not in record and "validation_loss" not in record:
+            return
         progress["history"].append(record)
         rate = self.window.molecules_per_second()
         self.display.show(progress["step"], record, rate)

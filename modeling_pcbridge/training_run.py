@@ -4,7 +4,6 @@ import json
 import logging
 import os
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -21,13 +20,13 @@ from .pipeline_pcbridge import PCBridgePipeline
 from .processing_pcbridge import PCBridgeProcessor
 from .report import plot_losses
 from .training_config import StageConfig, TrainingConfig
-from .training_data import load_sources, reference_energies_of
+from .training_data import elements_of, load_sources, reference_energies_of, sample_rows
 from .training_loop import train_stage
 
 logger = logging.getLogger(__name__)
 
 CONSISTENCY, MULTI_TASK, STAGE1 = "consistency", "multi-task", "stage1"
-# Rows of each source that reference energies are fitted to.
+# So many rows of each source are what reference energies are fitted to.
 _REFERENCE_ROWS = 10_000
 
 
@@ -69,6 +68,7 @@ def run(config: TrainingConfig) -> dict:
             models[name] = save_checkpoint(model, output_dir / name, config, stages | {name: stage}, accelerator)
 
     metrics: dict = {"config": asdict(config), "histories": histories}
+    # The other processes leave here: an evaluation may take longer than a process group waits.
     if accelerator.is_main_process:
         plot_losses(histories, output_dir / "losses.png")
         if config.evaluation is not None:
@@ -81,7 +81,6 @@ def run(config: TrainingConfig) -> dict:
             last = list(models.values())[-1]  # the consistency model, or that of stage 1 alone
             pushed = push_checkpoint(last, hub_model_id, output_dir)
             logger.info("pushed to %s", pushed.commit_url)
-    accelerator.wait_for_everyone()
     accelerator.end_training()
     return metrics
 
@@ -159,10 +158,18 @@ def initial_model(config: TrainingConfig) -> PCBridgeModel:
         return PCBridgeModel.from_pretrained(config.init_from)
     model = PCBridgeModel(PCBridgeConfig.from_preset(config.preset, **config.model))
     sources = load_sources(config.sources, "train", model, config)
-    examples = [example for source in sources for example in islice(source, _REFERENCE_ROWS)]
+    references = reference_energies_of([row for source in sources for row in sample_rows(source, _REFERENCE_ROWS)])
     table = model.energy_decoder.reference_energies.energies
-    for atomic_number, energy in reference_energies_of(examples).items():
+    for atomic_number, energy in references.items():
         table[atomic_number] = energy
+    missing = sorted(set().union(*map(elements_of, sources)) - set(references))
+    if missing:
+        logger.warning(
+            "no energy among %d rows of each source has atomic numbers %s, so total energies of molecules with them "
+            "will be far off",
+            _REFERENCE_ROWS,
+            missing,
+        )
     return model
 
 

@@ -1,7 +1,6 @@
 """Validation while a stage trains: the stage's own loss on held-out rows, the best weights so far, and pictures."""
 
 import copy
-from itertools import islice
 from math import isfinite
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from .modeling_pcbridge import PCBridgeModel
 from .parameter_sharding import gathered
 from .report import plot_structures
 from .training_config import EvaluationConfig, StageConfig, TrainingConfig
-from .training_data import collate_in_parts, load_sources
+from .training_data import collate_in_parts, load_sources, sample_rows
 from .training_update import count_labels, noise_generator
 
 
@@ -38,7 +37,7 @@ class Validation:
         self.config, self.accelerator = config, accelerator
         self.best = copy.deepcopy(model)
         sources = load_sources(stage.sources, "validation", model, config)
-        examples = [example for source in sources for example in islice(source, self.settings.max_molecules)]
+        examples = [example for source in sources for example in sample_rows(source, self.settings.max_molecules)]
         examples = sorted(examples, key=lambda example: example.graph.num_atoms)
         size = config.batch_size
         micro_batches = [examples[start : start + size] for start in range(0, len(examples), size)]

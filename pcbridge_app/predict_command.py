@@ -74,6 +74,8 @@ def run(arguments: argparse.Namespace, error) -> int:
         error(f"--seed must fit into 64 bits, which {arguments.seed} does not")
     if arguments.mean_shift_steps < 0:
         error(f"--mean-shift-steps must not be negative, but is {arguments.mean_shift_steps}")
+    if arguments.steps == 1 and arguments.method in ("ddim", "refine"):
+        error(f"--method {arguments.method} needs at least 2 --steps; one evaluation of noise is --method denoising")
     if arguments.steps > pipeline.model.config.num_train_timesteps:
         error(f"--steps must lie in 1..{pipeline.model.config.num_train_timesteps}, not {arguments.steps}")
 

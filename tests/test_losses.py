@@ -14,6 +14,7 @@ from modeling_pcbridge.losses import (
     energy_loss,
     force_loss,
     force_norm_loss,
+    kabsch_rotation,
     optimality_consistency_loss,
     reduce_mean,
     score_consistency_loss,
@@ -127,6 +128,25 @@ def test_align_undoes_a_rotation_and_refuses_reflections():
     assert (align(mirrored, positions, mask) - positions).square().sum((-1, -2)).min() > 0.1
 
 
+@pytest.mark.parametrize("shape", ["bulky", "mirrored", "planar", "linear", "single atom"])
+def test_kabsch_rotation_is_as_good_as_that_of_a_singular_value_decomposition(shape):
+    generator = torch.Generator().manual_seed(0)
+    positions, reference = torch.randn(2, 40, 7, 3, generator=generator, dtype=torch.float64)
+    positions = positions * torch.tensor({"planar": [1, 1, 0], "linear": [1, 0, 0]}.get(shape, [1, 1, 1]))
+    if shape == "mirrored":
+        reference = -positions
+    mask = torch.arange(7) < (1 if shape == "single atom" else 6)
+    positions, reference = (mask[:, None] * (x - x[:, mask].mean(1, keepdim=True)) for x in (positions, reference))
+    rotation = kabsch_rotation(positions, reference, mask.expand(40, 7))
+    left, _, right_t = torch.linalg.svd(reference.mT @ positions)
+    left = left * torch.stack([torch.ones(40), torch.ones(40), torch.det(left @ right_t).round()], -1)[:, None]
+    expected = left @ right_t
+    costs = [(positions @ q.mT - reference).square().sum((-1, -2)) for q in (rotation, expected)]
+    torch.testing.assert_close(*costs)
+    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3, dtype=torch.float64).expand(40, 3, 3))
+    torch.testing.assert_close(torch.det(rotation), torch.ones(40, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -136,8 +156,18 @@ def test_align_undoes_a_rotation_and_refuses_reflections():
         {"score_trains_encoder": True},
         {"force_form": "x"},
         {"score_timesteps": (9, 5)},
+        {"force_weight": -1.0},
+        {"data_precision": -0.1},
     ],
 )
 def test_settings_refuse_nonsense(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         LossSettings(**wrong)
+
+
+def test_time_steps_of_a_loss_in_use_must_be_those_of_the_model():
+    settings = LossSettings(score_weight=1.0, score_timesteps=(5, 300))
+    settings.check_timesteps(300)
+    with pytest.raises(ValueError, match="score_timesteps end at 300, but the model has 299 time steps"):
+        settings.check_timesteps(299)
+    LossSettings(score_timesteps=(5, 300)).check_timesteps(299)

@@ -12,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dataset_scripts.bundled import load_bundled
 from modeling_pcbridge import LossSettings, PCBridgeConfig, PCBridgeModel, PCBridgeProcessor, training_loop
 from modeling_pcbridge.model_card import card_of_run
 from modeling_pcbridge.optimizers import learning_rate_factor
 from modeling_pcbridge.report import plot_losses, plot_structures
 from modeling_pcbridge.training_config import SourceConfig, StageConfig, TrainingConfig
-from modeling_pcbridge.training_data import load_source, reference_energies_of
+from modeling_pcbridge.training_data import load_source, reference_energies_of, sample_rows
 from modeling_pcbridge.training_run import initial_model, run, without_consistency
 from train_accelerate import parse
 
@@ -214,6 +215,26 @@ def test_elements_that_the_model_does_not_know_are_refused(tmp_path):
         run(small_config(tmp_path, model=few))
 
 
+def test_elements_without_any_energy_are_named(tmp_path, caplog):
+    rows = load_bundled("pm6", "train").filter(lambda row: row["energy"] is not None)
+    rows = rows.map(lambda row: row | ({"energy": None, "forces": None} if 9 in row["atomic_numbers"] else {}))
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    rows.to_parquet(tmp_path / "data" / "train" / "0.parquet")
+    stage = replace(small_config(tmp_path).stage1, sources=[SourceConfig(str(tmp_path / "data"))])
+    model = initial_model(small_config(tmp_path, stage1=stage))
+    assert "has atomic numbers [9], so total energies of molecules with them will be far off" in caplog.text
+    assert (model.energy_decoder.reference_energies.energies[[1, 6, 7, 8]] < -10).all()
+
+
+def test_rows_are_sampled_from_every_part_of_a_source():
+    rows = list(range(1000))
+    assert sample_rows(rows, None) == sample_rows(rows, 1000) == rows
+    assert sample_rows(rows, 3) == [0, 499, 999]
+    some = sample_rows(rows, 350)
+    assert len(some) == 300 == len(set(some)) and (some[0], some[-1]) == (0, 999)
+    assert max(np.diff(some)) < 10
+
+
 def test_losses_are_plotted_where_there_are_any(tmp_path):
     with_validation = [{"step": 9, "energy_loss": 1.0}, {"step": 19, "energy_loss": 0.5, "validation_loss": 0.7}]
     plot_losses({"stage1": with_validation, "multi-task": [{"step": 9, "energy_loss": 2.0}]}, tmp_path / "losses.png")
@@ -273,6 +294,10 @@ def test_paper_configuration_has_the_papers_constants():
         (["--batch_size=0"], "batch_size must be at least 1"),
         (["--ema_decay=1"], "ema_decay must be at least 0 and below 1"),
         (["--max_grad_norm=0"], "max_grad_norm must be positive"),
+        (
+            ["--stage1.losses.energy_weight=0", "--stage1.losses.denoising_weight=0", "--stage1.losses.force_weight=0"],
+            "there is nothing to train",
+        ),
         (["--stage1.num_steps=0"], "num_steps must be positive"),
         (["--stage1.sources=[{name: pm6, weight: -1}]"], "weight must be positive"),
     ],

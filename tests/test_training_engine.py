@@ -190,6 +190,10 @@ def test_bad_numbers_are_reported_by_molecule_and_end_the_run_in_the_end(tmp_pat
     monkeypatch.setattr(training_data, "load_sources", with_bad_rows(40))
     with pytest.raises(BadLossError, match="that is 3 in a row"):
         run(replace(config, stage1=few))
+    # Validation goes on where there is no good update to tell of.
+    validation = ValidationConfig(every=10, max_molecules=4, num_pictures=0)
+    history = run(replace(config, stage1=few, max_bad_updates=100, validation=validation))["histories"]["stage1"]
+    assert [set(record) for record in history] == 3 * [{"step", "learning_rate", "validation_loss"}]
 
 
 def test_tensorboard_has_every_loss_of_every_window(tmp_path):
