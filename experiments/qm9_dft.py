@@ -58,6 +58,13 @@ def count_steps(table: Structures) -> None:
             output.flush()
 
 
+def energies_above() -> dict[str, list[float]]:
+    """B3LYP/6-31G* energy above the DFT structure, eV, by structure; a value a molecule of which all converged."""
+    energies = whole_molecules(read_lines(ENERGIES))
+    titles = next(iter(energies.values()), {})
+    return {t: [found[t]["energy_ev"] - found[DFT]["energy_ev"] for found in energies.values()] for t in titles}
+
+
 def report() -> str:
     """Markdown of what there is, over molecules of which everything converged."""
     energies, steps = whole_molecules(read_lines(ENERGIES)), whole_molecules(read_lines(STEPS))
@@ -71,8 +78,7 @@ def report() -> str:
         "| structure | energy above, mean (eV) | median (eV) | RMS force, mean (eV/angstrom) | optimiser steps, mean |",
         "|---|---|---|---|---|",
     ]
-    for title in next(iter(energies.values())):
-        above = [found[title]["energy_ev"] - found[DFT]["energy_ev"] for found in energies.values()]
+    for title, above in energies_above().items():
         forces = [np.square(found[title]["forces_ev_ang"]).mean() ** 0.5 for found in energies.values()]
         counted = [found[title]["steps"] for found in steps.values() if title in found]
         mean_steps = f"{np.mean(counted):.1f}" if counted else "-"

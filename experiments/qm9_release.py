@@ -7,9 +7,12 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from experiments.dft_check import DFT
 from experiments.qm9_benchmark import CHECKPOINTS, RESULTS, ROOT
+from experiments.qm9_dft import energies_above
 from experiments.qm9_evaluation import DDIM, central
 from experiments.qm9_report import RELEASED
 from experiments.release import FILES
@@ -37,6 +40,10 @@ def card(record: dict) -> ModelCard:
             f"{start}: median RMSD (angstrom)": rows["median"]["rmsd_mean"],
             f"{start}: median D-MAE (angstrom)": rows["median"]["d_mae"],
         }
+    for structure, above in energies_above().items():
+        if structure != DFT:
+            name = f"{structure}, same conformer, {len(above)} molecules: B3LYP/6-31G* energy above DFT structure (eV)"
+            values[name] = float(np.mean(above))
     results = [
         EvalResult(
             task_type="graph-ml",

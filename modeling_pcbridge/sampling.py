@@ -12,6 +12,8 @@ from .molecular_graph import MolecularGraph, stereo_is_right
 
 METHODS_FROM_POSITIONS = ("refine", "mean_shift")
 METHODS = ("ddim", "denoising", *METHODS_FROM_POSITIONS)
+# Pairs of atom slots in one evaluation of the model, about a gigabyte; many samples of a molecule are drawn in turns.
+_PAIRS_AT_ONCE = 2**18
 # What is told of each step of the reverse process: (rows, step, positions), see `PCBridgeModel.predict_structure`.
 OnStep = Callable[[Tensor, int, Tensor], None]
 
@@ -48,6 +50,10 @@ def sample_structures(
 
     def sample(rows: Tensor, attempt: int) -> Tensor:
         """The structures of some rows, (len(rows), N, 3), angstrom."""
+        rows_at_once = max(_PAIRS_AT_ONCE // graphs.atom_mask.shape[1] ** 2, 1)
+        return torch.cat([sample_at_once(some, attempt) for some in rows.split(rows_at_once)])
+
+    def sample_at_once(rows: Tensor, attempt: int) -> Tensor:
         if method == "mean_shift":
             assert starts is not None
             structures = model.mean_shift(graphs[rows], starts[rows], num_inference_steps)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import small_model
 
-from modeling_pcbridge import PCBridgeModel
+from modeling_pcbridge import PCBridgeModel, sampling
 from modeling_pcbridge.diffusion import DiffusionSchedule, centred_noise
 from modeling_pcbridge.molecular_graph import signed_volumes
 
@@ -199,3 +199,15 @@ def test_refinement_stays_near_its_start(processor, eta):
     added = sigma * (2 / 3) ** 0.5
     ratio = moved.square().mean().sqrt().item() / added
     assert ratio == pytest.approx(1.0, rel=0.1) if eta == 0 else 1.1 < ratio < 2**0.5
+
+
+def test_many_samples_are_drawn_in_turns_and_are_the_same(monkeypatch, processor):
+    """Turns of three rows; stereo marks, so that some are drawn again."""
+    model = small_model()
+    graph = processor(["C[C@H](O)N", "CO"])
+    options = {"num_samples": 8, "num_inference_steps": 3, "relaxation_steps": 1}
+    whole = model.predict_structure(**graph, **options, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(sampling, "_PAIRS_AT_ONCE", 3 * graph["atom_mask"].shape[1] ** 2)
+    turns = model.predict_structure(**graph, **options, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(turns.positions, whole.positions)
+    assert torch.equal(turns.stereo_right, whole.stereo_right)
