@@ -21,9 +21,9 @@ from dataset_scripts.quantum_chemistry import b3lyp_energy_and_forces
 from experiments.settings import EVALUATION
 from experiments.statistics import compare
 from modeling_pcbridge import PCBridgeModel
-from modeling_pcbridge.evaluation import load_references
 from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
 from modeling_pcbridge.model_hessian import quasi_newton_step
+from modeling_pcbridge.reference_structures import load_references
 from modeling_pcbridge.report import PREDICTION_TITLES
 from modeling_pcbridge.structure_metrics import bond_length_error
 from modeling_pcbridge.training_run import CONSISTENCY, MULTI_TASK

@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 
 from experiments.qm9_molecules import STARTS, CheapStructures
 from modeling_pcbridge import PCBridgeModel
-from modeling_pcbridge.evaluation import ReferenceMolecule, etkdg_structures, mmff_structures, structure_record
+from modeling_pcbridge.evaluation import structure_record
 from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
+from modeling_pcbridge.reference_structures import ReferenceMolecule, etkdg_structures, mmff_structures
 from modeling_pcbridge.structure_metrics import distance_errors
 
 # Structures of a batch, and the steps of each reverse process.

@@ -19,8 +19,8 @@ from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import example_from_row, mol_from_row
 from dataset_scripts.label_generation import read_lines
 from dataset_scripts.quantum_chemistry import pm6_minimum
-from modeling_pcbridge.evaluation import ReferenceMolecule, etkdg_structures
 from modeling_pcbridge.molecular_graph import conformer_from_positions
+from modeling_pcbridge.reference_structures import ReferenceMolecule, etkdg_structures
 
 _ORDER_SEED = 0
 _MMFF_STEPS = 2000

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.qm9_evaluation import DDIM, MMFF_REFINED, MMFF_SAMPLES, Records, central, summary
 from experiments.qm9_molecules import STARTS
-from modeling_pcbridge.evaluation import ReferenceMolecule
+from modeling_pcbridge.reference_structures import ReferenceMolecule
 from modeling_pcbridge.report import markdown_table, plot_structures
 
 matplotlib.use("Agg")

@@ -13,7 +13,8 @@ from rdkit.Chem import rdFingerprintGenerator
 from dataset_scripts.bundled import load_bundled
 from experiments.settings import ABLATIONS, DATA_SETTINGS, EVALUATION, SETTINGS
 from experiments.statistics import PairedComparison, compare
-from modeling_pcbridge.evaluation import PREDICTION_NAMES, load_references
+from modeling_pcbridge.evaluation import PREDICTION_NAMES
+from modeling_pcbridge.reference_structures import load_references
 from modeling_pcbridge.report import (
     ENERGY_COLUMNS,
     PREDICTION_TITLES,

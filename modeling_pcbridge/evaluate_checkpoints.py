@@ -12,8 +12,9 @@ import torch
 from jsonargparse import auto_cli
 from rdkit import RDLogger
 
-from .evaluation import evaluate_model, evaluate_reference, load_references, mmff_structures, pm6_structures
+from .evaluation import evaluate_model, evaluate_reference
 from .modeling_pcbridge import PCBridgeModel
+from .reference_structures import load_references, mmff_structures, pm6_structures
 from .report import plot_energy_scatter, plot_structures, results_markdown
 from .training_config import EvaluationConfig
 

@@ -5,22 +5,20 @@ stand in one table.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
-from rdkit import Chem
-from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 from tqdm.auto import tqdm
 
 from dataset_scripts.bundled import load_bundled
-from dataset_scripts.collator import Example, collate, example_from_row, mol_from_row
+from dataset_scripts.collator import Example, collate, example_from_row
 
 from .graph_batch import GRAPH_KEYS, GraphBatch, pad_graphs, pad_positions
 from .modeling_pcbridge import PCBridgeModel
 from .molecular_graph import stereo_is_right
+from .reference_structures import ReferenceMolecule, load_references, pm6_structures
 from .structure_metrics import (
     bond_angle_error,
     bond_length_error,
@@ -53,31 +51,6 @@ RELAXATION_STEPS = 4
 _MEAN_SHIFT_STEPS = {"mean_shift": 20, "ddim_mean_shift": 10}
 # For each molecule its samples (S, N, 3) and the model's energies of them (S,), eV.
 Predictions = list[tuple[np.ndarray, np.ndarray]]
-
-
-@dataclass(frozen=True)
-class ReferenceMolecule:
-    """A molecule with the structure that predictions are compared with."""
-
-    example: Example
-    mol: Chem.Mol
-
-    @property
-    def positions(self) -> np.ndarray:
-        return self.example.positions
-
-
-def load_references(evaluation: EvaluationConfig) -> list[ReferenceMolecule]:
-    """DFT equilibrium structures of the split, smallest molecules first."""
-    rows = load_bundled("dft_equilibrium", evaluation.split).sort("molecule_id")
-    if evaluation.max_molecules is not None:
-        # Evenly over the sorted ids, which go from small to large molecules.
-        chosen = np.linspace(0, len(rows) - 1, min(evaluation.max_molecules, len(rows))).round().astype(int)
-        rows = rows.select(chosen)
-    references = [
-        ReferenceMolecule(example_from_row(row, row["energy_level_of_theory"]), mol_from_row(row)) for row in rows
-    ]
-    return sorted(references, key=lambda reference: reference.example.graph.num_atoms)
 
 
 def structure_record(reference: ReferenceMolecule, samples: np.ndarray) -> dict[str, float]:
@@ -287,42 +260,3 @@ def evaluate_reference(
         "failures": failures,
         "per_molecule": {"molecule_id": names, **per_molecule},
     }
-
-
-def pm6_structures(evaluation: EvaluationConfig) -> Callable[[ReferenceMolecule], np.ndarray]:
-    """The PM6 minima of the bundled data, each from the conformer of its DFT structure."""
-    by_id = {row["molecule_id"]: row["positions"] for row in load_bundled("pm6", evaluation.split)}
-    return lambda reference: np.array([by_id[reference.example.molecule_id]])
-
-
-def etkdg_structures(num_samples: int, seed: int) -> Callable[[ReferenceMolecule], np.ndarray | None]:
-    """ETKDGv3 conformers from the graph with its stereo marks."""
-
-    def structures(reference: ReferenceMolecule) -> np.ndarray | None:
-        mol = _embedded(reference, num_samples, seed)
-        return None if mol is None else np.array([conformer.GetPositions() for conformer in mol.GetConformers()])
-
-    return structures
-
-
-def mmff_structures(num_samples: int, seed: int) -> Callable[[ReferenceMolecule], np.ndarray | None]:
-    """The conformers of `etkdg_structures` relaxed with MMFF94."""
-
-    def structures(reference: ReferenceMolecule) -> np.ndarray | None:
-        mol = _embedded(reference, num_samples, seed)
-        if mol is None or not rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
-            return None
-        rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(mol, maxIters=2000)
-        return np.array([conformer.GetPositions() for conformer in mol.GetConformers()])
-
-    return structures
-
-
-def _embedded(reference: ReferenceMolecule, num_samples: int, seed: int) -> Chem.Mol | None:
-    """The molecule with ETKDGv3 conformers in place of its structure, or None where RDKit finds none."""
-    mol = Chem.Mol(reference.mol)
-    mol.RemoveAllConformers()
-    parameters = rdDistGeom.ETKDGv3()
-    # RDKit scales it by the conformer's number: 0 would repeat one conformer.
-    parameters.randomSeed = seed + 1  # type: ignore[assignment]  # RDKit's stub is wrong
-    return mol if rdDistGeom.EmbedMultipleConfs(mol, num_samples, parameters) else None

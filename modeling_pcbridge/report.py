@@ -9,7 +9,8 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from .evaluation import PREDICTION_NAMES, ReferenceMolecule
+from .evaluation import PREDICTION_NAMES
+from .reference_structures import ReferenceMolecule
 from .structure_metrics import kabsch_align
 
 # Column titles of the structure table: metric key, title, decimals.

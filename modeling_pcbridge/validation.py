@@ -9,10 +9,10 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch.optim.swa_utils import AveragedModel
 
-from .evaluation import load_references
 from .graph_batch import pad_graphs
 from .modeling_pcbridge import PCBridgeModel
 from .parameter_sharding import gathered
+from .reference_structures import load_references
 from .report import plot_structures
 from .training_config import EvaluationConfig, StageConfig, TrainingConfig
 from .training_data import collate_in_parts, load_sources, sample_rows

@@ -6,8 +6,9 @@ from rdkit import Chem
 from rdkit.Chem import rdDistGeom, rdMolTransforms
 from scipy.spatial.transform import Rotation
 
-from modeling_pcbridge.evaluation import mean_over_molecules, mmff_structures, pm6_structures
+from modeling_pcbridge.evaluation import mean_over_molecules
 from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles
+from modeling_pcbridge.reference_structures import mmff_structures, pm6_structures
 from modeling_pcbridge.structure_metrics import (
     bond_angle_error,
     bond_length_error,

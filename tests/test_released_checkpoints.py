@@ -10,8 +10,8 @@ from conftest import small_model
 from huggingface_hub import ModelCard
 
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
-from modeling_pcbridge.evaluation import load_references, pm6_structures
 from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
+from modeling_pcbridge.reference_structures import load_references, pm6_structures
 from modeling_pcbridge.structure_metrics import bond_length_error
 from modeling_pcbridge.training_config import EvaluationConfig
 
