@@ -1,5 +1,6 @@
 """Rate and memory of the data loaders, on files written here by the documented layouts from bundled molecules.
 
+    pip install -e ".[bench]"
     python -m benchmarks.loaders [--hub_gigabytes 2] > benchmarks/results/loaders.json
 
 Rates are per second of processor time of one core; "parse" is reading and decoding without the chemistry (graph and

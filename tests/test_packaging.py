@@ -20,6 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # What needs each extra: the project's module, and what the extra brings for it.
 USES_OF_EXTRAS = {
     "ase": "import modeling_pcbridge.ase_calculator",
+    "bench": "import h5py, dataset_scripts.spice",
     "cluster": "import distributed, dataset_scripts.label_generation",
     "docs": "import mkdocs, material, mkdocstrings_handlers.python",
     "qc": "import pyscf, dataset_scripts.quantum_chemistry",
