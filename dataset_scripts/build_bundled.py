@@ -1,8 +1,10 @@
 """Build the bundled data set from the raw label tables; see bundled/README.md for what they are.
 
     python -m dataset_scripts.build_bundled --structures structures.parquet --labels labels.parquet [more.parquet ...]
+    python -m dataset_scripts.build_bundled --minima pm6_8_heavy_atoms.jsonl
 
-The output is deterministic: the same inputs give the same rows in the same order.
+The second adds what `label_generation --level pm6` wrote. The output is deterministic: the same inputs give the same
+rows in the same order.
 """
 
 import argparse
@@ -26,6 +28,8 @@ from modeling_pcbridge.molecular_graph import mapped_smiles, mol_from_positions
 
 logger = logging.getLogger(__name__)
 
+_MINIMA_NAME = "pm6_8_heavy_atoms"
+_LABELLED_NAMES = tuple(name for name in CONFIG_NAMES if name != _MINIMA_NAME)
 # What `label_generation` calls the structures of its lines, in the words of the bundled configurations.
 _GEOMETRY_NAMES = {"given": "pm6", "displaced": "pm6_displaced"}
 
@@ -104,13 +108,13 @@ def read_labels(path: Path) -> list[dict]:
 
 
 def build(structures_path: Path, label_paths: list[Path]) -> dict:
-    """Write the Parquet files and return the summary that is also written to bundled/summary.json."""
+    """Write the Parquet files of all molecules with DFT structures and return what is new in bundled/summary.json."""
     labels: dict[int, dict[str, dict]] = {}
     for path in label_paths:
         for label in read_labels(path):
             labels.setdefault(label["qm9_index"], {})[label["geometry"]] = label
 
-    rows: dict[tuple[str, str], list[dict]] = {(name, split): [] for name in CONFIG_NAMES for split in SPLITS}
+    rows: dict[tuple[str, str], list[dict]] = {(name, split): [] for name in _LABELLED_NAMES for split in SPLITS}
     rejected: Counter[str] = Counter()
     for structure in pq.read_table(structures_path).to_pylist():
         try:
@@ -121,7 +125,33 @@ def build(structures_path: Path, label_paths: list[Path]) -> dict:
         split = split_of(constitution_of(mol))
         for name, row in rows_of_molecule(structure, mol, labels.get(structure["qm9_index"], {})).items():
             rows[name, split].append(row)
+    return _write(rows, "rejected", rejected)
 
+
+def build_minima(path: Path) -> dict:
+    """Write the Parquet files of `_MINIMA_NAME` and return what is new in bundled/summary.json.
+
+    Energies are left out: those of PM6 are heats of formation, which the model does not predict.
+
+    Raises:
+        ValueError: lines of another level than pm6.
+    """
+    lines = sorted(read_lines(path), key=lambda line: line["molecule_id"])
+    if any(line["level"] != "pm6" for line in lines):
+        raise ValueError(f"{path} has lines of another level than pm6")
+    rows: dict[tuple[str, str], list[dict]] = {(_MINIMA_NAME, split): [] for split in SPLITS}
+    rejected: Counter[str] = Counter()
+    for line in lines:
+        if "error" in line:
+            rejected[line["error"].split(" (")[0]] += 1
+            continue
+        row = {name: line[name] for name in FEATURES} | {"energy": None, "energy_level_of_theory": None}
+        rows[_MINIMA_NAME, split_of(constitution_of(Chem.MolFromSmiles(line["smiles"])))].append(row)
+    return _write(rows, f"rejected_{_MINIMA_NAME}", rejected)
+
+
+def _write(rows: dict[tuple[str, str], list[dict]], title: str, rejected: Counter[str]) -> dict:
+    """Write rows by configuration and split, and their part of bundled/summary.json, which is returned."""
     files = {}
     for (name, split), split_rows in rows.items():
         path = parquet_path(name, split)
@@ -133,18 +163,26 @@ def build(structures_path: Path, label_paths: list[Path]) -> dict:
             "with_forces": table.num_rows - table["forces"].null_count,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }
-    summary = {"files": files, "rejected": dict(sorted(rejected.items()))}
-    parquet_path(CONFIG_NAMES[0], SPLITS[0]).with_name("summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    return summary
+    path = parquet_path(CONFIG_NAMES[0], SPLITS[0]).with_name("summary.json")
+    before = json.loads(path.read_text())
+    new = {"files": files, title: dict(sorted(rejected.items()))}
+    path.write_text(json.dumps(before | new | {"files": before["files"] | files}, indent=2) + "\n")
+    return new
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--structures", type=Path, required=True)
-    parser.add_argument("--labels", type=Path, nargs="+", required=True)
+    parser.add_argument("--structures", type=Path)
+    parser.add_argument("--labels", type=Path, nargs="+")
+    parser.add_argument("--minima", type=Path)
     arguments = parser.parse_args()
+    if (arguments.structures is None) != (arguments.labels is None) or arguments.structures == arguments.minima:
+        parser.error("give --structures with --labels, or --minima, or all of them")
     RDLogger.DisableLog("rdApp.*")
-    print(json.dumps(build(arguments.structures, arguments.labels), indent=2))
+    if arguments.structures is not None:
+        print(json.dumps(build(arguments.structures, arguments.labels), indent=2))
+    if arguments.minima is not None:
+        print(json.dumps(build_minima(arguments.minima), indent=2))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""The bundled data set: real PM6, B3LYP/6-31G* and DFT-equilibrium labels of 3,791 small molecules.
+"""The bundled data set: real PM6, B3LYP/6-31G* and DFT-equilibrium labels of small molecules.
 
-Three configurations, each split by molecule into train, validation and test (bundled/README.md is the data card):
+Four configurations, each split by molecule into train, validation and test (bundled/README.md is the data card):
 
 - `pm6`: PM6 minima; B3LYP/6-31G* energy and forces at them where computed, null elsewhere.
 - `pm6_displaced`: structures displaced from PM6 minima, with B3LYP/6-31G* energy and forces. Not minima.
 - `dft_equilibrium`: B3LYP/6-31G(2df,p) minima (QM9). Only evaluation, and fine-tuning on `train`, may see them.
+- `pm6_8_heavy_atoms`: PM6 minima of larger molecules, without energies; the others have up to seven heavy atoms.
 """
 
 from pathlib import Path
@@ -14,7 +15,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.splits import SPLITS
 
-CONFIG_NAMES = ("pm6", "pm6_displaced", "dft_equilibrium")
+CONFIG_NAMES = ("pm6", "pm6_displaced", "dft_equilibrium", "pm6_8_heavy_atoms")
 
 _FOLDER = Path(__file__).parent / "bundled"
 

@@ -11,6 +11,7 @@ from rdkit import Chem
 from dataset_scripts.bundled import CONFIG_NAMES, SPLITS, load_bundled, parquet_path
 from dataset_scripts.collator import collate, example_from_row
 from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES, GFN2_XTB, PM6
+from dataset_scripts.splits import constitution_of, split_of
 
 
 def test_files_match_their_checksums_and_counts():
@@ -36,9 +37,25 @@ def test_splits_share_no_constitution():
 
 def test_every_configuration_splits_the_same_molecules_alike():
     for split in SPLITS:
-        ids = {name: {row["molecule_id"] for row in load_bundled(name, split)} for name in CONFIG_NAMES}
+        ids = {name: set(load_bundled(name, split)["molecule_id"]) for name in CONFIG_NAMES}
         assert ids["pm6"] == ids["dft_equilibrium"]
-        assert ids["pm6_displaced"] <= ids["pm6"]
+        assert ids["pm6_displaced"] <= ids["pm6"] and not ids["pm6_8_heavy_atoms"] & ids["pm6"]
+
+
+def test_larger_molecules_are_minima_without_energies_in_the_same_splits():
+    constitutions = []
+    for split in SPLITS:
+        rows = load_bundled("pm6_8_heavy_atoms", split)
+        assert all(sum(z > 1 for z in numbers) == 8 for numbers in rows["atomic_numbers"])
+        assert set(rows["equilibrium_level_of_theory"]) == {PM6} and set(rows["energy"]) == {None}
+        molecules = [Chem.MolFromSmiles(smiles) for smiles in rows["smiles"][:: len(rows) // 300]]
+        assert {split_of(constitution_of(molecule)) for molecule in molecules} == {split}
+        constitutions.append({Chem.MolToSmiles(molecule, isomericSmiles=False) for molecule in molecules})
+        for row in rows.select(range(20)):
+            example = example_from_row(row, B3LYP_6_31GD)
+            lengths = np.linalg.norm(example.positions[:, None] - example.positions, axis=-1)[example.graph.bonded]
+            assert lengths.min() > 0.8 and lengths.max() < 1.75
+    assert len(set.union(*constitutions)) == sum(map(len, constitutions))
 
 
 def test_levels_of_theory_travel_with_the_labels():
