@@ -93,15 +93,19 @@ class PCBridgeProcessor(ProcessorMixin):
         if isinstance(molecule, (tuple, list)) and len(molecule) in (2, 3):
             atomic_numbers = np.asarray(molecule[0])
             coordinates = np.asarray(molecule[1], dtype=np.float32)
-            total_charge = int(molecule[2]) if len(molecule) == 3 else 0
+            total_charge = 0 if len(molecule) == 2 else molecule[2]
             if len(atomic_numbers) == 0:
                 raise ValueError("the molecule has no atoms")
+            if not np.issubdtype(atomic_numbers.dtype, np.number):
+                raise ValueError("atomic numbers must be numbers, such as 6 for carbon")
+            if total_charge is None or total_charge != int(total_charge):
+                raise ValueError(f"the total charge must be a whole number, not {total_charge!r}")
             if coordinates.shape != (len(atomic_numbers), 3):
                 raise ValueError(f"positions have shape {coordinates.shape}, not ({len(atomic_numbers)}, 3)")
             if not np.isfinite(coordinates).all():
                 raise ValueError("positions are not all finite")
             self._check_elements(atomic_numbers)
-            return mol_from_positions(atomic_numbers.tolist(), coordinates, total_charge), coordinates
+            return mol_from_positions(atomic_numbers.tolist(), coordinates, int(total_charge)), coordinates
         raise ValueError(
             "expected a SMILES string, an RDKit molecule or a tuple (atomic numbers, positions, total charge)"
         )

@@ -66,7 +66,9 @@ def test_save_and_load(processor, tmp_path):
         (([], []), "no atoms"),
         (([26, 1], WATER[1][:2]), "unsupported element Fe"),
         ((WATER[0], WATER[1], 1), "total charge 1"),
-        ((*WATER, None), "int"),
+        ((*WATER, None), "total charge must be a whole number, not None"),
+        ((*WATER, 0.5), "total charge must be a whole number, not 0.5"),
+        ((["O", "H", "H"], WATER[1]), "atomic numbers must be numbers"),
         (17, "expected a SMILES"),
     ],
 )
