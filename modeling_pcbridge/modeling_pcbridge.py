@@ -372,6 +372,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
                 raise ValueError(f"{name} must not be negative, but is {number}")
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must lie in 0..1, not {eta}")
+        if not (generator is None or isinstance(generator, torch.Generator)):
+            raise ValueError(f"generator must be one, such as torch.Generator().manual_seed(0), not {generator!r}")
         if method in METHODS_FROM_POSITIONS and positions is None:
             raise ValueError(f"{method} needs positions; give the processor molecules that have a conformer")
         if positions is not None:

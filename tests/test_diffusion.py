@@ -107,6 +107,7 @@ def test_bad_requests_name_the_argument(model, graph):
         ({"max_stereo_attempts": 0}, "max_stereo_attempts"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"num_inference_steps": 1001}, "num_inference_steps"),
+        ({"generator": 0}, "generator must be one"),
         ({"num_inference_steps": 1}, "num_inference_steps of ddim must lie in 2..1000"),
     ):
         with pytest.raises(ValueError, match=word):
