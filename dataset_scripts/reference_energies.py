@@ -54,7 +54,8 @@ def fit_by_level_of_theory(rows: Iterable[dict]) -> dict[str, ReferenceEnergies]
 
 
 def fit_to_files(paths: Sequence[Path], level_of_theory: str, max_rows: int = 10_000) -> dict[str, ReferenceEnergies]:
-    """Reference energies at every level of theory in Parquet files of the schema, from minima of all files alike.
+    """Reference energies at every level of theory in Parquet files of the schema, from `max_rows` to twice as many
+    minima of each, of all files alike, or from all if there are fewer.
 
     A level without minima has none, with a warning: the strain of other structures, 2.8 eV a molecule in the bundled
     displaced ones, would be taken for a property of the elements. References at another level than `level_of_theory`
@@ -62,15 +63,17 @@ def fit_to_files(paths: Sequence[Path], level_of_theory: str, max_rows: int = 10
     both: references of different molecules differ by what binds those.
     """
     rows: dict[str, list[dict]] = defaultdict(list)
-    rows_of_file = -(-max_rows // max(len(paths), 1))  # rounded up
+    strides: dict[str, int] = defaultdict(lambda: 1)
     for path in paths:
         table = pq.read_table(path, columns=_COLUMNS, filters=pc.field("energy").is_valid())
         level, is_minimum = table["energy_level_of_theory"], table["equilibrium_level_of_theory"].is_valid()
         for name in level.unique().to_pylist():
             minima = table.filter(pc.and_(pc.equal(level, name), is_minimum))
-            # Evenly over the file: sources may be sorted by size.
-            kept = np.linspace(0, len(minima) - 1, min(rows_of_file, len(minima))).astype(int)
-            rows[name] += minima.take(kept).to_pylist()
+            rows[name] += minima.take(np.arange(0, len(minima), strides[name])).to_pylist()
+            # All alike, whatever their number, since sources may be sorted by size.
+            while len(rows[name]) > 2 * max_rows:
+                rows[name] = rows[name][::2]
+                strides[name] *= 2
     references = fit_by_level_of_theory(row for of_level in rows.values() for row in of_level)
     for name in rows.keys() - references.keys():
         logger.warning("no energy of a minimum at %s, so energies at this level cannot be shifted", name)

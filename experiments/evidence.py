@@ -42,7 +42,7 @@ class Runner:
             RuntimeError: the setting starts from another that has not been trained.
         """
         declared, folder = SETTINGS[setting], self.folder(setting, seed)
-        before = declared.start or declared.fine_tunes
+        before = declared.begins_from
         if before is not None and not (self.folder(before, seed) / "metrics.json").exists():
             raise RuntimeError(f"{setting} starts from {before}, seed {seed}; run that first")
         if declared.fine_tunes is not None:
@@ -104,12 +104,11 @@ def main() -> None:
         names = list(ABLATIONS) if arguments.ablations else arguments.settings
         with ThreadPoolExecutor(arguments.jobs) as pool:
             jobs = [pool.submit(runner.references)]
-            # What starts from another setting's models comes when those are there.
-            for later in (False, True):
-                for position, seed in enumerate(arguments.seeds):
-                    chosen = [name for name in names if SETTINGS[name].starts_later == later]
-                    wanted = [name for name in chosen if position < SETTINGS[name].num_seeds]
-                    jobs += [pool.submit(runner.run, name, seed) for name in wanted]
+            runs = [(n, s) for i, s in enumerate(arguments.seeds) for n in names if i < SETTINGS[n].num_seeds]
+            first = [run for run in runs if SETTINGS[run[0]].begins_from is None]
+            # What begins from another setting's models comes when those are there.
+            for chosen in (first, [run for run in runs if run not in first]):
+                jobs += [pool.submit(runner.run, name, seed) for name, seed in chosen]
                 for job in jobs:
                     job.result()
     output = runner.runs if arguments.quick else RESULTS

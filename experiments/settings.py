@@ -29,9 +29,9 @@ class Setting:
     num_seeds: int = 5
 
     @property
-    def starts_later(self) -> bool:
-        """Whether it needs the models of another setting."""
-        return self.start is not None or self.fine_tunes is not None
+    def begins_from(self) -> str | None:
+        """The setting whose models it needs, if any."""
+        return self.start or self.fine_tunes
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from .molecular_graph import MolecularGraph
 
+# About a gigabyte of activations.
+_PAIRS_AT_ONCE = 2**18
+
 
 @dataclass(frozen=True)
 class GraphBatch:
@@ -38,6 +41,11 @@ class GraphBatch:
 
     def __getitem__(self, rows: slice | Tensor) -> "GraphBatch":
         return self._map(lambda tensor: tensor[rows])
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows whose pairs are few enough for one evaluation in bounded memory; many samples are predicted in turns."""
+        return max(_PAIRS_AT_ONCE // self.atom_mask.shape[1] ** 2, 1)
 
     def repeat(self, times: int) -> "GraphBatch":
         """Each molecule `times` times in a row: (B * times, ...)."""

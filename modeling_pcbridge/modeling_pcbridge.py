@@ -15,7 +15,7 @@ from .loss_terms import denoising_term, label_terms, optimality_term, score_term
 from .losses import LossSettings
 from .model_hessian import quasi_newton_step
 from .pretrained_pcbridge import PCBridgePreTrainedModel
-from .sampling import METHODS, METHODS_FROM_POSITIONS, OnStep, sample_structures
+from .sampling import METHODS, METHODS_FROM_POSITIONS, OnStep, least_steps, sample_structures
 from .structure_decoder import StructureDecoder
 
 # Length of the longest displacement of a molecule at most, in units of the preconditioning. Trained models: up to 5.
@@ -304,7 +304,9 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             raise ValueError("predict_energy needs positions; give the processor molecules that have a conformer")
         batch = GraphBatch(**graph)
         batch.check_positions(positions)
-        energy, forces = self.energy_and_forces(batch, positions)
+        rows = torch.arange(len(positions), device=positions.device)
+        turns = [self.energy_and_forces(batch[some], positions[some]) for some in rows.split(batch.rows_at_once)]
+        energy, forces = (torch.cat(parts) for parts in zip(*turns, strict=True))
         return PCBridgeOutput(energy=energy, forces=forces)
 
     @torch.no_grad()
@@ -361,7 +363,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         for name, number in (("num_samples", num_samples), ("max_stereo_attempts", max_stereo_attempts)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, not {number}")
-        least = 2 if method in ("ddim", "refine") else 1
+        least = least_steps(method)
         if not least <= num_inference_steps <= self.config.num_train_timesteps:
             raise ValueError(
                 f"num_inference_steps of {method} must lie in {least}..{self.config.num_train_timesteps}, not "

@@ -12,10 +12,13 @@ from .molecular_graph import MolecularGraph, stereo_is_right
 
 METHODS_FROM_POSITIONS = ("refine", "mean_shift")
 METHODS = ("ddim", "denoising", *METHODS_FROM_POSITIONS)
-# Pairs of atom slots in one evaluation of the model, about a gigabyte; many samples of a molecule are drawn in turns.
-_PAIRS_AT_ONCE = 2**18
 # What is told of each step of the reverse process: (rows, step, positions), see `PCBridgeModel.predict_structure`.
 OnStep = Callable[[Tensor, int, Tensor], None]
+
+
+def least_steps(method: str) -> int:
+    """The fewest `num_inference_steps`: one step of a reverse process from noise would begin at time 1."""
+    return 2 if method in ("ddim", "refine") else 1
 
 
 def sample_structures(
@@ -50,8 +53,7 @@ def sample_structures(
 
     def sample(rows: Tensor, attempt: int) -> Tensor:
         """The structures of some rows, (len(rows), N, 3), angstrom."""
-        rows_at_once = max(_PAIRS_AT_ONCE // graphs.atom_mask.shape[1] ** 2, 1)
-        return torch.cat([sample_at_once(some, attempt) for some in rows.split(rows_at_once)])
+        return torch.cat([sample_at_once(some, attempt) for some in rows.split(graphs.rows_at_once)])
 
     def sample_at_once(rows: Tensor, attempt: int) -> Tensor:
         if method == "mean_shift":

@@ -43,8 +43,8 @@ class UpdateWindow:
         self.updates.append((step, update, values))
         self.molecules += self.config.batch_size * len(update) * self.accelerator.num_processes
 
-    def read(self, stop_requested: bool) -> tuple[dict[str, float] | None, bool]:
-        """Means over the good updates since the last time, None if there is none; whether any process has to stop.
+    def read(self, stop_requested: bool) -> tuple[dict[str, float], bool]:
+        """Means over the good updates since the last time, empty if there is none; whether any process has to stop.
 
         Raises:
             BadLossError: `config.max_bad_updates` updates in a row were bad.
@@ -58,7 +58,7 @@ class UpdateWindow:
             if self.bad_in_a_row:
                 self._report(step, update)
         self.updates = []
-        record = dict(zip(RECORD_NAMES, np.mean(good, axis=0).tolist(), strict=True)) if good else None
+        record = dict(zip(RECORD_NAMES, np.mean(good, axis=0).tolist(), strict=True)) if good else {}
         return record, stop_count > 0
 
     def molecules_per_second(self) -> float:

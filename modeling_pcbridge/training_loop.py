@@ -119,7 +119,7 @@ class _StageTraining:
                 if progress["step"] % UPDATES_PER_WINDOW and not progress["ended"]:
                     continue
                 record, stop_now = self.window.read(stop.received)
-                self._note({} if record is None else record)
+                self._note(record)
                 if progress["step"] % config.checkpoint_every == 0 or progress["ended"] or stop_now:
                     self._save()
                 if stop_now and not progress["ended"]:

@@ -46,6 +46,8 @@ def run(arguments: argparse.Namespace, error) -> int:
     from rdkit import RDLogger
     from transformers.utils.logging import disable_progress_bar
 
+    from modeling_pcbridge.sampling import least_steps
+
     from .default_model import released_checkpoint
     from .molecule_files import read_molecules
     from .prediction import load_pipeline
@@ -74,7 +76,7 @@ def run(arguments: argparse.Namespace, error) -> int:
         error(f"--seed must fit into 64 bits, which {arguments.seed} does not")
     if arguments.mean_shift_steps < 0:
         error(f"--mean-shift-steps must not be negative, but is {arguments.mean_shift_steps}")
-    if arguments.steps == 1 and arguments.method in ("ddim", "refine"):
+    if arguments.steps < least_steps(arguments.method):
         error(f"--method {arguments.method} needs at least 2 --steps; one evaluation of noise is --method denoising")
     if arguments.steps > pipeline.model.config.num_train_timesteps:
         error(f"--steps must lie in 1..{pipeline.model.config.num_train_timesteps}, not {arguments.steps}")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import small_model
 
-from modeling_pcbridge import PCBridgeModel, sampling
+from modeling_pcbridge import PCBridgeModel, graph_batch
 from modeling_pcbridge.diffusion import DiffusionSchedule, centred_noise
 from modeling_pcbridge.molecular_graph import signed_volumes
 
@@ -208,7 +208,14 @@ def test_many_samples_are_drawn_in_turns_and_are_the_same(monkeypatch, processor
     graph = processor(["C[C@H](O)N", "CO"])
     options = {"num_samples": 8, "num_inference_steps": 3, "relaxation_steps": 1}
     whole = model.predict_structure(**graph, **options, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(sampling, "_PAIRS_AT_ONCE", 3 * graph["atom_mask"].shape[1] ** 2)
+    monkeypatch.setattr(graph_batch, "_PAIRS_AT_ONCE", 3 * graph["atom_mask"].shape[1] ** 2)
     turns = model.predict_structure(**graph, **options, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(turns.positions, whole.positions)
     assert torch.equal(turns.stereo_right, whole.stereo_right)
+
+    many = {key: tensor.repeat_interleave(8, 0) for key, tensor in graph.items()}
+    positions = whole.positions.flatten(0, 1)
+    in_turns = model.predict_energy(**many, positions=positions)
+    monkeypatch.undo()
+    at_once = model.predict_energy(**many, positions=positions)
+    torch.testing.assert_close((in_turns.energy, in_turns.forces), (at_once.energy, at_once.forces))

@@ -3,9 +3,14 @@
 import numpy as np
 import pytest
 
-from dataset_scripts.bundled import load_bundled
+from dataset_scripts.bundled import load_bundled, parquet_path
 from dataset_scripts.collator import example_from_row
-from dataset_scripts.reference_energies import at_level_of_theory, fit_by_level_of_theory, fit_reference_energies
+from dataset_scripts.reference_energies import (
+    at_level_of_theory,
+    fit_by_level_of_theory,
+    fit_reference_energies,
+    fit_to_files,
+)
 from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD
 from modeling_pcbridge.training_data import reference_energies_of
 
@@ -50,3 +55,18 @@ def test_forces_stay_and_unknown_elements_make_the_energy_absent():
     assert at_level_of_theory(row, "c", references)["energy"] is None
     with pytest.raises(ValueError, match="no energy"):
         fit_reference_energies([], [])
+
+
+def test_files_without_energies_and_where_rows_are_cut_change_nothing(tmp_path):
+    labelled = parquet_path("dft_equilibrium", "train")
+    whole = fit_to_files([labelled], B3LYP_6_31G2DFP, max_rows=3000)
+    unlabelled = [parquet_path("pm6_8_heavy_atoms", split) for split in ("validation", "test")]
+    assert fit_to_files([*unlabelled, labelled], B3LYP_6_31G2DFP, max_rows=3000) == whole
+    rows = load_bundled("dft_equilibrium", "train")
+    for number in range(4):
+        rows.shard(4, number, contiguous=True).to_parquet(tmp_path / f"{number}.parquet")
+    assert fit_to_files(sorted(tmp_path.glob("*.parquet")), B3LYP_6_31G2DFP, max_rows=3000) == whole
+    # A part of the minima is from all files: seven heavy atoms are in the last.
+    few = fit_to_files(sorted(tmp_path.glob("*.parquet")), B3LYP_6_31G2DFP, max_rows=200)[B3LYP_6_31G2DFP]
+    assert few.keys() == whole[B3LYP_6_31G2DFP].keys()
+    assert few[6] == pytest.approx(whole[B3LYP_6_31G2DFP][6], abs=0.3)
