@@ -24,10 +24,15 @@ class RowError(ValueError):
     """A record that gives no row. `reason` is the category it is counted under, `item` names it."""
 
     def __init__(self, item: str, reason: str, detail: object = ""):
-        super().__init__(f"{item}: {reason}" + (f" ({detail})" if str(detail) else ""))
         self.item = item
         self.reason = reason
         self.detail = detail
+        super().__init__(f"{item}: {self.without_item}")
+
+    @property
+    def without_item(self) -> str:
+        """The message for where the item is named already."""
+        return self.reason + (f" ({self.detail})" if str(self.detail) else "")
 
 
 class BadRowError(RowError):

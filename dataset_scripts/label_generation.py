@@ -50,18 +50,23 @@ def read_molecules(path: Path) -> list[dict]:
     Molecules without a name are numbered by line or record: "file_000001".
 
     Raises:
-        ValueError: a file of another kind.
+        ValueError: a file of another kind, or rows without `mapped_smiles`.
     """
-    if path.suffix in (".smi", ".smiles"):
+    suffix = path.suffix.lower()
+    if suffix in (".smi", ".smiles"):
         with path.open() as file:
             found = [{"smiles": smiles, "molecule_id": name} for _, smiles, name in read_smiles(file)]
-    elif path.suffix == ".sdf":
+    elif suffix == ".sdf":
         with path.open("rb") as file:
             blocks = list(read_sdf(file, str(path)))
         found = [{"mol_block": block, "molecule_id": block.partition("\n")[0].strip()} for block in blocks]
-    elif path.suffix in (".parquet", ".jsonl"):
-        rows = pq.read_table(path).to_pylist() if path.suffix == ".parquet" else read_lines(path)
-        found = [row | {"smiles": row["mapped_smiles"]} for row in rows if "error" not in row]
+    elif suffix in (".parquet", ".jsonl"):
+        rows = pq.read_table(path).to_pylist() if suffix == ".parquet" else read_lines(path)
+        rows = [row for row in rows if "error" not in row]
+        for number, row in enumerate(rows, start=1):
+            if missing := [key for key in ("molecule_id", "mapped_smiles") if key not in row]:
+                raise ValueError(f"{path}, row {number}: no {' and no '.join(missing)}; see dataset_scripts.schema")
+        found = [row | {"smiles": row["mapped_smiles"]} for row in rows]
     else:
         raise ValueError(f"{path}: not one of .smi, .smiles, .sdf, .parquet, .jsonl")
     for number, molecule in enumerate(found, start=1):
@@ -136,6 +141,9 @@ def generate(
     Raises:
         ValueError: bad input, an output of another level or one that another process is writing to.
     """
+    for option, value in (("workers", workers), ("max_molecules", max_molecules)):
+        if value is not None and value < 1:
+            raise ValueError(f"{option} must be at least 1, not {value}")
     functions = find_level(level)
     geometries = geometries or (["given"] if functions.energy_and_forces else ["minimum"])
     for geometry in geometries:

@@ -20,7 +20,13 @@ from dataset_scripts.quantum_chemistry import (
     pm6_minimum,
 )
 from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB, PM6
-from modeling_pcbridge.molecular_graph import graph_from_mol, mapped_smiles, mol_from_smiles, with_structure
+from modeling_pcbridge.molecular_graph import (
+    check_bond_lengths,
+    graph_from_mol,
+    mapped_smiles,
+    mol_from_smiles,
+    with_structure,
+)
 
 
 @dataclass(frozen=True)
@@ -60,12 +66,16 @@ def find_level(name: str) -> Level:
     """A level by its name in `LEVELS`, or a user's own by `module:attribute`.
 
     Raises:
-        ValueError: no such name.
+        ValueError: no such name, or it is no `Level`.
+        ImportError: no such module.
     """
     module, colon, attribute = name.partition(":")
     if not colon and name not in LEVELS:
         raise ValueError(f"no level {name!r}; there are {', '.join(LEVELS)}, or give module:attribute")
-    return getattr(importlib.import_module(module), attribute) if colon else LEVELS[name]
+    level = getattr(importlib.import_module(module), attribute, None) if colon else LEVELS[name]
+    if not isinstance(level, Level):
+        raise ValueError(f"{attribute!r} of module {module!r} is no labelling.Level")
+    return level
 
 
 def starting_structure(molecule: dict) -> Chem.Mol:
@@ -106,12 +116,10 @@ def check_same_molecule(mol: Chem.Mol, positions: np.ndarray) -> None:
     Raises:
         ValueError: a bond is longer than `MAX_BOND_STRETCH` allows, or the stereo marks are others.
     """
-    radius = Chem.GetPeriodicTable().GetRcovalent
-    for bond in mol.GetBonds():
-        begin, end = bond.GetBeginAtom(), bond.GetEndAtom()
-        length = np.linalg.norm(positions[begin.GetIdx()] - positions[end.GetIdx()])
-        if length > MAX_BOND_STRETCH * (radius(begin.GetAtomicNum()) + radius(end.GetAtomicNum())):
-            raise ValueError(f"the optimisation broke a bond ({begin.GetSymbol()}-{end.GetSymbol()}, {length:.2f} A)")
+    try:
+        check_bond_lengths(mol, positions, MAX_BOND_STRETCH)
+    except ValueError as error:
+        raise ValueError(f"the optimisation broke a bond ({error})") from error
     if mapped_smiles(with_structure(mol, positions)) != mapped_smiles(mol):
         raise ValueError("the optimisation led to another stereoisomer")
 

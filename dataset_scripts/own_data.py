@@ -6,15 +6,15 @@ Angstrom, eV and eV/angstrom. What a record holds:
 
 - .sdf: graph and structure with explicit hydrogens; no labels.
 - .xyz, .extxyz: structure, energy and forces as ASE reads them; `charge` and `smiles` of the comment line, if given.
-- .parquet, .csv: `smiles` and `positions`, and if given `atomic_numbers`, `energy`, `forces`, `molecule_id`. Without
-  `atomic_numbers` the atoms are in the order of `molecular_graph.mol_from_smiles`: the map numbers, or RDKit's AddHs.
-  In CSV, lists are JSON.
+- .parquet, .csv: `smiles` and `positions`, and if given `atomic_numbers`, `energy`, `forces`, `molecule_id`,
+  `equilibrium_level_of_theory`, `energy_level_of_theory`. Without `atomic_numbers` the atoms are in the order of
+  `molecular_graph.mol_from_smiles`: the map numbers, or RDKit's AddHs. In CSV, lists are JSON.
 
 Molecules without a structure get one from `dataset_scripts.label_generation`.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,35 +23,40 @@ import numpy as np
 
 from dataset_scripts.bad_rows import BadRowError, ExcludedRowError, naming
 from dataset_scripts.rows import make_row, mol_of_smiles_in_order, mol_of_structure
+from dataset_scripts.schema import FEATURES
 from dataset_scripts.sdf import mol_of_sdf, read_sdf
 from dataset_scripts.sources import Source
 from dataset_scripts.tables import read_csv, read_parquet
-from modeling_pcbridge.molecular_graph import mol_from_smiles
+from dataset_scripts.xyz import atoms_of_frame, read_xyz, text_of_frame
+from modeling_pcbridge.molecular_graph import check_bond_lengths, mol_from_smiles
+
+_LABELS = ("energy", "forces")
+_LEVELS = ("equilibrium_level_of_theory", "energy_level_of_theory")
 
 
 def own_source(equilibrium_level_of_theory: str | None = None, energy_level_of_theory: str | None = None) -> Source:
     """The source of a user's files, told apart by their endings.
 
+    Records may name their levels themselves, then no other than the ones stated here.
+
     Args:
         equilibrium_level_of_theory: the method whose minima the structures are; None if they are not minima.
         energy_level_of_theory: the method of the energies and forces; required if there are any.
     """
-    make = partial(
-        make_row,
-        equilibrium_level_of_theory=equilibrium_level_of_theory,
-        energy_level_of_theory=energy_level_of_theory,
-    )
-    return Source(_read, partial(_parse, make=make))
+    levels = dict(zip(_LEVELS, (equilibrium_level_of_theory, energy_level_of_theory), strict=True))
+    name = f"own (minima: {equilibrium_level_of_theory}, labels: {energy_level_of_theory})"
+    return Source(name, _read, partial(_parse, levels=levels))
 
 
 def _read(path: Path) -> Iterator[tuple[str, str, Any]]:
     """For each record a name, its kind, and itself."""
     readers = {".sdf": _read_sdf, ".xyz": _read_extxyz, ".extxyz": _read_extxyz, ".csv": read_csv}
     readers[".parquet"] = read_parquet
-    if path.suffix not in readers:
+    kind = path.suffix.lower()
+    if kind not in readers:
         raise ValueError(f"{path}: not one of {', '.join(readers)}")
-    for number, record in enumerate(readers[path.suffix](path)):
-        yield f"{path.stem}_{number:06d}", path.suffix, record
+    for number, record in enumerate(readers[kind](path)):
+        yield f"{path.stem}_{number:06d}", kind, record
 
 
 def _read_sdf(path: Path) -> Iterator[str]:
@@ -59,24 +64,21 @@ def _read_sdf(path: Path) -> Iterator[str]:
         yield from read_sdf(file, str(path))
 
 
-def _read_extxyz(path: Path) -> Iterator[Any]:
-    import ase.io
-
-    frames = ase.io.iread(path, index=":", format="extxyz")
-    while True:
-        with naming(str(path), "damaged extended xyz file"):
-            frame = next(frames, None)
-        if frame is None:
-            return
-        yield frame
+def _read_extxyz(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file, naming(str(path), "damaged extended xyz file"):
+        yield from read_xyz(file, str(path))
 
 
-def _parse(record: tuple[str, str, Any], make: Callable[..., dict]) -> dict:
+def _parse(record: tuple[str, str, Any], levels: dict[str, str | None]) -> dict:
     name, kind, content = record
-    parts = {".sdf": _from_sdf, ".xyz": _from_atoms, ".extxyz": _from_atoms}.get(kind, _from_table)
+    parse = {".sdf": _from_sdf, ".xyz": _from_frame, ".extxyz": _from_frame}.get(kind, _from_table)
     with naming(name):
         try:
-            return make(**{"molecule_id": name} | parts(name, content))
+            parts = parse(name, content)
+            for key, level in levels.items():
+                if level is not None and parts.get(key, level) != level:
+                    raise BadRowError(name, f"its {key} is {parts[key]}, but {level} was stated for all")
+            return make_row(**{"molecule_id": name} | levels | parts)
         except ExcludedRowError as error:  # in one's own data it is a mistake
             raise BadRowError(error.item, error.reason, error.detail) from error
 
@@ -86,32 +88,54 @@ def _from_sdf(name: str, record: str) -> dict:
     return {"mol": mol, "positions": mol.GetConformer().GetPositions()}
 
 
-def _from_atoms(name: str, atoms: Any) -> dict:
-    results = atoms.calc.results if atoms.calc else {}
-    given = atoms.info | atoms.arrays
-    stems = [stem for label, stem in (("energy", "energy"), ("forces", "force")) if label not in results]
+def _check_names(name: str, labels: dict, others: dict) -> None:
+    """Whether a label that is missing stands under another name, such as REF_energy: it would be lost silently."""
+    stems = [stem for label, stem in (("energy", "energy"), ("forces", "force")) if labels[label] is None]
     if len(stems) == 1:  # beside a label that is read, words such as forcefield=MMFF94 are remarks
-        given = {key: value for key, value in given.items() if not isinstance(value, str)}
-    unread = [key for key in given if any(stem in key.lower() for stem in stems)]
+        others = {key: value for key, value in others.items() if not isinstance(value, str)}
+    unread = [key for key in others if any(stem in key.lower() for stem in stems)]
     if unread:
         raise BadRowError(name, f"labels under names that are not read: {', '.join(unread)}; say energy, forces")
+
+
+def _from_frame(name: str, frame: str) -> dict:
+    atoms = atoms_of_frame(name, frame)
+    labels = {label: atoms.calc.results.get(label) if atoms.calc else None for label in _LABELS}
+    _check_names(name, labels, atoms.info | atoms.arrays)
     numbers, positions = atoms.numbers.tolist(), atoms.positions
-    if "smiles" in atoms.info:
-        mol = mol_of_smiles_in_order(name, atoms.info["smiles"], numbers, positions)
+    if smiles := text_of_frame(frame, "smiles"):
+        mol = mol_of_smiles_in_order(name, smiles, numbers, positions)
     else:
-        mol = mol_of_structure(name, numbers, positions, int(atoms.info.get("charge", 0)))
-    return {"mol": mol, "positions": positions, "energy": results.get("energy"), "forces": results.get("forces")}
+        mol = mol_of_structure(name, numbers, positions, atoms.info["charge"])
+    return {"mol": mol, "positions": positions, **labels}
 
 
 def _from_table(name: str, record: dict) -> dict:
-    cells = {key: record.get(key) for key in ("positions", "atomic_numbers", "energy", "forces")}
-    cells = {key: json.loads(cell or "null") if isinstance(cell, str) else cell for key, cell in cells.items()}
-    if cells["positions"] is None:
+    if not record.get("smiles"):
+        raise BadRowError(name, "no smiles")
+    cells = {key: _value(cell) for key, cell in record.items()}
+    labels = {label: cells.get(label) for label in _LABELS}
+    _check_names(name, labels, {k: v for k, v in cells.items() if k and k not in FEATURES and v is not None})
+    if cells.get("positions") is None:
         raise BadRowError(name, "no positions")
     positions = np.array(cells["positions"], dtype=np.float64)
-    if cells["atomic_numbers"] is None:
+    if cells.get("atomic_numbers") is None:
         mol = mol_from_smiles(record["smiles"])
+        if positions.shape == (mol.GetNumAtoms(), 3):  # else `make_row` refuses it
+            check_bond_lengths(mol, positions)
     else:
         mol = mol_of_smiles_in_order(name, record["smiles"], cells["atomic_numbers"], positions)
-    labels = {"energy": cells["energy"], "forces": cells["forces"]}
-    return {"molecule_id": record.get("molecule_id") or name, "mol": mol, "positions": positions, **labels}
+    levels = {key: record[key] for key in _LEVELS if record.get(key)}
+    molecule_id = record.get("molecule_id")
+    molecule_id = name if molecule_id in (None, "") else str(molecule_id)
+    return {"molecule_id": molecule_id, "mol": mol, "positions": positions, **labels, **levels}
+
+
+def _value(cell: Any) -> Any:
+    """What a cell of a table holds: in CSV, JSON or a text; None where it is empty."""
+    if not isinstance(cell, str):
+        return cell
+    try:
+        return json.loads(cell or "null")
+    except ValueError:
+        return cell

@@ -6,10 +6,12 @@
 
 Records are taken in blocks; each block gives one shard a split, `OUTPUT/{split}/{input}-{block}.parquet`. A killed run
 goes on after its last whole block; several processes may work on different inputs of one output. What was left out
-is counted by reason in `OUTPUT/summary.json`. Of rows of one input with the same molecule_id the first is kept.
+is counted by reason in `OUTPUT/summary.json`. Of rows of one input with the same molecule_id and structure the first
+is kept.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -18,6 +20,7 @@ from collections.abc import Callable, Iterator
 from itertools import count, islice
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rdkit import Chem, RDLogger
@@ -32,6 +35,8 @@ from dataset_scripts.splits import SPLITS, constitution_of, split_of
 # Enough rows for compression and few enough to be held and shuffled in memory when streaming (10 to 40 MB).
 RECORDS_PER_SHARD = 10_000
 _METADATA_KEY = b"pcbridge"
+# Files of up to their product are compared whole on a second run, of larger ones so many pieces.
+_PIECES_COMPARED, _PIECE_BYTES = 64, 2**20
 
 
 def prepare(
@@ -66,8 +71,10 @@ def prepare(
         (output / split_name).mkdir(parents=True, exist_ok=True)
     for path in inputs:
         settings = {
+            "source": source.name,
             "input": path.name,
             "input_bytes": path.stat().st_size,
+            "input_sha256": _fingerprint(path),
             "split": split,
             "on_error": on_error,
             "records_per_shard": records_per_shard,
@@ -91,7 +98,7 @@ def _prepare_input(
     source: Source, path: Path, output: Path, split_of_row: Callable[[dict], str], settings: dict
 ) -> None:
     records = source.read(path)
-    seen: set[str] = set()
+    seen: set[bytes] = set()
     with tqdm(desc=path.name, unit=" records") as progress:
         for block in count():
             shards = {split: output / split / f"{path.name}-{block:05d}.parquet" for split in SPLITS}
@@ -105,13 +112,32 @@ def _prepare_input(
                 return
 
 
-def _pass_over(records: Iterator, shards: dict[str, Path], settings: dict, seen: set[str]) -> int:
+def _fingerprint(path: Path) -> str:
+    """SHA-256 of the file, or of pieces evenly over a large one, which may be hundreds of gigabytes."""
+    stride = max(_PIECE_BYTES, path.stat().st_size // _PIECES_COMPARED)
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for start in range(0, path.stat().st_size, stride):
+            file.seek(start)
+            digest.update(file.read(_PIECE_BYTES))
+    return digest.hexdigest()
+
+
+def _key(row: dict) -> bytes:
+    """What tells rows apart: one molecule may come in several structures."""
+    positions = np.asarray(row["positions"], dtype=np.float32)
+    return hashlib.blake2b(row["molecule_id"].encode() + positions.tobytes(), digest_size=16).digest()
+
+
+def _pass_over(records: Iterator, shards: dict[str, Path], settings: dict, seen: set[bytes]) -> int:
     """Read the records of a finished block without parsing them; returns their number."""
     metadata = _read_metadata(shards["train"])
-    if metadata["settings"] != settings:
-        raise ValueError(f"{shards['train']} was made with {metadata['settings']}, not {settings}")
+    before = metadata["settings"]
+    if changed := [key for key in settings if before.get(key) != settings[key]]:
+        changes = ", ".join(f"{key} {before.get(key)}, not {settings[key]}" for key in changed)
+        raise ValueError(f"{shards['train']} was made with {changes}; give another output folder, or remove it")
     for shard in shards.values():
-        seen.update(pq.read_table(shard, columns=["molecule_id"])["molecule_id"].to_pylist())
+        seen.update(map(_key, pq.read_table(shard, columns=["molecule_id", "positions"]).to_pylist()))
     deque(rows_of_records(records, lambda record: record, settings["on_error"], Counter()), maxlen=0)
     return metadata["records"]
 
@@ -122,16 +148,16 @@ def _write_block(
     shards: dict[str, Path],
     split_of_row: Callable[[dict], str],
     settings: dict,
-    seen: set[str],
+    seen: set[bytes],
 ) -> int:
     """Parse a block and write its shards; returns the number of records."""
     skipped: Counter[str] = Counter()
     rows: dict[str, list[dict]] = {split: [] for split in SPLITS}
     for row in rows_of_records(records, source.parse, settings["on_error"], skipped):
-        if row["molecule_id"] in seen:
-            skipped["duplicated molecule_id"] += 1
+        if (key := _key(row)) in seen:
+            skipped["duplicated molecule_id and structure"] += 1
             continue
-        seen.add(row["molecule_id"])
+        seen.add(key)
         rows[split_of_row(row)].append(row)
     num_records = sum(map(len, rows.values())) + skipped.total()
     metadata = {"settings": settings, "records": num_records, "skipped": dict(skipped)}
@@ -188,7 +214,10 @@ def main() -> None:
         if not path.exists():
             parser.error(f"there is no {path}")
     RDLogger.DisableLog("rdApp.*")
-    summary = prepare(source, inputs, arguments.output, arguments.split, arguments.on_error)
+    try:
+        summary = prepare(source, inputs, arguments.output, arguments.split, arguments.on_error)
+    except (ValueError, ImportError, OSError) as error:
+        parser.exit(1, f"{error}\n")
     print(json.dumps(summary, indent=2))
     if summary["rows"]["train"] == 0:
         print("no row to train on: with few molecules, --split train leaves none to chance", file=sys.stderr)

@@ -44,6 +44,8 @@ def make_row(
         ExcludedRowError: the model takes no such molecule (several fragments, radicals, unusual bonds).
     """
     _check(molecule_id, mol.GetNumAtoms(), positions=positions, forces=forces)
+    if isinstance(energy, (bool, str)):
+        raise BadRowError(molecule_id, "the energy is no number", repr(energy))
     if energy is not None and not np.isfinite(energy):
         raise BadRowError(molecule_id, "energy not finite")
     labelled = energy is not None or forces is not None

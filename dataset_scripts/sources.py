@@ -20,31 +20,34 @@ class Source:
     """How the files of a data set become rows; docs/data.md describes each.
 
     Attributes:
+        name: in `SOURCES` and in messages.
         read: from a file to its records, in order. Cheap, so that finished records can be passed over.
         parse: from a record to its row, in the project's units; raises `RowError`.
         default_inputs: the files, where they come with a package.
         published_split: from the input files to a function of the molecule id, where the source has a usual split.
     """
 
+    name: str
     read: Callable[[Path], Iterator[Any]]
     parse: Callable[[Any], dict]
     default_inputs: Callable[[], list[Path]] | None = None
     published_split: Callable[[list[Path]], Callable[[str], str]] | None = None
 
 
-SOURCES = {
-    "qm9": Source(qm9.read_xyz_archive, qm9.row_of_xyz, published_split=qm9.published_split_of_files),
-    "qm9_sdf": Source(qm9.read_sdf_and_csv, qm9.row_of_sdf_and_csv, published_split=qm9.published_split_of_files),
-    "qm9_hub": Source(read_parquet, qm9.row_of_hub),
-    "pubchemqc_b3lyp": Source(pubchemqc.read_archive, partial(pubchemqc.row_of_file, method="B3LYP@PM6")),
-    "pubchemqc_b3lyp_hub": Source(pubchemqc.read_hub_shard, partial(pubchemqc.row_of_hub_record, has_energy=True)),
-    "pubchemqc_pm6": Source(pubchemqc.read_archive, partial(pubchemqc.row_of_file, method="PM6")),
-    "pubchemqc_pm6_hub": Source(pubchemqc.read_hub_shard, partial(pubchemqc.row_of_hub_record, has_energy=False)),
-    "pcqm4mv2": Source(pcqm4mv2.read_sdf_archive, pcqm4mv2.row_of_record, published_split=pcqm4mv2.published_split),
-    "spice": Source(spice.read_conformations, spice.row_of_conformation),
-    "spice_pubchem": Source(spice.read_conformations, partial(spice.row_of_conformation, subset="PubChem")),
-    "qm9pack": Source(read_csv, qm9.row_of_qm9pack, qm9.qm9pack_files, qm9.published_split_of_qm9pack),
-}
+_SOURCES = (
+    Source("qm9", qm9.read_xyz_archive, qm9.row_of_xyz, published_split=qm9.published_split_of_files),
+    Source("qm9_sdf", qm9.read_sdf_and_csv, qm9.row_of_sdf_and_csv, published_split=qm9.published_split_of_files),
+    Source("qm9_hub", read_parquet, qm9.row_of_hub),
+    Source("pubchemqc_b3lyp", pubchemqc.read_archive, partial(pubchemqc.row_of_file, method="B3LYP@PM6")),
+    Source("pubchemqc_b3lyp_hub", pubchemqc.read_hub_shard, partial(pubchemqc.row_of_hub_record, has_energy=True)),
+    Source("pubchemqc_pm6", pubchemqc.read_archive, partial(pubchemqc.row_of_file, method="PM6")),
+    Source("pubchemqc_pm6_hub", pubchemqc.read_hub_shard, partial(pubchemqc.row_of_hub_record, has_energy=False)),
+    Source("pcqm4mv2", pcqm4mv2.read_sdf_archive, pcqm4mv2.row_of_record, published_split=pcqm4mv2.published_split),
+    Source("spice", spice.read_conformations, spice.row_of_conformation),
+    Source("spice_pubchem", spice.read_conformations, partial(spice.row_of_conformation, subset="PubChem")),
+    Source("qm9pack", read_csv, qm9.row_of_qm9pack, qm9.qm9pack_files, qm9.published_split_of_qm9pack),
+)
+SOURCES = {source.name: source for source in _SOURCES}
 
 
 def stream_source(source: Source, inputs: list[Path], on_error: OnError = "raise") -> IterableDataset:

@@ -28,6 +28,10 @@ NUM_PAIR_TYPES = PAIR_PATH_OF_2 + MAX_PATH_LENGTH - 1
 STEREO_NONE, STEREO_CIS, STEREO_TRANS = 0, 1, 2
 NUM_STEREO_PAIR_TYPES = 3
 
+# Structures that were moved a good deal from their minimum keep within these; atoms in a wrong order do not.
+MAX_STRETCH = 1.4  # of the sum of the covalent radii; water with an H first has 1.57
+MIN_DISTANCE = 0.5  # angstrom; the shortest bond, H-H, has 0.74
+
 _CIS_TAGS = (Chem.BondStereo.STEREOZ, Chem.BondStereo.STEREOCIS)
 _TRANS_TAGS = (Chem.BondStereo.STEREOE, Chem.BondStereo.STEREOTRANS)
 
@@ -225,6 +229,25 @@ def conformer_from_positions(positions: np.ndarray) -> Chem.Conformer:
     conformer.Set3D(True)
     conformer.SetPositions(np.ascontiguousarray(positions, dtype=np.float64))
     return conformer
+
+
+def check_bond_lengths(mol: Chem.Mol, positions: np.ndarray, max_stretch: float = MAX_STRETCH) -> None:
+    """Whether (N, 3) positions in angstrom can belong to the atoms of `mol`, in its order.
+
+    Raises:
+        ValueError: a bond is longer than `max_stretch` times the sum of the covalent radii, or two atoms coincide.
+    """
+    radius = Chem.GetPeriodicTable().GetRcovalent
+    for bond in mol.GetBonds():
+        begin, end = bond.GetBeginAtom(), bond.GetEndAtom()
+        length = np.linalg.norm(positions[begin.GetIdx()] - positions[end.GetIdx()])
+        if length > max_stretch * (radius(begin.GetAtomicNum()) + radius(end.GetAtomicNum())):
+            atoms = f"{begin.GetSymbol()}{begin.GetIdx()} and {end.GetSymbol()}{end.GetIdx()}"
+            raise ValueError(f"{atoms} are bonded, but {length:.2f} angstrom apart")
+    distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1) + 9 * np.eye(len(positions))
+    if distances.min() < MIN_DISTANCE:
+        i, j = np.unravel_index(distances.argmin(), distances.shape)
+        raise ValueError(f"atoms {i} and {j} are only {distances.min():.2f} angstrom apart")
 
 
 def mapped_smiles(mol: Chem.Mol) -> str:

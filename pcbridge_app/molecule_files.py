@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 from datasets import Features, Value
 from rdkit import Chem
 
+from dataset_scripts.bad_rows import BadRowError, RowError
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sdf import read_sdf, sdf_record
 from dataset_scripts.tables import read_smiles
+from dataset_scripts.xyz import atoms_of_frame, comment_of_frame, read_xyz, text_of_frame
 from modeling_pcbridge.molecular_graph import (
     conformer_from_positions,
     mapped_smiles,
@@ -105,7 +107,7 @@ def read_molecules(path: str, file_format: str, smiles_column: str = "smiles") -
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: CSV without the SMILES column, or xyz that is not.
+        ValueError: CSV without the SMILES column.
     """
     with _open(path, "r") as stream:
         if file_format == "csv":
@@ -148,9 +150,11 @@ def _open(path: str, mode: Literal["r", "w"]) -> Iterator[TextIO]:
 
 
 def _record(place: str, name: str | None, text: str, read: Callable[[], Chem.Mol]) -> Record:
-    name = name or place.replace(" ", "_")
+    name = " ".join((name or place.replace(" ", "_")).split())  # a line break would end the title line of an SDF record
     try:
         return Molecule(place, name, text, read())
+    except RowError as error:
+        return Failure(place, name, text, error.without_item)
     except ValueError as error:
         return Failure(place, name, text, str(error))
 
@@ -191,11 +195,19 @@ def _mol_from_block(block: str) -> Chem.Mol:
 
 
 def _read_xyz(stream: TextIO) -> Iterator[Record]:
-    from ase.io import iread
+    number = 0
+    try:
+        for number, frame in enumerate(read_xyz(stream, stream.name), start=1):
+            place, text = f"structure {number}", comment_of_frame(frame)[:80]
+            yield _record(place, text_of_frame(frame, "name"), text, partial(_mol_from_frame, place, frame))
+    except BadRowError as error:  # nothing after it can be read
+        place = f"structure {number + 1}"
+        yield Failure(place, place.replace(" ", "_"), "", error.without_item)
 
-    for number, atoms in enumerate(iread(stream, index=":", format="extxyz"), start=1):
-        read = partial(mol_from_positions, atoms.numbers, atoms.positions, int(atoms.info.get("charge", 0)))
-        yield _record(f"structure {number}", str(atoms.info.get("name", "")), str(atoms.symbols), read)
+
+def _mol_from_frame(place: str, frame: str) -> Chem.Mol:
+    atoms = atoms_of_frame(place, frame)
+    return mol_from_positions(atoms.numbers, atoms.positions, atoms.info["charge"])
 
 
 def _write_sdf(stream: TextIO, predictions: Iterable[Prediction]) -> None:

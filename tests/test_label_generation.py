@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rdkit import Chem
 
@@ -152,6 +154,15 @@ def test_what_cannot_be_done_is_one_clear_error(tmp_path):
         generate("ccsd", [molecules], output)
     with pytest.raises(ValueError, match="pm6 cannot compute geometry 'displaced'"):
         generate("pm6", [molecules], output, geometries=["displaced"])
+    with pytest.raises(ValueError, match=r"'dumps' of module 'json' is no labelling\.Level"):
+        generate("json:dumps", [molecules], output)
+    for option, value in (("workers", 0), ("max_molecules", -1)):
+        with pytest.raises(ValueError, match=f"{option} must be at least 1"):
+            generate("gfn2", [molecules], output, **{option: value})
+    table = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"molecule_id": ["o"], "smiles": ["O"]}), table)
+    with pytest.raises(ValueError, match=r"a\.parquet, row 1: no mapped_smiles"):
+        generate("gfn2", [table], output)
     output.write_text('{"molecule_id": "a", "geometry": "given", "level": "gfn2"}\n')
     molecules.write_text("O o\n")
     with pytest.raises(ValueError, match="holds labels of level gfn2"):
@@ -169,7 +180,7 @@ def test_a_changed_molecule_is_told_from_an_optimised_one():
     with pytest.raises(ValueError, match="another stereoisomer"):
         check_same_molecule(mol, positions * [1, 1, -1])
     positions[2] *= 3  # fluorine
-    with pytest.raises(ValueError, match=r"broke a bond \(C-F"):
+    with pytest.raises(ValueError, match=r"broke a bond \(C1 and F2 are bonded, but"):
         check_same_molecule(mol, positions)
 
 

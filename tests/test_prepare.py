@@ -12,11 +12,13 @@ import tarfile
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from dataset_scripts.archives import iterate_members
 from dataset_scripts.bad_rows import BadRowError
+from dataset_scripts.own_data import own_source
 from dataset_scripts.prepare import main, prepare
 from dataset_scripts.schema import B3LYP_6_31G2DFP, FEATURES
 from dataset_scripts.sharded import ShardedExamples
@@ -79,7 +81,7 @@ def test_a_second_run_parses_only_what_is_missing(archive, tmp_path):
         parsed.append(record[0])
         return QM9.parse(record)
 
-    source = Source(QM9.read, parse)
+    source = Source("qm9", QM9.read, parse)
     summary = prepare(source, [archive], tmp_path / "out", records_per_shard=3)
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.parquet")}
     removed = tmp_path / "out" / "train" / "qm9_first10.tar.bz2-00001.parquet"
@@ -100,7 +102,7 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_a_row(archive, tmp_pat
             os.kill(os.getpid(), signal.SIGKILL)
         return QM9.parse(record)
 
-    arguments = (Source(QM9.read, parse), [archive], tmp_path / "out", "constitution", "raise", 3)
+    arguments = (Source("qm9", QM9.read, parse), [archive], tmp_path / "out", "constitution", "raise", 3)
     killed = multiprocessing.get_context("fork").Process(target=prepare, args=arguments)
     killed.start()
     killed.join()
@@ -187,10 +189,32 @@ def test_of_duplicated_ids_the_first_is_kept(archive, tmp_path):
     rewrite(archive, lambda members: [*members, members[2], *members[:2]])
     for _ in range(2):  # and the same when the earlier blocks are passed over
         summary = prepare(QM9, [archive], tmp_path / "out", records_per_shard=6)
-        assert summary["skipped"] == {"duplicated molecule_id": 3} and sum(summary["rows"].values()) == 10
+        assert summary["skipped"] == {"duplicated molecule_id and structure": 3} and sum(summary["rows"].values()) == 10
         (tmp_path / "out" / "train" / "qm9_first10.tar.bz2-00002.parquet").unlink()
     counts = Counter(row["molecule_id"] for row in all_rows(tmp_path / "out"))
     assert set(counts.values()) == {1}
+
+
+def test_own_data_in_several_conformations_and_another_run_with_other_levels(tmp_path):
+    water = [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]]
+    record = {"molecule_id": 0, "smiles": "O", "positions": water, "energy": -2079.0}
+    bent = record | {"positions": [*water[:2], [-0.1, 0.95, 0.0]]}
+    path = tmp_path / "MINE.PARQUET"
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}  # the same size below
+    pq.write_table(pa.Table.from_pylist([record, bent, record]), path, **plain)
+    source = own_source(energy_level_of_theory="PBE")
+    summary = prepare(source, [path], tmp_path / "out", split="train", records_per_shard=1)
+    assert summary["rows"]["train"] == 2 and summary["skipped"] == {"duplicated molecule_id and structure": 1}
+    assert prepare(source, [path], tmp_path / "out", split="train", records_per_shard=1) == summary
+    for row in all_rows(tmp_path / "out"):
+        assert row["molecule_id"] == "0" and row["energy_level_of_theory"] == "PBE"
+    with pytest.raises(ValueError, match=r"was made with source own .*labels: PBE\), not own .*labels: PBE0\)"):
+        prepare(own_source(energy_level_of_theory="PBE0"), [path], tmp_path / "out", split="train", records_per_shard=1)
+    size = path.stat().st_size
+    pq.write_table(pa.Table.from_pylist([record | {"energy": -2078.0}, bent, record]), path, **plain)
+    assert path.stat().st_size == size
+    with pytest.raises(ValueError, match="was made with input_sha256"):
+        prepare(source, [path], tmp_path / "out", split="train", records_per_shard=1)
 
 
 def test_command_line(archive, tmp_path, monkeypatch, capsys):
@@ -206,8 +230,13 @@ def test_command_line(archive, tmp_path, monkeypatch, capsys):
         main()
     assert "there is no nowhere.tar" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["prepare", "own", *options])
-    with pytest.raises(ValueError, match="not one of"):
+    with pytest.raises(SystemExit):
         main()
+    assert "was made with source qm9, not own" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["prepare", "own", *options[:-1], str(tmp_path / "own")])
+    with pytest.raises(SystemExit):
+        main()
+    assert "not one of .sdf" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["prepare", "qm9", "--output", str(tmp_path / "out")])
     with pytest.raises(SystemExit):
         main()

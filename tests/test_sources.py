@@ -302,10 +302,24 @@ def test_mistakes_in_own_data_are_named(tmp_path):
         (f'O,"{water}",NaN', "energy not finite"),
         (f'O,"{water}",-2000', "labels without a level of theory"),
         (f'[CH2],"{water}",', "radical"),
+        (f',"{water}",', "no smiles"),
+        (f'O,"{water}",true', "the energy is no number"),
+        (f'O,"{water}",low', "the energy is no number"),
+        ('O,"[[0.96,0,0],[0,0,0],[-0.24,0.93,0]]",', "O0 and H2 are bonded, but 1.52 angstrom apart"),
+        ('O,"[[0,0,0],[0.96,0,0],[0.96,0,0.1]]",', "atoms 1 and 2 are only 0.10 angstrom apart"),
+        ('O,"[[0,0,0],[0.96,0,0],[9,0,0]]",', "O0 and H2 are bonded, but 9.00 angstrom apart"),
     ]:
         path.write_text(f"smiles,positions,energy\n{line}\n")
         with pytest.raises(BadRowError, match=reason):
             list(stream_source(own_source(), [path]))
+    path.write_text(f'smiles,positions,DFT_energy\nO,"{water}",-2000\n')
+    with pytest.raises(BadRowError, match="labels under names that are not read: DFT_energy"):
+        list(stream_source(own_source(energy_level_of_theory=PM6), [path]))
+    path.write_text(f'smiles,positions,energy,energy_level_of_theory\nO,"{water}",-2000,{B3LYP_6_31GD}\n')
+    with pytest.raises(BadRowError, match=r"its energy_level_of_theory is B3LYP/6-31G\*, but PM6 was stated"):
+        list(stream_source(own_source(energy_level_of_theory=PM6), [path]))
+    [row] = stream_source(own_source(), [path])
+    assert row["energy"] == -2000 and row["energy_level_of_theory"] == B3LYP_6_31GD
     with pytest.raises(ValueError, match="not one of"):
         list(stream_source(own_source(), [tmp_path / "mine.mol2"]))
     frame = tmp_path / "mine.xyz"
@@ -319,6 +333,25 @@ def test_mistakes_in_own_data_are_named(tmp_path):
     frame.write_text(frame.read_text().replace("dft_forces", "velocities").replace("energy", "forcefield=UFF energy"))
     (row,) = stream_source(own_source(energy_level_of_theory=PM6), [frame])
     assert row["energy"] == -1 and row["forces"] is None
+
+
+def test_extended_xyz_frame_by_frame(tmp_path):
+    path = tmp_path / "mine.xyz"
+    good = "2\nsmiles=F\nF 0 0 0\nH 0 0 .92\n"
+    path.write_text(f"{good}2\n\nXx 0 0 0\nH 0 0 1\n\n{good}2\ncharge=.6\nF 0 0 0\nH 0 0 1\n{good}")
+    source = own_source()
+    rows = list(stream_source(source, [path], on_error="skip"))
+    assert [(row["molecule_id"], row["smiles"]) for row in rows] == [(f"mine_00000{i}", "F") for i in (0, 2, 4)]
+    with pytest.raises(BadRowError, match="mine_000001: unparsable"):
+        list(stream_source(source, [path]))
+    for text, reason in (
+        (good[:-10], "structure 1: cut short"),
+        (f"{good}F 0 0 0\n", "structure 2: no number of atoms"),
+        ("2\ncharge=0.6\nF 0 0 0\nH 0 0 1\n", "mine_000000: the charge is no whole number"),
+    ):
+        path.write_text(text)
+        with pytest.raises(BadRowError, match=reason):
+            list(stream_source(source, [path]))
 
 
 def test_csv_as_spreadsheets_save_it(tmp_path):
