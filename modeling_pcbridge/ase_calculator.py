@@ -7,7 +7,7 @@ from rdkit import Chem
 
 from .graph_batch import GraphBatch
 from .modeling_pcbridge import PCBridgeModel
-from .molecular_graph import mol_from_positions, mol_from_smiles
+from .molecular_graph import check_bond_lengths, mol_from_positions, mol_from_smiles
 from .processing_pcbridge import PCBridgeProcessor
 
 
@@ -28,7 +28,8 @@ class PCBridgeCalculator(Calculator):
 
     Raises:
         ValueError: when computing: no bonds fit the positions, the atoms are not those of `molecule` or of the first
-            computation, an element is not supported, or the atoms are periodic.
+            computation, the first positions do not fit the bonds of `molecule`, an element is not supported, or the
+            atoms are periodic.
         PropertyNotImplementedError: any property but energy and forces was asked for.
     """
 
@@ -46,8 +47,10 @@ class PCBridgeCalculator(Calculator):
         self.model.to(device or self.model.device).eval()
         self.total_charge = total_charge
         self._graph: GraphBatch | None = None
+        self._unchecked: Chem.Mol | None = None  # a molecule whose bonds no positions have been compared with
         if molecule is not None:
-            self._graph = self._graph_of(mol_from_smiles(molecule) if isinstance(molecule, str) else molecule)
+            self._unchecked = mol_from_smiles(molecule) if isinstance(molecule, str) else Chem.Mol(molecule)
+            self._graph = self._graph_of(self._unchecked)
 
     def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
         super().calculate(atoms, properties, system_changes)
@@ -65,6 +68,12 @@ class PCBridgeCalculator(Calculator):
                 f"the atoms are {atoms.symbols}, but this calculator is for atomic numbers {numbers} in this order; "
                 "make a calculator for each molecule"
             )
+        if self._unchecked is not None:
+            try:
+                check_bond_lengths(self._unchecked, atoms.positions)
+            except ValueError as error:
+                raise ValueError(f"the atoms do not fit the molecule in its order: {error}") from error
+            self._unchecked = None  # later structures may be stretched on purpose
         positions = torch.as_tensor(atoms.positions, device=self.model.device)[None]
         energies, forces = self.model.energy_and_forces(self._graph, positions)
         energy = energies.item()

@@ -33,6 +33,20 @@ class GraphBatch:
     stereo_pair_types: Tensor
     stereo_quadruples: Tensor
 
+    @classmethod
+    def of_inputs(cls, inputs: dict[str, Tensor]) -> "GraphBatch":
+        """The batch in the keyword arguments of a model's method.
+
+        Raises:
+            TypeError: an argument that is neither an option of the method nor a tensor of the processor, or one of
+                these is missing.
+        """
+        if unknown := sorted(set(inputs) - set(GRAPH_KEYS)):
+            raise TypeError(f"there is no option {unknown[0]!r}")
+        if missing := [key for key in GRAPH_KEYS if key not in inputs]:
+            raise TypeError(f"no {missing[0]}; give what the processor returns, with **")
+        return cls(**inputs)
+
     def check_positions(self, positions: Tensor) -> None:
         """Raises ValueError unless `positions` is (B, N, 3)."""
         expected = (*self.atomic_numbers.shape, 3)

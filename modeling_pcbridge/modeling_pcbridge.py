@@ -1,6 +1,7 @@
 """PCBridge: energies, forces and equilibrium structures of molecules from one shared encoder."""
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -302,7 +303,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         """
         if positions is None:
             raise ValueError("predict_energy needs positions; give the processor molecules that have a conformer")
-        batch = GraphBatch(**graph)
+        batch = GraphBatch.of_inputs(graph)
         batch.check_positions(positions)
         rows = torch.arange(len(positions), device=positions.device)
         turns = [self.energy_and_forces(batch[some], positions[some]) for some in rows.split(batch.rows_at_once)]
@@ -357,21 +358,25 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         Raises:
             ValueError: an unknown method, numbers out of range, "refine" or "mean_shift" without positions, or
                 positions that are not (B, N, 3).
+            TypeError: an option that there is not, or a tensor of the processor is missing.
         """
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-        for name, number in (("num_samples", num_samples), ("max_stereo_attempts", max_stereo_attempts)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, not {number}")
+        batch = GraphBatch.of_inputs(graph)
+        for name, number, at_least in (
+            ("num_inference_steps", num_inference_steps, 1),
+            ("num_samples", num_samples, 1),
+            ("max_stereo_attempts", max_stereo_attempts, 1),
+            ("mean_shift_steps", mean_shift_steps, 0),
+            ("relaxation_steps", relaxation_steps, 0),
+        ):
+            _check_whole(name, number, at_least)
         least = least_steps(method)
         if not least <= num_inference_steps <= self.config.num_train_timesteps:
             raise ValueError(
                 f"num_inference_steps of {method} must lie in {least}..{self.config.num_train_timesteps}, not "
                 f"{num_inference_steps}"
             )
-        for name, number in (("mean_shift_steps", mean_shift_steps), ("relaxation_steps", relaxation_steps)):
-            if number < 0:
-                raise ValueError(f"{name} must not be negative, but is {number}")
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must lie in 0..1, not {eta}")
         if not (generator is None or isinstance(generator, torch.Generator)):
@@ -379,10 +384,10 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         if method in METHODS_FROM_POSITIONS and positions is None:
             raise ValueError(f"{method} needs positions; give the processor molecules that have a conformer")
         if positions is not None:
-            GraphBatch(**graph).check_positions(positions)
+            batch.check_positions(positions)
         samples, stereo_right = sample_structures(
             self,
-            GraphBatch(**graph),
+            batch,
             positions if method in METHODS_FROM_POSITIONS else None,
             method=method,
             num_inference_steps=num_inference_steps,
@@ -395,3 +400,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             on_step=on_step,
         )
         return StructureOutput(positions=samples, stereo_right=stereo_right)
+
+
+def _check_whole(name: str, number: object, at_least: int) -> None:
+    if not isinstance(number, Integral) or int(number) < at_least:
+        raise ValueError(f"{name} must be a whole number of at least {at_least}, not {number!r}")

@@ -186,14 +186,18 @@ def mol_from_smiles(smiles: str) -> Chem.Mol:
     map_numbers = [atom.GetAtomMapNum() for atom in mol.GetAtoms()]
     has_all_hydrogens = all(atom.GetTotalNumHs() == 0 for atom in mol.GetAtoms())
     if has_all_hydrogens and sorted(map_numbers) == list(range(1, mol.GetNumAtoms() + 1)):
-        mol = Chem.RenumberAtoms(mol, [int(i) for i in np.argsort(map_numbers)])
+        return _without_map_numbers(Chem.RenumberAtoms(mol, [int(i) for i in np.argsort(map_numbers)]))
+    # Other numbers are those of a reaction, say; they mean nothing here.
+    return Chem.AddHs(_without_map_numbers(Chem.MolFromSmiles(smiles)))
+
+
+def _without_map_numbers(mol: Chem.Mol) -> Chem.Mol:
+    if any(atom.GetAtomMapNum() for atom in mol.GetAtoms()):
         for atom in mol.GetAtoms():
             atom.SetAtomMapNum(0)
-        return mol
-    mol = Chem.MolFromSmiles(smiles)
-    for atom in mol.GetAtoms():
-        atom.SetAtomMapNum(0)  # numbers of a reaction, say; they mean nothing here
-    return Chem.AddHs(mol)
+        # Numbers tell equal neighbours apart; without them a mark between such is none.
+        Chem.AssignStereochemistry(mol, cleanIt=True, force=True)
+    return mol
 
 
 def mol_from_positions(atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int = 0) -> Chem.Mol:

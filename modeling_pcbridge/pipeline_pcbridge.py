@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .processing_pcbridge import is_single
+
 TASK = "molecular-structure"
 
 
@@ -30,6 +32,13 @@ class PCBridgePipeline(Pipeline):
 
     _load_processor = True
     _load_tokenizer = _load_feature_extractor = _load_image_processor = _load_video_processor = False
+
+    def __call__(self, molecules, **options):
+        if isinstance(molecules, (list, tuple)) and not molecules:
+            return []
+        if isinstance(molecules, tuple) and not is_single(molecules):
+            molecules = list(molecules)
+        return super().__call__(molecules, **options)
 
     def _sanitize_parameters(self, **options) -> tuple[dict, dict, dict]:
         return {}, options, {}

@@ -45,7 +45,7 @@ class PCBridgeProcessor(ProcessorMixin):
                 an unsupported element, positions that are not finite or of the wrong shape, implicit hydrogens beside
                 a conformer, a drawing in place of a 3D structure, or positions for some molecules only.
         """
-        molecules = [molecules] if isinstance(molecules, (str, Chem.Mol, tuple)) else list(molecules)
+        molecules = [molecules] if is_single(molecules) else list(molecules)
         if not molecules:
             raise ValueError("no molecules given")
         graphs, positions = [], []
@@ -122,6 +122,13 @@ class PCBridgeProcessor(ProcessorMixin):
             symbols = ", ".join(table.GetElementSymbol(z) if 1 <= z <= 118 else f"Z={z}" for z in unsupported)
             supported = ", ".join(table.GetElementSymbol(z) for z in self.supported_elements)
             raise ValueError(f"unsupported element {symbols}; this model knows {supported}")
+
+
+def is_single(molecules) -> bool:
+    """Whether a processor input is one molecule; a tuple is, unless SMILES or RDKit molecules are in it."""
+    if isinstance(molecules, tuple):
+        return not any(isinstance(part, (str, Chem.Mol)) for part in molecules)
+    return isinstance(molecules, (str, Chem.Mol))
 
 
 def describe(molecule) -> str:

@@ -64,9 +64,15 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="a web page to look at predictions")
     serve.add_argument("--model", help="checkpoint folder or hub name (default: the released one)")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    serve.add_argument("--port", type=int, default=7860, help="(default: 7860)")
+    serve.add_argument("--port", type=_port, default=7860, help="(default: 7860)")
     serve.set_defaults(run=_serve, error=serve.error)
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**16:
+        raise argparse.ArgumentTypeError(f"must be a whole number below 65536, not {text}")
+    return int(text)
 
 
 def _serve(arguments: argparse.Namespace, error) -> int:

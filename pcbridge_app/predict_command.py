@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import os
 import sys
 import time
 from pathlib import Path
@@ -61,6 +62,9 @@ def run(arguments: argparse.Namespace, error) -> int:
             error(f"there is no folder {Path(path).parent}")
         if Path(path).is_dir():
             error(f"{path} is a folder")
+    named = [path for path in (arguments.input, arguments.output, arguments.failures) if path not in (None, "-")]
+    if len({Path(path).resolve() for path in named}) < len(named):
+        error("input, --output and --failures must be different files")
     RDLogger.DisableLog("rdApp.*")
     disable_progress_bar()
     try:
@@ -68,7 +72,7 @@ def run(arguments: argparse.Namespace, error) -> int:
         pipeline = load_pipeline(arguments.model or str(released_checkpoint()), arguments.device)
     except (OSError, ValueError, ImportError) as problem:
         error(str(problem))
-    except RuntimeError as problem:  # torch knows no such device
+    except (RuntimeError, AssertionError) as problem:  # torch knows no such device, or was built without it
         error(f"--device {arguments.device}: {str(problem).splitlines()[0]}")
     if not records:
         error(f"there is no molecule in {arguments.input}")
@@ -82,7 +86,11 @@ def run(arguments: argparse.Namespace, error) -> int:
         error(f"--steps must lie in 1..{pipeline.model.config.num_train_timesteps}, not {arguments.steps}")
 
     start = time.perf_counter()
-    num_structures, failures = _predict_and_write(arguments, pipeline, records, output_format)
+    try:
+        num_structures, failures = _predict_and_write(arguments, pipeline, records, output_format)
+    except BrokenPipeError:  # the reader of standard output, such as head, has enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for Python's own flush at its end
+        return 1
     print(
         f"{len(records) - len(failures)} of {len(records)} molecules done, {len(failures)} failed; "
         f"{num_structures} structures in {time.perf_counter() - start:.1f} s",

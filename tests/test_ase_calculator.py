@@ -96,5 +96,10 @@ def test_what_it_refuses(model, relaxed):
             atoms.get_potential_energy()
     with pytest.raises(ValueError, match="no bonds of total charge 1 fit"):
         PCBridgeCalculator(model, total_charge=1).get_potential_energy(relaxed)
+    mol, ethanol = embedded("CCO")
+    ethanol.positions[[3, 8]] = ethanol.positions[[8, 3]]  # a hydrogen of the methyl group and that of the hydroxyl
+    for molecule in ("CCO", mol):
+        with pytest.raises(ValueError, match="do not fit the molecule in its order: C0 and H3 are bonded, but"):
+            PCBridgeCalculator(model, molecule=molecule).get_potential_energy(ethanol)
     with pytest.raises(ValueError, match="unsupported element Si"):
         PCBridgeCalculator(model, molecule="C[SiH3]")

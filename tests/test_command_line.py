@@ -123,6 +123,33 @@ def test_sdf_with_bad_records(tmp_path, capsys):
     assert len(read_sdf(tmp_path / "out.sdf")) == 1
 
 
+def test_a_bad_frame_of_an_xyz_file_does_not_end_it(tmp_path, capsys):
+    water = "3\nname=007\nO 0 0 0\nH .96 0 0\nH -.24 .93 0\n"
+    unknown, charged = water.replace("O 0", "Xx 0"), water.replace("name=007", "charge=0.6")
+    (tmp_path / "in.xyz").write_text(f"{unknown}{charged}{water}{water[:-20]}")
+    output = tmp_path / "out.xyz"
+    assert main(["predict", str(tmp_path / "in.xyz"), "-o", str(output), *QUICK]) == 1
+    errors = capsys.readouterr().err
+    for message in (
+        "structure 1: name=007: unparsable (KeyError: 'Xx')",
+        "structure 2: charge=0.6: the charge is no whole number (0.6)",
+        "structure 4: : cut short (",
+        "1 of 4 molecules done",
+    ):
+        assert message in errors
+    # The name survives another round.
+    assert main(["predict", str(output), "-o", str(tmp_path / "out.sdf"), *QUICK]) == 0
+    assert read_sdf(tmp_path / "out.sdf")[0].GetProp("_Name") == "007"
+
+
+def test_a_name_of_several_lines_becomes_one(tmp_path):
+    (tmp_path / "in.csv").write_text('name,smiles\n"a\r\nb",O\n')
+    for kind in ("sdf", "xyz"):
+        assert main(["predict", str(tmp_path / "in.csv"), "-o", str(tmp_path / f"out.{kind}"), *QUICK]) == 0
+    assert read_sdf(tmp_path / "out.sdf")[0].GetProp("_Name") == "a b"
+    assert ase.io.read(tmp_path / "out.xyz").info["name"] == "a b"
+
+
 def test_same_seed_same_file_whatever_the_batches(smiles_file, tmp_path):
     for name, options in (("a", []), ("b", ["--batch-size", "1"]), ("c", ["--seed", "1"])):
         main(["predict", smiles_file, "-o", str(tmp_path / f"{name}.sdf"), *QUICK, *options])
@@ -145,6 +172,9 @@ def test_same_seed_same_file_whatever_the_batches(smiles_file, tmp_path):
         (["in.smi", "--device", "gpu"], "--device gpu"),
         (["in.smi", "--output", "empty_folder", "--output-format", "sdf"], "empty_folder is a folder"),
         (["in.smi", "--steps", "2000"], "--steps must lie in 1..1000"),
+        (["in.smi", "--output", "a.sdf", "--failures", "./a.sdf"], "must be different files"),
+        (["in.smi", "--failures", "in.smi"], "must be different files"),
+        (["in.smi", "--device", "cuda:99"], "--device cuda:99: "),
         (["in.csv"], "has no column 'smiles'; its columns are a, b"),
         (["empty.smi"], "there is no molecule in empty.smi"),
         (["in.smi", "--model", "empty_folder"], "empty_folder"),
@@ -183,6 +213,23 @@ def test_standard_streams_in_a_process_of_its_own():
     assert result.returncode == 0 and "1 of 1 molecules done" in result.stderr
     atoms = ase.io.read(io.StringIO(result.stdout), format="extxyz")
     assert atoms.symbols.get_chemical_formula() == "CH4" and atoms.info["name"] == "methane"
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    command = [sys.executable, "-m", "pcbridge_app.command_line", "predict", "-", "--batch-size", "1", *QUICK]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        process.stdin.write(b"C\nO\nN\n")
+        process.stdin.close()
+        errors = process.stderr.read().decode()
+    assert process.returncode == 1 and "Traceback" not in errors and "BrokenPipe" not in errors
+
+
+@pytest.mark.parametrize("port", ["99999", "-1", "http"])
+def test_a_port_that_is_none(port, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", f"--port={port}"])
+    assert ended.value.code == 2 and "must be a whole number below 65536" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

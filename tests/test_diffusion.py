@@ -104,6 +104,8 @@ def test_bad_requests_name_the_argument(model, graph):
         ({"mean_shift_steps": -1}, "mean_shift_steps"),
         ({"eta": 1.5}, "eta"),
         ({"num_samples": 0}, "num_samples"),
+        ({"num_samples": 1.5}, "num_samples must be a whole number"),
+        ({"num_inference_steps": 20.0}, "num_inference_steps must be a whole number"),
         ({"max_stereo_attempts": 0}, "max_stereo_attempts"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"num_inference_steps": 1001}, "num_inference_steps"),

@@ -65,6 +65,11 @@ def test_a_bad_molecule_is_named(pipe):
         pipe("CCO", num_sample=2)
 
 
+def test_no_molecules_and_tuples_of_smiles(pipe):
+    assert pipe([]) == [] and pipe(()) == [] and list(pipe(smiles for smiles in ())) == []
+    assert len(sample(pipe, ("C", "O"))) == 2
+
+
 @pytest.fixture
 def saved(processor, tmp_path) -> Path:
     pipe = PCBridgePipeline(small_model(dtype=torch.float32, initializer_range=0.1), processor=processor, device="cpu")

@@ -128,7 +128,23 @@ def test_map_numbers_of_heavy_atoms_only_mean_nothing(processor):
     assert torch.equal(processor(["[CH3:1][OH:2]"])["pair_types"], expected["pair_types"])
 
 
+@pytest.mark.parametrize(
+    ("smiles", "plain"),
+    [
+        ("[CH3:1][C@H](O)[CH3:2]", "CC(O)C"),
+        ("[CH3:1][C@H:3](O)[CH2:2]C", "C[C@H](O)CC"),
+        ("[H:4][C@:1]([F:2])([H:3])[H:5]", "FC"),
+        (r"[CH3:1]/[CH:2]=[C:3](/[CH3:4])[CH3:5]", "CC=C(C)C"),
+    ],
+)
+def test_marks_that_only_map_numbers_make_are_none(processor, smiles, plain):
+    found, expected = processor([smiles]), processor([plain])
+    for key in ("stereo_quadruples", "stereo_pair_types"):
+        assert found[key].shape == expected[key].shape and (found[key] > 0).sum() == (expected[key] > 0).sum()
+
+
 def test_any_iterable_of_molecules_and_no_unknown_options(processor):
     assert processor(smiles for smiles in ("C", "O"))["atomic_numbers"].shape == (2, 5)
+    assert processor(("C", "O"))["atomic_numbers"].shape == (2, 5)
     with pytest.raises(TypeError, match="total_charge"):
         processor(WATER, total_charge=-1)
