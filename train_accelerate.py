@@ -16,6 +16,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from modeling_pcbridge.command_errors import errors_as_sentences
 from modeling_pcbridge.training_config import TrainingConfig
 
 _HERE = Path(__file__).parent
@@ -39,23 +40,19 @@ def parse(arguments: list[str] | None = None) -> TrainingConfig:
 
 
 def main() -> None:
-    try:
+    with errors_as_sentences("train_accelerate.py"):
         config = parse()
-    except ValueError as error:
-        sys.exit(f"train_accelerate.py: {error}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    from modeling_pcbridge.hub import HubPushError
     from modeling_pcbridge.interruption import TrainingInterrupted
     from modeling_pcbridge.training_run import run
 
     try:
-        run(config)
+        with errors_as_sentences("train_accelerate.py"):
+            run(config)
     except TrainingInterrupted as interruption:
         logging.warning("%s; --resume latest goes on", interruption)
         sys.exit(128 + signal.SIGTERM)
-    except HubPushError as error:
-        sys.exit(f"{error}\nWhat was trained is in {config.output_dir}; run again with --resume latest to push.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Examples of a data set in Parquet shards, read as they are asked for: also for sets that do not fit into memory."""
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import accumulate
@@ -29,6 +30,9 @@ class ShardedExamples(Sequence[Example]):
         elements: atomic numbers that occur, also in rows that do not count.
         shard_lengths: rows that count, by shard.
         num_too_large: rows that `max_atoms` left out.
+        label_levels: rows that count by the level of theory of their labels, None for no label.
+        has_labels: whether any row that counts has a label at `energy_level_of_theory`, with `shift` at any level.
+        has_structures: whether any row that counts is a minimum.
 
     Args:
         folder, split: where the shards are.
@@ -58,9 +62,13 @@ class ShardedExamples(Sequence[Example]):
         self._chosen: list[np.ndarray | None] = []
         self.num_too_large = 0
         self.elements: set[int] = set()
+        self.label_levels: Counter[str | None] = Counter()
+        minimum_levels: set[str | None] = set()
         sizes = []
         for path in self.paths:
-            columns = pq.read_table(path, columns=["atomic_numbers", "energy", "energy_level_of_theory"])
+            columns = pq.read_table(
+                path, columns=["atomic_numbers", "energy", "energy_level_of_theory", "equilibrium_level_of_theory"]
+            )
             self.elements |= set(pc.unique(pc.list_flatten(columns["atomic_numbers"])).to_pylist())
             num_atoms = pc.list_value_length(columns["atomic_numbers"]).to_numpy().astype(np.uint16)
             counts = np.ones(len(num_atoms), dtype=bool)
@@ -74,11 +82,18 @@ class ShardedExamples(Sequence[Example]):
                 counts &= num_atoms <= max_atoms
             self._chosen.append(None if counts.all() else np.flatnonzero(counts))
             sizes.append(num_atoms[counts])
+            columns = columns.filter(pa.array(counts))
+            self.label_levels.update(columns["energy_level_of_theory"].to_pylist())
+            minimum_levels.update(columns["equilibrium_level_of_theory"].unique().to_pylist())
         self.sizes = np.concatenate(sizes)
         self.shard_lengths = [len(of_shard) for of_shard in sizes]
         self._ends = list(accumulate(self.shard_lengths))
         if not len(self.sizes):
             raise ValueError(f"no row of {folder / split} counts (labels at {self.level}, sizes)")
+        # Forces at a minimum are zero, see `example_from_row`.
+        labels = {level for level in self.label_levels if level == self.level or (shift and level is not None)}
+        self.has_labels = bool(labels) or self.level in minimum_levels
+        self.has_structures = bool(minimum_levels - {None})
         self._make_caches()
 
     def _make_caches(self) -> None:

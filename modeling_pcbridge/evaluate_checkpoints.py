@@ -12,6 +12,7 @@ import torch
 from jsonargparse import auto_cli
 from rdkit import RDLogger
 
+from .command_errors import errors_as_sentences
 from .evaluation import evaluate_model, evaluate_reference
 from .modeling_pcbridge import PCBridgeModel
 from .reference_structures import load_references, mmff_structures, pm6_structures
@@ -78,7 +79,8 @@ def evaluate_checkpoints(
 
 def main() -> None:
     RDLogger.DisableLog("rdApp.*")
-    auto_cli(evaluate_checkpoints, as_positional=False)
+    with errors_as_sentences("evaluate_checkpoints"):
+        auto_cli(evaluate_checkpoints, as_positional=False)
 
 
 if __name__ == "__main__":

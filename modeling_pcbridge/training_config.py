@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dataset_scripts.splits import SPLITS
+
 from .losses import LossSettings
 
 # Losses are read from the device, and anything is decided on the host, only every so many updates.
@@ -85,6 +87,16 @@ class EvaluationConfig:
     batch_size: int = 128
     num_pictures: int = 6
 
+    def __post_init__(self):
+        _require(self.split in SPLITS, "evaluation.split", f"one of {', '.join(SPLITS)}", repr(self.split))
+        for name in ("num_samples", "batch_size"):
+            _require(getattr(self, name) >= 1, f"evaluation.{name}", "at least 1", getattr(self, name))
+        steps, molecules = self.num_inference_steps, self.max_molecules
+        _require(steps >= 2, "evaluation.num_inference_steps", "at least 2", steps)  # as DDIM has it
+        _require(molecules is None or molecules >= 1, "evaluation.max_molecules", "at least 1", molecules)
+        _require(0 <= self.eta <= 1, "evaluation.eta", "at least 0 and at most 1", self.eta)
+        _require(self.num_pictures >= 0, "evaluation.num_pictures", "zero or more", self.num_pictures)
+
 
 @dataclass(frozen=True)
 class ValidationConfig:
@@ -105,8 +117,10 @@ class ValidationConfig:
     def __post_init__(self):
         if self.every < 1 or self.every % UPDATES_PER_WINDOW:
             raise ValueError(f"validation.every must be a positive multiple of 10, not {self.every}")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"validation.patience must be at least 1, not {self.patience}")
+        for name in ("patience", "max_molecules"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"validation.{name}", "at least 1", value)
+        _require(self.num_pictures >= 0, "validation.num_pictures", "zero or more", self.num_pictures)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What a stage trains on: examples of its sources, reference energies fitted to them, and the batches."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from itertools import islice
@@ -89,12 +90,14 @@ def load_source(
     max_atoms = None if max_pairs is None else isqrt(max_pairs)
     examples: Sequence[Example]
     if source.name in CONFIG_NAMES:
-        examples, num_too_large = _bundled_examples(source, split, energy_level_of_theory, max_atoms, shift)
+        examples, num_too_large, label_levels = _bundled_examples(
+            source, split, energy_level_of_theory, max_atoms, shift
+        )
     elif Path(source.name).is_dir():
         examples = ShardedExamples(
             Path(source.name), split, energy_level_of_theory, source.only_labelled, max_atoms, shift
         )
-        num_too_large = examples.num_too_large
+        num_too_large, label_levels = examples.num_too_large, examples.label_levels
         if source.max_rows is not None:
             examples = list(islice(examples, source.max_rows))
     else:
@@ -110,6 +113,17 @@ def load_source(
             num_too_large,
             max_atoms,
         )
+    for level, count in label_levels.items():
+        if shift is None and level not in (None, energy_level_of_theory):
+            logger.warning(
+                "%s, %s: the labels of %d rows are at %s, not at %s as the model's, and count as absent; with "
+                "other_levels: shift they are kept",
+                source.name,
+                split,
+                count,
+                level,
+                energy_level_of_theory,
+            )
     if not examples:
         raise ValueError(f"data source {source} has no rows at {energy_level_of_theory}")
     return examples
@@ -121,11 +135,12 @@ def _bundled_examples(
     energy_level_of_theory: str,
     max_atoms: int | None,
     shift: Callable[[dict], dict] | None,
-) -> tuple[list[Example], int]:
-    """Up to `source.max_rows` examples, and how many molecules before the last of them were too large."""
+) -> tuple[list[Example], int, Counter[str | None]]:
+    """Up to `source.max_rows` examples, how many molecules before the last of them were too large, levels of labels."""
     rows = load_bundled(source.name, split)
     examples: list[Example] = []
     num_too_large = 0
+    label_levels: Counter[str | None] = Counter()
     for row in map(shift, rows) if shift else rows:
         if len(examples) == source.max_rows:
             break
@@ -134,9 +149,10 @@ def _bundled_examples(
             continue
         if max_atoms is None or example.graph.num_atoms <= max_atoms:
             examples.append(example)
+            label_levels[row["energy_level_of_theory"]] += 1
         else:
             num_too_large += 1
-    return examples, num_too_large
+    return examples, num_too_large, label_levels
 
 
 def reference_energies_of(examples: Sequence[Example]) -> dict[int, float]:
@@ -149,8 +165,34 @@ def reference_energies_of(examples: Sequence[Example]) -> dict[int, float]:
         (example.graph.atomic_numbers.tolist(), example.energy) for example in examples if example.energy is not None
     ]
     if not labelled:
-        raise ValueError("no training row has an energy, so reference energies cannot be fitted")
+        raise ValueError("no training row has an energy at the model's level, so reference energies cannot be fitted")
     return fit_reference_energies([numbers for numbers, _ in labelled], [energy for _, energy in labelled])
+
+
+def check_losses_have_rows(stage: StageConfig, sources: Iterable[Sequence[Example]]) -> None:
+    """Warns of losses in use that no row of the stage's sources trains.
+
+    Raises:
+        ValueError: there are no others.
+    """
+    sources = list(sources)
+    there = {"energies or forces": any(map(_has_labels, sources)), "minima": any(map(_has_structures, sources))}
+    needs = dict.fromkeys(("energy_weight", "force_weight"), "energies or forces")
+    weighted = [name for name, weight in stage.losses.weights().items() if weight > 0]
+    idle = {name: needs.get(name, "minima") for name in weighted if not there[needs.get(name, "minima")]}
+    reasons = ", ".join(f"{name} no {what}" for name, what in idle.items())
+    if len(idle) == len(weighted):
+        raise ValueError(f"nothing to train: no row of the stage's sources serves a loss in use ({reasons})")
+    if idle:
+        logger.warning("losses that no row of the stage's sources trains: %s", reasons)
+
+
+def _has_labels(source: Sequence[Example]) -> bool:
+    return source.has_labels if isinstance(source, ShardedExamples) else any(row.is_labelled for row in source)
+
+
+def _has_structures(source: Sequence[Example]) -> bool:
+    return source.has_structures if isinstance(source, ShardedExamples) else any(row.is_equilibrium for row in source)
 
 
 def collate_in_parts(examples: list[Example], max_pairs: int | None) -> list[tuple[dict, list[str]]]:
@@ -173,6 +215,7 @@ def make_loader(
 ) -> DataLoader:
     """The batches of a stage from update `start_step` on; each process gets every so many-th micro-batch."""
     sources = load_sources(stage.sources, "train", model, config)
+    check_losses_have_rows(stage, sources)
     batches_per_update = config.gradient_accumulation_steps * accelerator.num_processes
     sampler = MixtureBatchSampler(
         sizes=[_sizes(source) for source in sources],

@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType, GradScalerKwargs
 from .checkpointing import set_aside
 from .configuration_pcbridge import PCBridgeConfig
 from .evaluate_checkpoints import evaluate_checkpoints
-from .hub import create_repository, push_checkpoint
+from .hub import HubPushError, create_repository, push_checkpoint
 from .model_card import card_of_run
 from .modeling_pcbridge import PCBridgeModel
 from .pipeline_pcbridge import PCBridgePipeline
@@ -79,7 +79,11 @@ def run(config: TrainingConfig) -> dict:
         (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=1))
         if hub_model_id is not None:
             last = list(models.values())[-1]  # the consistency model, or that of stage 1 alone
-            pushed = push_checkpoint(last, hub_model_id, output_dir)
+            try:
+                pushed = push_checkpoint(last, hub_model_id, output_dir)
+            except HubPushError as error:
+                hint = f"What was trained is in {output_dir}; run again with --resume latest to push."
+                raise HubPushError(f"{error}\n{hint}") from error
             logger.info("pushed to %s", pushed.commit_url)
     accelerator.end_training()
     return metrics

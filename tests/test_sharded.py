@@ -16,7 +16,7 @@ from dataset_scripts.collator import example_from_row
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sharded import ShardedExamples
 from modeling_pcbridge.training_config import SourceConfig, ValidationConfig
-from modeling_pcbridge.training_data import load_source
+from modeling_pcbridge.training_data import check_losses_have_rows, load_source
 from modeling_pcbridge.training_run import run
 
 LEVEL = "B3LYP/6-31G*"
@@ -67,6 +67,38 @@ def test_only_rows_that_count(rows, folder):
         ShardedExamples(folder, "test", LEVEL)
     with pytest.raises(ValueError, match=r"no data source 'nowhere': neither a bundled configuration \(pm6"):
         load_source(SourceConfig("nowhere"), "train", LEVEL)
+
+
+def test_losses_without_rows_are_told(rows, folder, tmp_path, caplog):
+    """Structures alone, labels alone, and labels at a level that is not the model's, from shards and in memory."""
+    bare = {"energy": None, "forces": None, "energy_level_of_theory": None}
+    sets = {
+        "unlabelled": [row | bare for row in rows[:5]],
+        "displaced": load_bundled("pm6_displaced", "train").to_list()[:5],
+        "elsewhere": [
+            row | {"energy_level_of_theory": "PBE"} for row in load_bundled("pm6_displaced", "train").to_list()[:5]
+        ],
+    }
+    for name, content in sets.items():
+        (tmp_path / name / "train").mkdir(parents=True)
+        pq.write_table(
+            pa.Table.from_pylist(content, schema=FEATURES.arrow_schema), tmp_path / name / "train" / "a.parquet"
+        )
+    stage = small_config(tmp_path).stage1
+    for max_rows in (None, 5):
+        sources = {
+            name: load_source(SourceConfig(str(tmp_path / name), max_rows=max_rows), "train", LEVEL) for name in sets
+        }
+        assert "labels of 5 rows are at PBE, not at B3LYP/6-31G*" in caplog.text
+        check_losses_have_rows(stage, sources.values())
+        assert "losses that" not in caplog.text
+        check_losses_have_rows(stage, [sources["unlabelled"]])
+        assert "trains: energy_weight no energies or forces, force_weight no energies or forces" in caplog.text
+        check_losses_have_rows(stage, [sources["displaced"]])
+        assert "trains: denoising_weight no minima, optimality_weight no minima, score_weight" in caplog.text
+        with pytest.raises(ValueError, match="nothing to train: no row of the stage's sources serves a loss in use"):
+            check_losses_have_rows(stage, [sources["elsewhere"]])
+        caplog.clear()
 
 
 def test_training_on_shards_is_training_on_the_rows_and_workers_change_nothing(folder, tmp_path):

@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 
 from dataset_scripts.bundled import load_bundled
 from modeling_pcbridge import LossSettings, PCBridgeConfig, PCBridgeModel, PCBridgeProcessor, training_loop
+from modeling_pcbridge.command_errors import errors_as_sentences
 from modeling_pcbridge.model_card import card_of_run
 from modeling_pcbridge.optimizers import learning_rate_factor
 from modeling_pcbridge.report import plot_losses, plot_structures
 from modeling_pcbridge.training_config import SourceConfig, StageConfig, TrainingConfig
 from modeling_pcbridge.training_data import load_source, reference_energies_of, sample_rows
 from modeling_pcbridge.training_run import initial_model, run, without_consistency
-from train_accelerate import parse
+from train_accelerate import main, parse
 
 ROOT = Path(__file__).parent.parent
 SMALL_MODEL = {
@@ -273,6 +274,28 @@ def test_multi_task_baseline_has_no_consistency_and_as_much_weight_on_structures
     assert without_consistency(other).losses.denoising_weight == stage.losses.denoising_weight
 
 
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ("--stage1.sources=[{name: nowhere}]", "train_accelerate.py: no data source 'nowhere'"),
+        ("--mixed_precision=fp16", "train_accelerate.py: fp16 needs a GPU"),
+        ("--preset=huge", "train_accelerate.py: .*huge"),
+        ("--init_from=./nowhere", "train_accelerate.py: (?s:.*)./nowhere"),
+    ],
+)
+def test_the_script_ends_with_a_sentence(wrong, reason, tmp_path, monkeypatch, fresh_accelerate):
+    monkeypatch.setattr(sys, "argv", ["train", "--cpu=true", f"--output_dir={tmp_path}", wrong])
+    with pytest.raises(SystemExit, match=reason):
+        main()
+
+
+def test_errors_of_other_libraries_keep_their_traceback():
+    with pytest.raises(ValueError, match="invalid literal"), errors_as_sentences("a command"):
+        int("x")
+    with pytest.raises(SystemExit, match="a command: no preset"), errors_as_sentences("a command"):
+        PCBridgeConfig.from_preset("huge")
+
+
 def test_paper_configuration_has_the_papers_constants():
     config = parse(["--config", str(ROOT / "configs" / "paper.yaml"), "--seed=5"])
     assert (config.stage1.num_steps, config.stage2.num_steps, config.seed) == (300_000, 200_000, 5)
@@ -300,6 +323,10 @@ def test_paper_configuration_has_the_papers_constants():
         ),
         (["--stage1.num_steps=0"], "num_steps must be positive"),
         (["--stage1.sources=[{name: pm6, weight: -1}]"], "weight must be positive"),
+        (["--evaluation.num_samples=0"], "evaluation.num_samples must be at least 1"),
+        (["--evaluation.num_inference_steps=1"], "evaluation.num_inference_steps must be at least 2"),
+        (["--evaluation.max_molecules=0"], "evaluation.max_molecules must be at least 1"),
+        (["--evaluation.split=all"], "evaluation.split must be one of train, validation, test"),
     ],
 )
 def test_wrong_options_say_why(wrong, reason, capsys):
