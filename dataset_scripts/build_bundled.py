@@ -22,9 +22,10 @@ from rdkit import Chem, RDLogger
 from dataset_scripts.bundled import CONFIG_NAMES, parquet_path
 from dataset_scripts.label_generation import read_lines
 from dataset_scripts.labelling import check_same_molecule
+from dataset_scripts.rows import row_of_mol
 from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES, PM6
 from dataset_scripts.splits import SPLITS, constitution_of, split_of
-from modeling_pcbridge.molecular_graph import mapped_smiles, mol_from_positions
+from modeling_pcbridge.molecular_graph import mol_from_positions
 
 logger = logging.getLogger(__name__)
 
@@ -52,19 +53,8 @@ def checked_mol(structure: dict) -> Chem.Mol:
 def rows_of_molecule(structure: dict, mol: Chem.Mol, labels: dict[str, dict]) -> dict[str, dict]:
     """The rows of one molecule, by configuration name; `labels` is keyed by geometry ("pm6", "pm6_displaced")."""
 
-    def row(positions, equilibrium=None, energy=None, forces=None, energy_level=None):
-        return {
-            "molecule_id": f"qm9_{structure['qm9_index']:06d}",
-            "smiles": Chem.MolToSmiles(Chem.RemoveHs(mol)),
-            "mapped_smiles": mapped_smiles(mol),
-            "atomic_numbers": list(structure["atomic_numbers"]),
-            "total_charge": 0,
-            "positions": [list(map(float, r)) for r in positions],
-            "equilibrium_level_of_theory": equilibrium,
-            "energy": energy,
-            "forces": None if forces is None else [list(map(float, f)) for f in forces],
-            "energy_level_of_theory": energy_level,
-        }
+    def row(positions, *labels, **more_labels):
+        return row_of_mol(f"qm9_{structure['qm9_index']:06d}", mol, np.stack(positions), *labels, **more_labels)
 
     def labelled(label):
         return (label["energy_ev"], label["forces_ev_ang"], B3LYP_6_31GD)
@@ -75,7 +65,7 @@ def rows_of_molecule(structure: dict, mol: Chem.Mol, labels: dict[str, dict]) ->
             structure["qm9_dft_positions"],
             B3LYP_6_31G2DFP,
             energy=structure["qm9_dft_electronic_energy_ev"],
-            energy_level=B3LYP_6_31G2DFP,
+            energy_level_of_theory=B3LYP_6_31G2DFP,
         ),
     }
     if "pm6_displaced" in labels:

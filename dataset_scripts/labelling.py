@@ -11,7 +11,6 @@ from functools import partial
 
 import numpy as np
 from rdkit import Chem, rdBase
-from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
 from dataset_scripts.quantum_chemistry import (
     b3lyp_energy_and_forces,
@@ -19,6 +18,8 @@ from dataset_scripts.quantum_chemistry import (
     gfn2_minimum,
     pm6_minimum,
 )
+from dataset_scripts.rdkit_structures import etkdg_conformers, mmff_minima
+from dataset_scripts.rows import row_of_mol
 from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB, PM6
 from modeling_pcbridge.molecular_graph import (
     check_bond_lengths,
@@ -96,14 +97,11 @@ def starting_structure(molecule: dict) -> Chem.Mol:
         mol = mol_from_smiles(molecule["smiles"])
     graph_from_mol(mol)  # refuses what the model cannot take, before time is spent on it
     if positions is None:
-        embedded = Chem.Mol(mol)
-        parameters = rdDistGeom.ETKDGv3()
-        parameters.randomSeed = 1  # type: ignore[assignment]  # RDKit's stub is wrong
-        if rdDistGeom.EmbedMolecule(embedded, parameters) < 0:
+        embedded = etkdg_conformers(mol, 1, seed=0)
+        if embedded is None:
             raise RuntimeError("ETKDG found no structure")
-        if rdForceFieldHelpers.MMFFHasAllMoleculeParams(embedded):
-            rdForceFieldHelpers.MMFFOptimizeMolecule(embedded, maxIters=2000)
-        positions = embedded.GetConformer().GetPositions()
+        relaxed = mmff_minima(mol, embedded)
+        [positions] = embedded if relaxed is None else relaxed
     positions = np.array(positions, dtype=np.float64)
     if positions.shape != (mol.GetNumAtoms(), 3) or not np.isfinite(positions).all():
         raise ValueError(f"positions of shape {positions.shape} for {mol.GetNumAtoms()} atoms, or not numbers")
@@ -161,14 +159,6 @@ def _labelled_row(molecule: dict, geometry: str, level: Level) -> dict:
         energy, forces = level.energy_and_forces(atomic_numbers, positions, total_charge)
     if not np.isfinite(energy) or (forces is not None and not np.isfinite(forces).all()):
         raise RuntimeError("the energy or a force is not a number")
-    return {
-        "smiles": Chem.MolToSmiles(Chem.RemoveHs(mol)),
-        "mapped_smiles": mapped_smiles(mol),
-        "atomic_numbers": atomic_numbers,
-        "total_charge": total_charge,
-        "positions": positions.round(6).tolist(),
-        "equilibrium_level_of_theory": equilibrium,
-        "energy": float(energy),
-        "forces": None if forces is None else forces.round(6).tolist(),
-        "energy_level_of_theory": level.level_of_theory,
-    }
+    forces = None if forces is None else forces.round(6)
+    name = molecule["molecule_id"]
+    return row_of_mol(name, mol, positions.round(6), equilibrium, energy, forces, level.level_of_theory)

@@ -56,6 +56,20 @@ def make_row(
         graph_from_mol(mol)
     except ValueError as error:
         raise ExcludedRowError(molecule_id, str(error)) from error
+    level = energy_level_of_theory if labelled else None
+    return row_of_mol(molecule_id, mol, positions, equilibrium_level_of_theory, energy, forces, level)
+
+
+def row_of_mol(
+    molecule_id: str,
+    mol: Chem.Mol,
+    positions: np.ndarray,
+    equilibrium_level_of_theory: str | None = None,
+    energy: float | None = None,
+    forces: np.ndarray | None = None,
+    energy_level_of_theory: str | None = None,
+) -> dict:
+    """As `make_row`, with the stereo marks of `mol` and without a check: for what is known to be right."""
     return {
         "molecule_id": molecule_id,
         "smiles": Chem.MolToSmiles(Chem.RemoveHs(mol)),
@@ -66,7 +80,7 @@ def make_row(
         "equilibrium_level_of_theory": equilibrium_level_of_theory,
         "energy": None if energy is None else float(energy),
         "forces": None if forces is None else np.asarray(forces, dtype=np.float64).tolist(),
-        "energy_level_of_theory": energy_level_of_theory if labelled else None,
+        "energy_level_of_theory": energy_level_of_theory,
     }
 
 

@@ -11,19 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from rdkit import Chem
-from rdkit.Chem import rdForceFieldHelpers
 from tqdm.auto import tqdm
 
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import example_from_row, mol_from_row
 from dataset_scripts.label_generation import read_lines
 from dataset_scripts.quantum_chemistry import pm6_minimum
-from modeling_pcbridge.molecular_graph import conformer_from_positions
-from modeling_pcbridge.reference_structures import ReferenceMolecule, etkdg_structures
+from dataset_scripts.rdkit_structures import etkdg_conformers, mmff_minima
+from modeling_pcbridge.reference_structures import ReferenceMolecule
 
 _ORDER_SEED = 0
-_MMFF_STEPS = 2000
 SAME_CONFORMER, FROM_GRAPH = "same conformer", "from the graph"
 MMFF, PM6 = "MMFF94", "PM6"
 # Structures that `cheap_structures` makes: method, kind.
@@ -89,27 +86,17 @@ def cheap_structures(references: Iterable[ReferenceMolecule], cache: Path) -> li
 
 def _make(reference: ReferenceMolecule) -> dict[tuple[str, str], np.ndarray]:
     begins = {SAME_CONFORMER: reference.positions}
-    embedded = etkdg_structures(1, seed=0)(reference)
+    embedded = etkdg_conformers(reference.mol, 1, seed=0)
     if embedded is not None:
         begins[FROM_GRAPH] = embedded[0]
     positions: dict[tuple[str, str], np.ndarray] = {}
     for kind, begin in begins.items():
-        relaxed = _mmff_minimum(reference.mol, begin)
+        relaxed = mmff_minima(reference.mol, begin[None])
         if relaxed is not None:
-            positions[MMFF, kind] = relaxed
+            positions[MMFF, kind] = relaxed[0]
         try:
-            pm6_begin = relaxed if kind == FROM_GRAPH and relaxed is not None else begin
+            pm6_begin = relaxed[0] if kind == FROM_GRAPH and relaxed is not None else begin
             positions[PM6, kind] = pm6_minimum(reference.example.graph.atomic_numbers, pm6_begin, 0)[0]
         except RuntimeError:
             continue  # MOPAC found no minimum: the row of that start has a molecule less
     return positions
-
-
-def _mmff_minimum(mol: Chem.Mol, positions: np.ndarray) -> np.ndarray | None:
-    mol = Chem.Mol(mol)
-    if not rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
-        return None
-    mol.RemoveAllConformers()
-    mol.AddConformer(conformer_from_positions(positions))
-    rdForceFieldHelpers.MMFFOptimizeMolecule(mol, maxIters=_MMFF_STEPS)
-    return mol.GetConformer().GetPositions()

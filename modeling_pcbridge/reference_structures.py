@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from rdkit import Chem
-from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import Example, example_from_row, mol_from_row
+from dataset_scripts.rdkit_structures import etkdg_conformers, mmff_minima
 
 from .training_config import EvaluationConfig
 
@@ -46,32 +46,14 @@ def pm6_structures(evaluation: EvaluationConfig) -> Callable[[ReferenceMolecule]
 
 def etkdg_structures(num_samples: int, seed: int) -> Callable[[ReferenceMolecule], np.ndarray | None]:
     """ETKDGv3 conformers from the graph with its stereo marks."""
-
-    def structures(reference: ReferenceMolecule) -> np.ndarray | None:
-        mol = _embedded(reference, num_samples, seed)
-        return None if mol is None else np.array([conformer.GetPositions() for conformer in mol.GetConformers()])
-
-    return structures
+    return lambda reference: etkdg_conformers(reference.mol, num_samples, seed)
 
 
 def mmff_structures(num_samples: int, seed: int) -> Callable[[ReferenceMolecule], np.ndarray | None]:
     """The conformers of `etkdg_structures` relaxed with MMFF94."""
 
     def structures(reference: ReferenceMolecule) -> np.ndarray | None:
-        mol = _embedded(reference, num_samples, seed)
-        if mol is None or not rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
-            return None
-        rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(mol, maxIters=2000)
-        return np.array([conformer.GetPositions() for conformer in mol.GetConformers()])
+        conformers = etkdg_conformers(reference.mol, num_samples, seed)
+        return None if conformers is None else mmff_minima(reference.mol, conformers)
 
     return structures
-
-
-def _embedded(reference: ReferenceMolecule, num_samples: int, seed: int) -> Chem.Mol | None:
-    """The molecule with ETKDGv3 conformers in place of its structure, or None where RDKit finds none."""
-    mol = Chem.Mol(reference.mol)
-    mol.RemoveAllConformers()
-    parameters = rdDistGeom.ETKDGv3()
-    # RDKit scales it by the conformer's number: 0 would repeat one conformer.
-    parameters.randomSeed = seed + 1  # type: ignore[assignment]  # RDKit's stub is wrong
-    return mol if rdDistGeom.EmbedMultipleConfs(mol, num_samples, parameters) else None

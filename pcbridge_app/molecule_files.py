@@ -15,13 +15,13 @@ from datasets import Features, Value
 from rdkit import Chem
 
 from dataset_scripts.bad_rows import BadRowError, RowError
+from dataset_scripts.rows import row_of_mol
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sdf import read_sdf, sdf_record
 from dataset_scripts.tables import read_smiles
 from dataset_scripts.xyz import atoms_of_frame, comment_of_frame, read_xyz, text_of_frame
 from modeling_pcbridge.molecular_graph import (
     conformer_from_positions,
-    mapped_smiles,
     mol_from_positions,
     mol_from_smiles,
 )
@@ -241,18 +241,12 @@ def _write_xyz(stream: TextIO, predictions: Iterable[Prediction]) -> None:
 
 def _row(prediction: Prediction) -> dict:
     """In `PARQUET_FEATURES`; a prediction is no minimum of any method."""
-    mol = prediction.molecule.mol
-    return {
-        "molecule_id": prediction.molecule.name,
-        "smiles": Chem.MolToSmiles(Chem.RemoveHs(mol)),
-        "mapped_smiles": mapped_smiles(mol),
-        "atomic_numbers": [atom.GetAtomicNum() for atom in mol.GetAtoms()],
-        "total_charge": Chem.GetFormalCharge(mol),
-        "positions": prediction.positions.tolist(),
-        "equilibrium_level_of_theory": None,
-        "energy": prediction.energy,
-        "forces": prediction.forces.tolist(),
-        "energy_level_of_theory": prediction.level_of_theory,
-        "sample": prediction.sample,
-        "stereo_right": prediction.stereo_right,
-    }
+    row = row_of_mol(
+        prediction.molecule.name,
+        prediction.molecule.mol,
+        prediction.positions,
+        energy=prediction.energy,
+        forces=prediction.forces,
+        energy_level_of_theory=prediction.level_of_theory,
+    )
+    return row | {"sample": prediction.sample, "stereo_right": prediction.stereo_right}

@@ -1,0 +1,33 @@
+"""Structures by RDKit: ETKDGv3 conformers and MMFF94 minima."""
+
+import numpy as np
+from rdkit import Chem
+from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
+
+from modeling_pcbridge.molecular_graph import conformer_from_positions
+
+_MAX_MMFF_STEPS = 2000
+
+
+def etkdg_conformers(mol: Chem.Mol, num_conformers: int, seed: int) -> np.ndarray | None:
+    """Conformers (S, N, 3) in angstrom of a molecule with explicit hydrogens; None where ETKDGv3 finds none."""
+    mol = Chem.Mol(mol)
+    mol.RemoveAllConformers()
+    parameters = rdDistGeom.ETKDGv3()
+    # RDKit scales it by the conformer's number: 0 would repeat one conformer.
+    parameters.randomSeed = seed + 1  # type: ignore[assignment]  # RDKit's stub is wrong
+    if not rdDistGeom.EmbedMultipleConfs(mol, num_conformers, parameters):
+        return None
+    return np.array([conformer.GetPositions() for conformer in mol.GetConformers()])
+
+
+def mmff_minima(mol: Chem.Mol, starts: np.ndarray) -> np.ndarray | None:
+    """The MMFF94 minima (S, N, 3) below (S, N, 3) structures; None where MMFF94 lacks parameters."""
+    if not rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
+        return None
+    mol = Chem.Mol(mol)
+    mol.RemoveAllConformers()
+    for start in starts:
+        mol.AddConformer(conformer_from_positions(start), assignId=True)
+    rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(mol, maxIters=_MAX_MMFF_STEPS)
+    return np.array([conformer.GetPositions() for conformer in mol.GetConformers()])
