@@ -4,8 +4,9 @@
     python -m experiments.qm9_dft --molecules 30 --steps    # and optimisations with geomeTRIC: a day
     python -m experiments.qm9_dft --report                  # only the table, of what is there
 
-Needs the `qc` extra, and `pip install geometric` for the steps. Starts are minima of MMFF94 and PM6 below the DFT
-structure, and the same refined, as `experiments.qm9_benchmark` left them. Lines in experiments/results/qm9_dft*.jsonl.
+Needs the `qc` extra, MOPAC, data/qm9 (see `experiments.qm9_benchmark`), and `pip install geometric` for the steps.
+Starts are minima of MMFF94 and PM6 below the DFT structure, and the same refined by checkpoints/qm9. Lines in
+experiments/results/qm9_dft*.jsonl.
 """
 
 import argparse
@@ -18,28 +19,32 @@ from tqdm.auto import tqdm
 from dataset_scripts.label_generation import read_lines
 from dataset_scripts.quantum_chemistry import b3lyp_optimizer_steps
 from experiments.dft_check import DFT, Structures, compute, whole_molecules
-from experiments.qm9_benchmark import DATA, RESULTS, RUN
+from experiments.qm9_benchmark import DATA, RESULTS, ROOT, RUN
+from experiments.qm9_evaluation import refine
 from experiments.qm9_molecules import MMFF, PM6, SAME_CONFORMER, cheap_structures, load_molecules
-from experiments.qm9_report import RELEASED
+from modeling_pcbridge import PCBridgeModel
 
+CHECKPOINT = ROOT / "checkpoints" / "qm9"
 ENERGIES, STEPS = RESULTS / "qm9_dft.jsonl", RESULTS / "qm9_dft_steps.jsonl"
 
 
 def structures(molecules: int) -> Structures:
     """The first molecules of the benchmark of which there is every start."""
     references = load_molecules(DATA, "test", 2 * molecules)
-    refined = json.loads((RUN / f"{RELEASED}-test.json").read_text())["refined"]
-    table: Structures = {}
-    for reference, starts in zip(references, cheap_structures(references, RUN / "starts-test.jsonl"), strict=True):
-        name = reference.example.molecule_id
-        elements = [int(z) for z in reference.example.graph.atomic_numbers]
-        found = {DFT: reference.positions}
-        for method in (MMFF, PM6):
-            key = (method, SAME_CONFORMER)
-            if key in starts.positions:
-                found |= {method: starts.positions[key], f"{method}, refined": np.array(refined[", ".join(key)][name])}
-        if len(found) == 5 and len(table) < molecules:
-            table[name] = {title: (elements, positions) for title, positions in found.items()}
+    starts = cheap_structures(references, RUN / "starts-test.jsonl")
+    keys = [(method, SAME_CONFORMER) for method in (MMFF, PM6)]
+    chosen = [(r, s.positions) for r, s in zip(references, starts, strict=True) if all(k in s.positions for k in keys)]
+    chosen = chosen[:molecules]
+    table: Structures = {
+        reference.example.molecule_id: {DFT: (reference.example.graph.atomic_numbers.tolist(), reference.positions)}
+        for reference, _ in chosen
+    }
+    model = PCBridgeModel.from_pretrained(CHECKPOINT)
+    for key in keys:
+        refined = refine(model, [r for r, _ in chosen], [positions[key] for _, positions in chosen])
+        for found, (_, positions), structure in zip(table.values(), chosen, refined, strict=True):
+            elements = found[DFT][0]
+            found |= {key[0]: (elements, positions[key]), f"{key[0]}, refined": (elements, structure)}
     return table
 
 
