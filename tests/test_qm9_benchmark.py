@@ -10,7 +10,7 @@ import pytest
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.label_generation import read_lines
 from dataset_scripts.schema import FEATURES
-from experiments import qm9_molecules
+from experiments import qm9_conformers, qm9_molecules
 from experiments.qm9_evaluation import (
     MMFF_REFINED,
     at_minima,
@@ -92,6 +92,28 @@ def test_summary_leaves_absent_values_out():
     records = {"a": {"x": 1.0, "y": float("nan")}, "b": {"x": 5.0, "y": 2.0}, "c": {"x": 9.0, "y": 4.0}}
     assert summary(records) == {"x": 5.0, "y": 3.0}
     assert summary({"a": {"x": 1.0, "z": float("nan")}}) == {"x": 1.0}
+
+
+def test_report_on_conformers():
+    """Of two molecules one has a lower conformer than QM9's, which is not the closest; the other has a failure."""
+    lines = [
+        {"c_rmsd": [0.1, 0.5], "most_central": 0, "gfn2_above_ev": [0.0, -0.2]},
+        {"c_rmsd": [0.3, 0.9], "most_central": 1, "gfn2_above_ev": [0.005, None]},
+    ]
+    text = qm9_conformers.report(lines)
+    for title, mean in (("all samples", 0.45), ("most central sample", 0.5), ("sample of lowest GFN2-xTB energy", 0.4)):
+        assert f"| {title} | {mean:.3f} |" in text
+    assert "| closest sample, known by the answer only | 0.200 | 0.200 |" in text
+    assert "In 1 of 2 molecules" in text and "(median of these: 0.200 eV)" in text and "In 1 the lowest is" in text
+
+
+def test_a_molecule_with_one_conformer_is_compared_with_itself(references):
+    pytest.importorskip("tblite")
+    rigid = min(references, key=lambda reference: reference.mol.GetNumAtoms())
+    line = qm9_conformers.compare(PCBridgeModel.from_pretrained("checkpoints/qm9"), rigid)
+    assert len(line["c_rmsd"]) == len(line["gfn2_above_ev"]) == 10
+    assert line["c_rmsd"][line["most_central"]] < 0.05
+    assert min(abs(above) for above in line["gfn2_above_ev"]) < 0.01
 
 
 def test_benchmark_of_the_released_checkpoint(references, starts, tmp_path):
