@@ -219,7 +219,9 @@ def main() -> None:
     except (ValueError, ImportError, OSError) as error:
         parser.exit(1, f"{error}\n")
     print(json.dumps(summary, indent=2))
-    if summary["rows"]["train"] == 0:
+    if not any(summary["rows"].values()):
+        print("no row came of the input", file=sys.stderr)
+    elif summary["rows"]["train"] == 0:
         print("no row to train on: with few molecules, --split train leaves none to chance", file=sys.stderr)
 
 

@@ -117,12 +117,14 @@ def load_source(
         if shift is None and level not in (None, energy_level_of_theory):
             logger.warning(
                 "%s, %s: the labels of %d rows are at %s, not at %s as the model's, and count as absent; with "
-                "other_levels: shift they are kept",
+                "other_levels: shift they are kept, and --model '{energy_level_of_theory: %s}' makes a new model of "
+                "that level",
                 source.name,
                 split,
                 count,
                 level,
                 energy_level_of_theory,
+                level,
             )
     if not examples:
         raise ValueError(f"data source {source} has no rows at {energy_level_of_theory}")

@@ -237,6 +237,11 @@ def test_command_line(archive, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     assert "not one of .sdf" in capsys.readouterr().err
+    empty = tmp_path / "empty.xyz"
+    empty.touch()
+    monkeypatch.setattr(sys, "argv", ["prepare", "own", "--input", str(empty), "--output", str(tmp_path / "none")])
+    main()
+    assert "no row came of the input" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["prepare", "qm9", "--output", str(tmp_path / "out")])
     with pytest.raises(SystemExit):
         main()
