@@ -40,8 +40,12 @@ def read_xyz(file: IO[str], name: str) -> Iterator[str]:
 
 def text_of_frame(frame: str, key: str) -> str:
     """What the comment line says for a key, "" if nothing. ASE makes a number of 007 and a bool of the SMILES F."""
-    match = re.search(rf'(?:^|\s){re.escape(key)}=(?:"([^"]*)"|(\S+))', comment_of_frame(frame))
-    return (match[1] or match[2] or "") if match else ""
+    match = re.search(rf'(?:^|\s){re.escape(key)}=(?:"((?:[^"\\]|\\.)*)"|(\S+))', comment_of_frame(frame))
+    if match is None:
+        return ""
+    quoted, bare = match.groups()
+    # The backslash of a SMILES is no escape.
+    return bare if quoted is None else quoted.replace(r"\"", '"')
 
 
 def comment_of_frame(frame: str) -> str:

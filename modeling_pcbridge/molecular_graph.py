@@ -174,10 +174,12 @@ def mol_from_smiles(smiles: str) -> Chem.Mol:
     project's data) give the atoms in that order.
 
     Raises:
-        ValueError: the SMILES is empty or cannot be parsed.
+        ValueError: the SMILES is empty, not ASCII or cannot be parsed.
     """
     if not smiles or not smiles.strip():
         raise ValueError("the SMILES is empty")
+    if not smiles.isascii():  # RDKit takes what follows such a character for a name
+        raise ValueError("the SMILES has characters that are not ASCII")
     parameters = Chem.SmilesParserParams()
     parameters.removeHs = False  # type: ignore[assignment]  # RDKit's stub is wrong
     mol = Chem.MolFromSmiles(smiles, parameters)

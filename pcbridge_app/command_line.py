@@ -2,7 +2,9 @@
 
 import argparse
 import importlib
+import signal
 import sys
+from importlib.metadata import PackageNotFoundError, version
 
 from . import predict_command
 
@@ -26,7 +28,14 @@ MODULES = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line; returns its exit code, or exits by itself on wrong usage."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        print("interrupted; what was written is kept", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _run(arguments: list[str]) -> int:
     for words in (1, 2):
         command = " ".join(arguments[:words])
         if command in MODULES:
@@ -45,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"pcbridge {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     predict = commands.add_parser(
         "predict",
@@ -67,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=_port, default=7860, help="(default: 7860)")
     serve.set_defaults(run=_serve, error=serve.error)
     return parser
+
+
+def _version() -> str:
+    try:
+        return version("pcbridge")
+    except PackageNotFoundError:  # a folder of files
+        return "not installed"
 
 
 def _port(text: str) -> int:

@@ -91,6 +91,8 @@ def run(arguments: argparse.Namespace, error) -> int:
     except BrokenPipeError:  # the reader of standard output, such as head, has enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for Python's own flush at its end
         return 1
+    except OSError as problem:  # no right to write there, or the disk is full; what was written stays
+        error(str(problem))
     print(
         f"{len(records) - len(failures)} of {len(records)} molecules done, {len(failures)} failed; "
         f"{num_structures} structures in {time.perf_counter() - start:.1f} s",

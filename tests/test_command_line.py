@@ -2,8 +2,11 @@
 
 import csv
 import io
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import ase.io
@@ -143,11 +146,13 @@ def test_a_bad_frame_of_an_xyz_file_does_not_end_it(tmp_path, capsys):
 
 
 def test_a_name_of_several_lines_becomes_one(tmp_path):
-    (tmp_path / "in.csv").write_text('name,smiles\n"a\r\nb",O\n')
+    (tmp_path / "in.csv").write_text('name,smiles\n"a\r\n""b""",O\n')
     for kind in ("sdf", "xyz"):
         assert main(["predict", str(tmp_path / "in.csv"), "-o", str(tmp_path / f"out.{kind}"), *QUICK]) == 0
-    assert read_sdf(tmp_path / "out.sdf")[0].GetProp("_Name") == "a b"
-    assert ase.io.read(tmp_path / "out.xyz").info["name"] == "a b"
+    assert read_sdf(tmp_path / "out.sdf")[0].GetProp("_Name") == 'a "b"'
+    assert ase.io.read(tmp_path / "out.xyz").info["name"] == 'a "b"'
+    assert main(["predict", str(tmp_path / "out.xyz"), "-o", str(tmp_path / "again.sdf"), *QUICK]) == 0
+    assert read_sdf(tmp_path / "again.sdf")[0].GetProp("_Name") == 'a "b"'
 
 
 def test_same_seed_same_file_whatever_the_batches(smiles_file, tmp_path):
@@ -175,6 +180,7 @@ def test_same_seed_same_file_whatever_the_batches(smiles_file, tmp_path):
         (["in.smi", "--output", "a.sdf", "--failures", "./a.sdf"], "must be different files"),
         (["in.smi", "--failures", "in.smi"], "must be different files"),
         (["in.smi", "--device", "cuda:99"], "--device cuda:99: "),
+        (["in.smi", "--output", "/dev/full", "--output-format", "sdf"], "No space left on device"),
         (["in.csv"], "has no column 'smiles'; its columns are a, b"),
         (["empty.smi"], "there is no molecule in empty.smi"),
         (["in.smi", "--model", "empty_folder"], "empty_folder"),
@@ -223,6 +229,28 @@ def test_a_reader_that_has_enough_is_no_error():
         process.stdin.close()
         errors = process.stderr.read().decode()
     assert process.returncode == 1 and "Traceback" not in errors and "BrokenPipe" not in errors
+
+
+def test_an_interruption_keeps_what_was_written(tmp_path):
+    (tmp_path / "in.smi").write_text("CCCCCCO\n" * 500)
+    options = ["-o", "out.parquet", "--batch-size", "1"]
+    command = [sys.executable, "-m", "pcbridge_app.command_line", "predict", "in.smi", *options, *QUICK]
+    environment = os.environ | {"PYTHONPATH": str(CHECKPOINT.parents[1])}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE) as process:
+        while not (tmp_path / "out.parquet").exists() or (tmp_path / "out.parquet").stat().st_size < 20_000:
+            time.sleep(0.1)
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        errors = process.stderr.read().decode()
+    assert process.returncode == 130 and "interrupted; what was written is kept" in errors
+    assert "Traceback" not in errors
+    assert 0 < pq.read_table(tmp_path / "out.parquet").num_rows < 500
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("pcbridge ")
 
 
 @pytest.mark.parametrize("port", ["99999", "-1", "http"])

@@ -58,6 +58,7 @@ def test_save_and_load(processor, tmp_path):
     [
         ("", "empty"),
         ("C(", "cannot parse"),
+        ("CCÖ", "not ASCII"),
         ("C.C", "disconnected"),
         ("[CH3]", "radical"),
         ("CS", "unsupported element S; this model knows H, C, N, O, F"),
