@@ -47,47 +47,19 @@ def run(arguments: argparse.Namespace, error) -> int:
     from rdkit import RDLogger
     from transformers.utils.logging import disable_progress_bar
 
-    from modeling_pcbridge.sampling import least_steps
-
-    from .default_model import released_checkpoint
-    from .molecule_files import read_molecules
-    from .prediction import load_pipeline
-
     input_format = _format(arguments.input, arguments.input_format, INPUT_FORMATS, "smi", error)
     output_format = _format(arguments.output, arguments.output_format, OUTPUT_FORMATS, "sdf", error)
-    if output_format == "parquet" and arguments.output == "-":
-        error("Parquet cannot go to standard output; name a file by --output")
-    for path in filter(None, (arguments.output, arguments.failures)):
-        if not Path(path).parent.is_dir():
-            error(f"there is no folder {Path(path).parent}")
-        if Path(path).is_dir():
-            error(f"{path} is a folder")
-    named = [path for path in (arguments.input, arguments.output, arguments.failures) if path not in (None, "-")]
-    if len({Path(path).resolve() for path in named}) < len(named):
-        error("input, --output and --failures must be different files")
+    _check_files(arguments, output_format, error)
     RDLogger.DisableLog("rdApp.*")
     disable_progress_bar()
-    try:
-        records = list(read_molecules(arguments.input, input_format, arguments.smiles_column))
-        pipeline = load_pipeline(arguments.model or str(released_checkpoint()), arguments.device)
-    except (OSError, ValueError, ImportError) as problem:
-        error(str(problem))
-    except (RuntimeError, AssertionError) as problem:  # torch knows no such device, or was built without it
-        error(f"--device {arguments.device}: {str(problem).splitlines()[0]}")
-    if not records:
-        error(f"there is no molecule in {arguments.input}")
-    if not -(2**63) <= arguments.seed < 2**63:
-        error(f"--seed must fit into 64 bits, which {arguments.seed} does not")
-    if arguments.mean_shift_steps < 0:
-        error(f"--mean-shift-steps must not be negative, but is {arguments.mean_shift_steps}")
-    if arguments.steps < least_steps(arguments.method):
-        error(f"--method {arguments.method} needs at least 2 --steps; one evaluation of noise is --method denoising")
-    if arguments.steps > pipeline.model.config.num_train_timesteps:
-        error(f"--steps must lie in 1..{pipeline.model.config.num_train_timesteps}, not {arguments.steps}")
+    records, pipeline = _load(arguments, input_format, error)
+    _check_numbers(arguments, pipeline.model.config.num_train_timesteps, error)
 
     start = time.perf_counter()
     try:
         num_structures, failures = _predict_and_write(arguments, pipeline, records, output_format)
+        if arguments.failures:
+            _write_failures(failures, arguments.failures)
     except BrokenPipeError:  # the reader of standard output, such as head, has enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for Python's own flush at its end
         return 1
@@ -98,11 +70,57 @@ def run(arguments: argparse.Namespace, error) -> int:
         f"{num_structures} structures in {time.perf_counter() - start:.1f} s",
         file=sys.stderr,
     )
-    if arguments.failures:
-        with open(arguments.failures, "w", newline="", encoding="utf-8") as file:
-            rows = [(failure.place, failure.name, failure.text, failure.error) for failure in failures]
-            csv.writer(file).writerows([("place", "name", "input", "reason"), *rows])
     return 1 if failures else 0
+
+
+def _check_files(arguments: argparse.Namespace, output_format: str, error) -> None:
+    if output_format == "parquet" and arguments.output == "-":
+        error("Parquet cannot go to standard output; name a file by --output")
+    for path in filter(None, (arguments.output, arguments.failures)):
+        if not Path(path).parent.is_dir():
+            error(f"there is no folder {Path(path).parent}")
+        if Path(path).is_dir():
+            error(f"{path} is a folder")
+    named = [path for path in (arguments.input, arguments.output, arguments.failures) if path not in (None, "-")]
+    if len({Path(path).resolve() for path in named}) < len(named):
+        error("input, --output and --failures must be different files")
+
+
+def _load(arguments: argparse.Namespace, input_format: str, error) -> tuple:
+    """The records of the input, and the pipeline."""
+    from .default_model import released_checkpoint
+    from .molecule_files import read_molecules
+    from .prediction import load_pipeline
+
+    try:
+        records = list(read_molecules(arguments.input, input_format, arguments.smiles_column))
+        pipeline = load_pipeline(arguments.model or str(released_checkpoint()), arguments.device)
+    except (OSError, ValueError, ImportError) as problem:
+        error(str(problem))
+    except (RuntimeError, AssertionError) as problem:  # torch knows no such device, or was built without it
+        error(f"--device {arguments.device}: {str(problem).splitlines()[0]}")
+    if not records:
+        error(f"there is no molecule in {arguments.input}")
+    return records, pipeline
+
+
+def _check_numbers(arguments: argparse.Namespace, num_timesteps: int, error) -> None:
+    from modeling_pcbridge.sampling import least_steps
+
+    if not -(2**63) <= arguments.seed < 2**63:
+        error(f"--seed must fit into 64 bits, which {arguments.seed} does not")
+    if arguments.mean_shift_steps < 0:
+        error(f"--mean-shift-steps must not be negative, but is {arguments.mean_shift_steps}")
+    if arguments.steps < least_steps(arguments.method):
+        error(f"--method {arguments.method} needs at least 2 --steps; one evaluation of noise is --method denoising")
+    if arguments.steps > num_timesteps:
+        error(f"--steps must lie in 1..{num_timesteps}, not {arguments.steps}")
+
+
+def _write_failures(failures: list, path: str) -> None:
+    rows = [(failure.place, failure.name, failure.text, failure.error) for failure in failures]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("place", "name", "input", "reason"), *rows])
 
 
 def _predict_and_write(arguments, pipeline, records: list, output_format: str) -> tuple[int, list]:
