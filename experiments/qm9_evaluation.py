@@ -16,7 +16,7 @@ from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.evaluation import structure_record
 from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
 from modeling_pcbridge.reference_structures import ReferenceMolecule, etkdg_structures, mmff_structures
-from modeling_pcbridge.structure_metrics import distance_errors
+from modeling_pcbridge.structure_metrics import distances_to_others
 
 # Structures of a batch, and the steps of each reverse process.
 _BATCH = 200
@@ -83,8 +83,8 @@ def from_graph(
 
 
 def most_central(samples: np.ndarray) -> int:
-    """Which of (S, N, 3) structures has the least mean D-MAE to the others: the safest guess at one more draw."""
-    return int(np.argmin([distance_errors(samples, sample)[0].mean() for sample in samples]))
+    """Which of (S, N, 3) structures has the least mean D-MAE to the others."""
+    return int(distances_to_others(samples).argmin())
 
 
 def refinement(

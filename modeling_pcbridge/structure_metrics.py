@@ -58,6 +58,11 @@ def distance_errors(positions: np.ndarray, reference: np.ndarray) -> tuple[np.nd
     return np.abs(difference).mean((-1, -2)), np.sqrt(np.square(difference).mean((-1, -2)))
 
 
+def distances_to_others(samples: np.ndarray) -> np.ndarray:
+    """Mean D-MAE of each of (S, N, 3) structures to all of them, (S,): least for the safest guess at one more draw."""
+    return np.array([distance_errors(samples, sample)[0].mean() for sample in samples])
+
+
 def bond_length_error(graph: MolecularGraph, positions: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Mean absolute error over bonds, (S,); NaN without bonds."""
     bonds = np.argwhere(np.triu(graph.bonded))

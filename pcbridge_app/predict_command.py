@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", default="-", help=".sdf, .xyz or .parquet file (default: standard output)")
     add("--model", help="checkpoint folder or hub name (default: the released one)")
     add("--num-samples", type=_positive, default=1, metavar="N", help="structures a molecule (default: 1)")
-    add("--rank-by", choices=["energy"], help="order the structures of a molecule, lowest first")
+    ranks = "order the structures of a molecule: lowest energy first, or closest to the others first"
+    add("--rank-by", choices=["energy", "centrality"], help=ranks)
     add("--relax", action="store_true", help="relax structures with the model's own forces")
     methods = "from noise by DDIM or in one step; from the structures of the file with a little noise or none"
     add("--method", choices=["ddim", "denoising", "refine", "mean_shift"], default="ddim", help=methods)
@@ -137,7 +138,7 @@ def _predict_and_write(arguments, pipeline, records: list, output_format: str) -
         pipeline,
         records,
         molecules_at_once=max(1, arguments.batch_size // arguments.num_samples),
-        rank_by_energy=arguments.rank_by == "energy",
+        rank_by=arguments.rank_by,
         method=arguments.method,
         num_samples=arguments.num_samples,
         num_inference_steps=arguments.steps,

@@ -9,6 +9,7 @@ from rdkit import Chem
 
 from modeling_pcbridge import PCBridgeModel, PCBridgePipeline, PCBridgeProcessor
 from modeling_pcbridge.sampling import METHODS_FROM_POSITIONS
+from modeling_pcbridge.structure_metrics import distances_to_others
 
 from .molecule_files import Failure, Molecule, Prediction, Record
 
@@ -26,13 +27,15 @@ def load_pipeline(model: str, device: str | None = None) -> PCBridgePipeline:
 
 
 def predict(
-    pipeline: PCBridgePipeline, records: list[Record], molecules_at_once: int, rank_by_energy: bool, **options
+    pipeline: PCBridgePipeline, records: list[Record], molecules_at_once: int, rank_by: str | None, **options
 ) -> Iterator[tuple[list[Prediction], list[Failure]]]:
     """Predictions and failures, a batch of molecules at a time, in the order of `records`.
 
     Args:
         records: molecules, or failures already.
-        rank_by_energy: lowest energy first, after it structures that violate a stereo mark.
+        rank_by: "energy", lowest first; "centrality", closest to the other structures first, which on QM9 is the
+            better guess at the one that is asked for; None, as they come. Structures that violate a stereo mark are
+            last with either.
         options: of `PCBridgeModel.predict_structure`.
 
     Yields:
@@ -47,7 +50,7 @@ def predict(
         predictions: list[Prediction] = []
         for molecule, result in zip(molecules, results, strict=True):
             if np.isfinite(result["energy"]).all():
-                predictions += _samples(molecule, result, rank_by_energy, pipeline.model.config.energy_level_of_theory)
+                predictions += _samples(molecule, result, rank_by, pipeline.model.config.energy_level_of_theory)
             else:
                 failures.append(molecule.failed("the predicted energy is not finite"))
         yield predictions, failures
@@ -69,10 +72,11 @@ def _checked(record: Record, pipeline: PCBridgePipeline, from_positions: bool) -
     return replace(record, mol=mol)
 
 
-def _samples(molecule: Molecule, result: dict, rank_by_energy: bool, level_of_theory: str) -> list[Prediction]:
+def _samples(molecule: Molecule, result: dict, rank_by: str | None, level_of_theory: str) -> list[Prediction]:
     order = np.arange(len(result["energy"]))
-    if rank_by_energy:
-        order = np.lexsort((result["energy"], ~result["stereo_right"]))
+    if rank_by is not None:
+        key = result["energy"] if rank_by == "energy" else distances_to_others(result["positions"])
+        order = np.lexsort((key, ~result["stereo_right"]))
     return [
         Prediction(
             molecule=molecule,

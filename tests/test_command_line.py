@@ -78,6 +78,21 @@ def test_lowest_energy_first_and_relaxed(tmp_path):
     assert force["relaxed"] < 0.5 * force["plain"]
 
 
+def test_most_central_first(tmp_path):
+    (tmp_path / "in.smi").write_text("OCCCO\n")
+    for name, options in (("as_drawn", []), ("central", ["--rank-by", "centrality"])):
+        command = ["predict", str(tmp_path / "in.smi"), "-o", str(tmp_path / f"{name}.sdf"), "--num-samples", "6"]
+        assert main([*command, *options, *QUICK]) == 0
+    drawn, ranked = (
+        np.array([m.GetConformer().GetPositions() for m in read_sdf(tmp_path / f"{name}.sdf")])
+        for name in ("as_drawn", "central")
+    )
+    distances = np.linalg.norm(drawn[:, :, None] - drawn[:, None], axis=-1)  # (samples, atoms, atoms)
+    to_others = np.abs(distances[:, None] - distances[None]).mean((1, 2, 3))
+    assert np.ptp(to_others) > 0.01
+    np.testing.assert_allclose(ranked, drawn[np.argsort(to_others)])
+
+
 def test_parquet_has_the_projects_rows(smiles_file, tmp_path):
     main(["predict", smiles_file, "-o", str(tmp_path / "out.parquet"), "--num-samples", "2", *QUICK])
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
