@@ -1,4 +1,4 @@
-"""A user's own molecules: SDF, extended xyz, Parquet or CSV.
+"""A user's own molecules: SDF, extended xyz, Parquet, CSV, or what `dataset_scripts.label_generation` wrote.
 
     stream_source(own_source(energy_level_of_theory="B3LYP/6-31G*"), [Path("mine.xyz")])
 
@@ -9,7 +9,9 @@ Angstrom, eV and eV/angstrom. What a record holds:
 - .parquet, .csv: `smiles` and `positions`, and if given `atomic_numbers`, `energy`, `forces`, `molecule_id`,
   `equilibrium_level_of_theory`, `energy_level_of_theory`. Without `atomic_numbers` the atoms are in the order of
   `molecular_graph.mol_from_smiles`: the map numbers, or RDKit's AddHs. In CSV, lists are JSON.
+- .jsonl: such a record a line. Lines of `label_generation` that failed are counted.
 
+With `mapped_smiles` beside `smiles`, as label_generation has it, the atoms are in the order of its map numbers.
 Molecules without a structure get one from `dataset_scripts.label_generation`.
 """
 
@@ -51,7 +53,7 @@ def own_source(equilibrium_level_of_theory: str | None = None, energy_level_of_t
 def _read(path: Path) -> Iterator[tuple[str, str, Any]]:
     """For each record a name, its kind, and itself."""
     readers = {".sdf": _read_sdf, ".xyz": _read_extxyz, ".extxyz": _read_extxyz, ".csv": read_csv}
-    readers[".parquet"] = read_parquet
+    readers |= {".parquet": read_parquet, ".jsonl": _read_json_lines}
     kind = path.suffix.lower()
     if kind not in readers:
         raise ValueError(f"{path}: not one of {', '.join(readers)}")
@@ -69,10 +71,19 @@ def _read_extxyz(path: Path) -> Iterator[str]:
         yield from read_xyz(file, str(path))
 
 
+def _read_json_lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file, naming(str(path), "damaged text"):
+        yield from filter(str.strip, file)
+
+
 def _parse(record: tuple[str, str, Any], levels: dict[str, str | None]) -> dict:
     name, kind, content = record
     parse = {".sdf": _from_sdf, ".xyz": _from_frame, ".extxyz": _from_frame}.get(kind, _from_table)
     with naming(name):
+        if kind == ".jsonl":
+            content = json.loads(content)
+            if "error" in content:  # no mistake of the user's, so no reason to stop
+                raise ExcludedRowError(name, "the label could not be computed", content["error"])
         try:
             parts = parse(name, content)
             for key, level in levels.items():
@@ -119,12 +130,15 @@ def _from_table(name: str, record: dict) -> dict:
     if cells.get("positions") is None:
         raise BadRowError(name, "no positions")
     positions = np.array(cells["positions"], dtype=np.float64)
-    if cells.get("atomic_numbers") is None:
-        mol = mol_from_smiles(record["smiles"])
+    numbers = cells.get("atomic_numbers")
+    if numbers is None or record.get("mapped_smiles"):
+        mol = mol_from_smiles(record.get("mapped_smiles") or record["smiles"])
+        if numbers is not None and list(numbers) != [atom.GetAtomicNum() for atom in mol.GetAtoms()]:
+            raise BadRowError(name, "atomic_numbers differ from mapped_smiles")
         if positions.shape == (mol.GetNumAtoms(), 3):  # else `make_row` refuses it
             check_bond_lengths(mol, positions)
     else:
-        mol = mol_of_smiles_in_order(name, record["smiles"], cells["atomic_numbers"], positions)
+        mol = mol_of_smiles_in_order(name, record["smiles"], numbers, positions)
     levels = {key: record[key] for key in _LEVELS if record.get(key)}
     molecule_id = record.get("molecule_id")
     molecule_id = name if molecule_id in (None, "") else str(molecule_id)

@@ -15,10 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from rdkit import Chem
 
+from dataset_scripts.bad_rows import BadRowError
 from dataset_scripts.build_bundled import read_labels
 from dataset_scripts.bundled import SPLITS, load_bundled, parquet_path
 from dataset_scripts.label_generation import generate, load_labels, read_lines, read_molecules
 from dataset_scripts.labelling import check_same_molecule, displaced, label, starting_structure
+from dataset_scripts.own_data import own_source
+from dataset_scripts.prepare import prepare
 from dataset_scripts.schema import FEATURES
 
 RAW_LABELS = parquet_path("pm6", "test").parents[1] / "raw_labels" / "b3lyp_7_heavy_atoms.jsonl"
@@ -144,6 +147,27 @@ def test_failures_are_recorded_and_tried_again_only_when_asked(tmp_path, springs
     assert rows.features == FEATURES and rows["molecule_id"][:] == ["o", "o"]
     assert rows[0]["energy"] == pytest.approx(0.5 * np.square(rows[0]["positions"]).sum(), abs=1e-5)
     assert rows[0]["energy_level_of_theory"] == "springs" and rows[0]["equilibrium_level_of_theory"] is None
+
+
+def test_lines_become_training_data(tmp_path, springs):
+    """What was generated is prepared as it is: failures counted, both geometries kept, a cut line named."""
+    molecules, output = _write(tmp_path / "a.smi", "CF f\nC[C@H](N)O o\n[OH-] h\n"), tmp_path / "a.JSONL"
+    generate(springs, [molecules], output, geometries=["given", "displaced"])
+    summary = prepare(own_source(), [output], tmp_path / "own", split="train")
+    assert summary == {
+        "rows": {"train": 4, "validation": 0, "test": 0},
+        "skipped": {"the label could not be computed": 2},
+    }
+    (shard,) = (tmp_path / "own" / "train").glob("*.parquet")
+    expected = {(row["molecule_id"], row["energy"]): row for row in load_labels(output)}
+    for row in pq.read_table(shard).to_pylist():
+        line = expected[row["molecule_id"], row["energy"]]
+        assert row["mapped_smiles"] == line["mapped_smiles"] and row["energy_level_of_theory"] == "springs"
+        np.testing.assert_array_equal(row["positions"], line["positions"])
+        np.testing.assert_array_equal(row["forces"], line["forces"])
+    cut = _write(tmp_path / "cut.jsonl", output.read_text()[:-20])
+    with pytest.raises(BadRowError, match="cut_000005: unparsable"):
+        prepare(own_source(), [cut], tmp_path / "cut", split="train")
 
 
 def test_what_cannot_be_done_is_one_clear_error(tmp_path):
