@@ -30,7 +30,7 @@ from dataset_scripts.sdf import mol_of_sdf, read_sdf
 from dataset_scripts.sources import Source
 from dataset_scripts.tables import read_csv, read_parquet
 from dataset_scripts.xyz import atoms_of_frame, read_xyz, text_of_frame
-from modeling_pcbridge.molecular_graph import check_bond_lengths, mol_from_smiles
+from modeling_pcbridge.molecular_graph import check_structure_fits, mol_from_smiles
 
 _LABELS = ("energy", "forces")
 _LEVELS = ("equilibrium_level_of_theory", "energy_level_of_theory")
@@ -136,7 +136,7 @@ def _from_table(name: str, record: dict) -> dict:
         if numbers is not None and list(numbers) != [atom.GetAtomicNum() for atom in mol.GetAtoms()]:
             raise BadRowError(name, "atomic_numbers differ from mapped_smiles")
         if positions.shape == (mol.GetNumAtoms(), 3):  # else `make_row` refuses it
-            check_bond_lengths(mol, positions)
+            check_structure_fits(mol, positions)
     else:
         mol = mol_of_smiles_in_order(name, record["smiles"], numbers, positions)
     levels = {key: record[key] for key in _LEVELS if record.get(key)}

@@ -7,7 +7,7 @@ from rdkit import Chem
 
 from .graph_batch import GraphBatch
 from .modeling_pcbridge import PCBridgeModel
-from .molecular_graph import check_bond_lengths, mol_from_positions, mol_from_smiles
+from .molecular_graph import check_structure_fits, mol_from_positions, mol_from_smiles
 from .processing_pcbridge import PCBridgeProcessor
 
 
@@ -70,7 +70,7 @@ class PCBridgeCalculator(Calculator):
             )
         if self._unchecked is not None:
             try:
-                check_bond_lengths(self._unchecked, atoms.positions)
+                check_structure_fits(self._unchecked, atoms.positions)
             except ValueError as error:
                 raise ValueError(f"the atoms do not fit the molecule in its order: {error}") from error
             self._unchecked = None  # later structures may be stretched on purpose

@@ -28,8 +28,8 @@ NUM_PAIR_TYPES = PAIR_PATH_OF_2 + MAX_PATH_LENGTH - 1
 STEREO_NONE, STEREO_CIS, STEREO_TRANS = 0, 1, 2
 NUM_STEREO_PAIR_TYPES = 3
 
-# Structures that were moved a good deal from their minimum keep within these; atoms in a wrong order do not.
-MAX_STRETCH = 1.4  # of the sum of the covalent radii; water with an H first has 1.57
+# What a structure may look like far from its minimum; displacements of .1 angstrom a coordinate keep well within.
+MAX_STRETCH = 1.6  # of the sum of the covalent radii
 MIN_DISTANCE = 0.5  # angstrom; the shortest bond, H-H, has 0.74
 
 _CIS_TAGS = (Chem.BondStereo.STEREOZ, Chem.BondStereo.STEREOCIS)
@@ -237,23 +237,44 @@ def conformer_from_positions(positions: np.ndarray) -> Chem.Conformer:
     return conformer
 
 
-def check_bond_lengths(mol: Chem.Mol, positions: np.ndarray, max_stretch: float = MAX_STRETCH) -> None:
+def check_structure_fits(mol: Chem.Mol, positions: np.ndarray) -> None:
     """Whether (N, 3) positions in angstrom can belong to the atoms of `mol`, in its order.
 
     Raises:
-        ValueError: a bond is longer than `max_stretch` times the sum of the covalent radii, or two atoms coincide.
+        ValueError: two bonded atoms are far apart, an atom is closer to another than to those it is bonded to, or two
+            atoms coincide.
     """
-    radius = Chem.GetPeriodicTable().GetRcovalent
+    if mol.GetNumAtoms() == 1:
+        return
+    check_bond_lengths(mol, positions, MAX_STRETCH)
+    radii = _covalent_radii(mol)
+    distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    nearest = (distances / (radii[:, None] + radii[None])).argmin(1)
+    for atom, other in enumerate(nearest.tolist()):
+        pair = f"{_label(mol, atom)} and {_label(mol, other)} are only {distances[atom, other]:.2f} angstrom apart"
+        if distances[atom, other] < MIN_DISTANCE:
+            raise ValueError(pair)
+        if mol.GetBondBetweenAtoms(atom, other) is None:
+            raise ValueError(f"{pair}, but not bonded; the first has its bonds with other atoms")
+
+
+def check_bond_lengths(mol: Chem.Mol, positions: np.ndarray, max_stretch: float) -> None:
+    """Raises ValueError if (N, 3) positions make a bond longer than `max_stretch` times the sum of covalent radii."""
+    radii = _covalent_radii(mol)
     for bond in mol.GetBonds():
-        begin, end = bond.GetBeginAtom(), bond.GetEndAtom()
-        length = np.linalg.norm(positions[begin.GetIdx()] - positions[end.GetIdx()])
-        if length > max_stretch * (radius(begin.GetAtomicNum()) + radius(end.GetAtomicNum())):
-            atoms = f"{begin.GetSymbol()}{begin.GetIdx()} and {end.GetSymbol()}{end.GetIdx()}"
-            raise ValueError(f"{atoms} are bonded, but {length:.2f} angstrom apart")
-    distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1) + 9 * np.eye(len(positions))
-    if distances.min() < MIN_DISTANCE:
-        i, j = np.unravel_index(distances.argmin(), distances.shape)
-        raise ValueError(f"atoms {i} and {j} are only {distances.min():.2f} angstrom apart")
+        i, j = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
+        length = np.linalg.norm(positions[i] - positions[j])
+        if length > max_stretch * (radii[i] + radii[j]):
+            raise ValueError(f"{_label(mol, i)} and {_label(mol, j)} are bonded, but {length:.2f} angstrom apart")
+
+
+def _covalent_radii(mol: Chem.Mol) -> np.ndarray:
+    return np.array([Chem.GetPeriodicTable().GetRcovalent(atom.GetAtomicNum()) for atom in mol.GetAtoms()])
+
+
+def _label(mol: Chem.Mol, atom: int) -> str:
+    return f"{mol.GetAtomWithIdx(atom).GetSymbol()}{atom}"
 
 
 def mapped_smiles(mol: Chem.Mol) -> str:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import ase.io
@@ -251,7 +252,8 @@ def test_an_interruption_keeps_what_was_written(tmp_path):
     options = ["-o", "out.parquet", "--batch-size", "1"]
     command = [sys.executable, "-m", "pcbridge_app.command_line", "predict", "in.smi", *options, *QUICK]
     environment = os.environ | {"PYTHONPATH": str(CHECKPOINT.parents[1])}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE) as process:
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs begin with it ignored
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, preexec_fn=heed) as process:
         while not (tmp_path / "out.parquet").exists() or (tmp_path / "out.parquet").stat().st_size < 20_000:
             time.sleep(0.1)
             assert process.poll() is None

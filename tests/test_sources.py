@@ -305,8 +305,8 @@ def test_mistakes_in_own_data_are_named(tmp_path):
         (f',"{water}",', "no smiles"),
         (f'O,"{water}",true', "the energy is no number"),
         (f'O,"{water}",low', "the energy is no number"),
-        ('O,"[[0.96,0,0],[0,0,0],[-0.24,0.93,0]]",', "O0 and H2 are bonded, but 1.52 angstrom apart"),
-        ('O,"[[0,0,0],[0.96,0,0],[0.96,0,0.1]]",', "atoms 1 and 2 are only 0.10 angstrom apart"),
+        ('O,"[[0.96,0,0],[0,0,0],[-0.24,0.93,0]]",', "H2 and H1 are only 0.96 angstrom apart, but not bonded"),
+        ('O,"[[0,0,0],[0.96,0,0],[0.96,0,0.1]]",', "H1 and H2 are only 0.10 angstrom apart"),
         ('O,"[[0,0,0],[0.96,0,0],[9,0,0]]",', "O0 and H2 are bonded, but 9.00 angstrom apart"),
     ]:
         path.write_text(f"smiles,positions,energy\n{line}\n")
