@@ -82,9 +82,11 @@ class ShardedExamples(Sequence[Example]):
                 counts &= num_atoms <= max_atoms
             self._chosen.append(None if counts.all() else np.flatnonzero(counts))
             sizes.append(num_atoms[counts])
-            columns = columns.filter(pa.array(counts))
-            self.label_levels.update(columns["energy_level_of_theory"].to_pylist())
-            minimum_levels.update(columns["equilibrium_level_of_theory"].unique().to_pylist())
+            levels = columns.select(["energy_level_of_theory", "equilibrium_level_of_theory"])
+            levels = levels if counts.all() else levels.filter(pa.array(counts))
+            for entry in levels["energy_level_of_theory"].value_counts().to_pylist():
+                self.label_levels[entry["values"]] += entry["counts"]
+            minimum_levels.update(levels["equilibrium_level_of_theory"].unique().to_pylist())
         self.sizes = np.concatenate(sizes)
         self.shard_lengths = [len(of_shard) for of_shard in sizes]
         self._ends = list(accumulate(self.shard_lengths))
