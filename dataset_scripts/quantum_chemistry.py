@@ -130,7 +130,8 @@ def b3lyp_optimizer_steps(atomic_numbers: Sequence[int], positions: np.ndarray, 
 
     with lib.with_omp_threads(1):
         field = _b3lyp_field(atomic_numbers, positions, total_charge, exact=False)
-        converged, _ = geometric_solver.kernel(field, callback=count, maxsteps=100)
+        # Net forces and torques are errors of the grid; left in, they rock molecules near the minimum for ten steps.
+        converged, _ = geometric_solver.kernel(field, callback=count, maxsteps=100, subfrctor=2)
     if not converged:
         raise RuntimeError("geomeTRIC found no minimum in 100 steps")
     return num_gradients

@@ -18,7 +18,7 @@ from rdkit import RDLogger
 
 from experiments.qm9_evaluation import at_minima, from_graph, refinement
 from experiments.qm9_molecules import CheapStructures, cheap_structures, load_molecules
-from experiments.qm9_report import CONTINUED, RELEASED, write_report
+from experiments.qm9_report import CONTINUED, CONTINUED_TWICE, RELEASED, write_report
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.reference_structures import ReferenceMolecule
 from modeling_pcbridge.training_run import CONSISTENCY, MULTI_TASK, STAGE1
@@ -27,28 +27,40 @@ ROOT = Path(__file__).parents[1]
 DATA, RUN = ROOT / "data" / "qm9", ROOT / "outputs" / "qm9"
 CHECKPOINTS = {name: RUN / name for name in (STAGE1, MULTI_TASK, CONSISTENCY)}
 CHECKPOINTS[CONTINUED] = ROOT / "outputs" / "qm9_continued" / STAGE1
+CHECKPOINTS[CONTINUED_TWICE] = ROOT / "outputs" / "qm9_continued_2" / STAGE1
 RESULTS = Path(__file__).parent / "results"
 _SEED = 0
 # Molecules whose structures are drawn from the graph, ten times twenty evaluations each; the others are refined only.
 NUM_FROM_GRAPH = 250
 
 
-# Stage 1 once more from its own weights, on other batches: its validation loss was still falling.
-_CONTINUATION = [
-    f"--init_from={CHECKPOINTS[STAGE1]}",
-    "--stage2=null",
-    "--seed=1",
-    "--stage1.num_steps=8000",
-    "--stage1.learning_rate=0.003",
-]
+def _continuation(begin: str, seed: int, num_steps: int) -> list[str]:
+    """Options of stage 1 once more from its own weights, on other batches: its validation loss was still falling."""
+    return [
+        f"--init_from={CHECKPOINTS[begin]}",
+        "--stage2=null",
+        f"--seed={seed}",
+        f"--stage1.num_steps={num_steps}",
+        "--stage1.learning_rate=0.003",
+    ]
 
 
-def train(folder: Path, options: list[str]) -> None:
-    """configs/qm9.yaml with `options` into `folder`, from its last training state; nothing if it is finished."""
-    if not (folder / "metrics.json").exists():
+# Folders, in the order of training, and the options beside those of configs/qm9.yaml; each begins where the last ended.
+TRAINING_RUNS = {
+    RUN: [],
+    CHECKPOINTS[CONTINUED].parent: _continuation(STAGE1, seed=1, num_steps=8000),
+    CHECKPOINTS[CONTINUED_TWICE].parent: _continuation(CONTINUED, seed=2, num_steps=16000),
+}
+
+
+def train() -> None:
+    """All of `TRAINING_RUNS` after the last that is finished, each from its last training state."""
+    finished = [folder for folder in TRAINING_RUNS if (folder / "metrics.json").exists()]
+    folders = list(TRAINING_RUNS)
+    for folder in folders[folders.index(finished[-1]) + 1 :] if finished else folders:
         fixed = ["--config", "configs/qm9.yaml", f"--output_dir={folder}", "--resume=latest"]
-        environment = {"OMP_NUM_THREADS": "1", **os.environ}
-        subprocess.run([sys.executable, "train_accelerate.py", *fixed, *options], cwd=ROOT, check=True, env=environment)
+        command = [sys.executable, "train_accelerate.py", *fixed, *TRAINING_RUNS[folder]]
+        subprocess.run(command, cwd=ROOT, check=True, env={"OMP_NUM_THREADS": "1", **os.environ})
 
 
 def evaluate(
@@ -83,14 +95,14 @@ def main() -> None:
     if arguments.report and not (RUN / f"{RELEASED}-{arguments.split}.json").exists():
         parser.error(f"there is no evaluation of {RELEASED} in {RUN} to report; run without --report")
     if not arguments.report:
-        train(RUN, [])
-        train(CHECKPOINTS[CONTINUED].parent, _CONTINUATION)
+        train()
     references = load_molecules(DATA, arguments.split, arguments.molecules)
     starts = cheap_structures(references, RUN / f"starts-{arguments.split}.jsonl")
     models = {}
     for name, checkpoint in CHECKPOINTS.items():
         file = RUN / f"{name}-{arguments.split}.json"
-        if not file.exists() and not arguments.report:
+        # Checkpoints of runs that went on elsewhere are missing; qm9.json keeps their rows.
+        if checkpoint.exists() and not file.exists() and not arguments.report:
             # Refinement and energies tell the models apart; drawing from the graph takes ten times as long.
             num_samples = arguments.samples if name == RELEASED else 0
             found = evaluate(checkpoint, references, starts, arguments.split, num_samples)

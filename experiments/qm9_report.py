@@ -39,8 +39,8 @@ _REFINEMENT_COLUMNS = (
 )
 _PLOTTED = (MMFF_SAMPLES, central(MMFF_SAMPLES), DDIM, central(DDIM), central(MMFF_REFINED))
 _NUM_PICTURES = 10
-# Stage 1, trained longer.
-CONTINUED = "continued"
+# Stage 1, trained longer, and longer still.
+CONTINUED, CONTINUED_TWICE = "continued", "continued twice"
 # The model that plots show and that is released; chosen on the validation split.
 RELEASED = CONTINUED
 
@@ -48,62 +48,73 @@ RELEASED = CONTINUED
 def write_report(results: dict, references: list[ReferenceMolecule], folder: Path) -> str:
     """qm9.json, qm9.md, qm9_errors.png, qm9_refinement.png and qm9_structures.png in `folder`; returns the Markdown.
 
+    Models that an earlier qm9.json has of the same molecules and samples keep their rows, so that runs may come from
+    several machines.
+
     Args:
-        results: of `experiments.qm9_benchmark.evaluate`, by model under "models".
+        results: of `experiments.qm9_benchmark.evaluate`, by model under "models", `RELEASED` among them.
         references: the molecules they were measured on.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    text = _markdown(results)
+    record = {key: value for key, value in results.items() if key != "models"}
+    file = folder / "qm9.json"
+    earlier = json.loads(file.read_text()) if file.exists() else {}
+    known = earlier["models"] if earlier and record.items() <= earlier.items() else {}
+    record["models"] = known | {name: _summaries(model) for name, model in results["models"].items()}
+    file.write_text(json.dumps(record, indent=1) + "\n")
+    text = _markdown(record)
     (folder / "qm9.md").write_text(text)
-    kept = {key: value for key, value in results.items() if key != "models"}
-    kept["models"] = {
-        name: {
-            "from_graph": {row: summary(records) for row, records in model["from_graph"].items()},
-            "refinement": {row: _means_and_medians(records) for row, records in model["refinement"].items()},
-            "at_minima": model["at_minima"],
-        }
-        for name, model in results["models"].items()
-    }
-    (folder / "qm9.json").write_text(json.dumps(kept, indent=1) + "\n")
     _plot_errors(results, references, folder / "qm9_errors.png")
     _plot_refinement(results["models"][RELEASED]["refinement"], folder / "qm9_refinement.png")
     _plot_molecules(results["models"][RELEASED], references, folder / "qm9_structures.png")
     return text
 
 
-def _markdown(results: dict) -> str:
+def _summaries(model: dict) -> dict:
+    """What qm9.json keeps of one model: means of rows from the graph, means and medians of refinements."""
+    return {
+        "from_graph": {row: summary(records) for row, records in model["from_graph"].items()},
+        "refinement": {
+            row: {"mean": summary(records), "median": summary(records, np.median)}
+            for row, records in model["refinement"].items()
+        },
+        "at_minima": model["at_minima"],
+    }
+
+
+def _markdown(record: dict) -> str:
     lines = [
         "# QM9 benchmark",
         "",
-        f"{results['num_molecules']} molecules of the {results['split']} split (110,000 / 10,000 / the rest, "
+        f"{record['num_molecules']} molecules of the {record['split']} split (110,000 / 10,000 / the rest, "
         "dataset_scripts/qm9.py), drawn at random, without the 66 that stage 2 sees in the bundled data; structures "
         "and energies at B3LYP/6-31G(2df,p). Means over molecules, lengths in angstrom.",
         "",
         "## From the graph",
         "",
-        f"{results['num_from_graph']} of them, {results['num_samples']} samples a molecule; DDIM ends in mean shift. "
+        f"{record['num_from_graph']} of them, {record['num_samples']} samples a molecule; DDIM ends in mean shift. "
         "Published rows are on splits of the same sizes, of which no lists are to be had; means over their whole test "
         "sets. RDKit and PCBridge are told the stereo marks of the DFT structure; whether the published models were is "
         "not known here.",
         "",
     ]
     rows = dict(PUBLISHED)
-    for name, model in results["models"].items():
-        for row, records in model["from_graph"].items():
-            rows[f"{name}: {row}" if "PCBridge" in row else row] = summary(records)
+    for name, model in record["models"].items():
+        for row, means in model["from_graph"].items():
+            rows[f"{name}: {row}" if "PCBridge" in row else row] = means
     lines += [markdown_table(rows, _GRAPH_COLUMNS), "", "## Refinement of cheap structures", ""]
     lines += [
         '"Same conformer": the cheap method\'s minimum below the DFT structure. "From the graph": ETKDGv3, then the '
         "cheap method, whatever its conformer. RMSD counts all atoms with their labels. Means, then medians.",
         "",
     ]
-    for statistic in (np.mean, np.median):
+    for statistic in ("mean", "median"):
         rows = {}
-        for number, (name, model) in enumerate(results["models"].items()):
-            for row, records in model["refinement"].items():
+        for number, (name, model) in enumerate(record["models"].items()):
+            for row, found in model["refinement"].items():
                 is_start = not row.endswith("refined")
                 if not is_start or number == 0:  # the starts are the same for every model
-                    rows[row if is_start else f"{row}: {name}"] = summary(records, statistic)
+                    rows[row if is_start else f"{row}: {name}"] = found[statistic]
         lines += [markdown_table(dict(sorted(rows.items())), _REFINEMENT_COLUMNS), ""]
     lines += [
         "## At the DFT structures",
@@ -111,7 +122,7 @@ def _markdown(results: dict) -> str:
         "| | energy MAE (meV) | RMS force, zero in DFT (eV/angstrom) |",
         "|---|---|---|",
     ]
-    for name, model in results["models"].items():
+    for name, model in record["models"].items():
         found = model["at_minima"]
         lines.append(f"| {name} | {1000 * found['energy_mae']:.0f} | {found['force_left']:.2f} |")
     lines += [
@@ -120,10 +131,6 @@ def _markdown(results: dict) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _means_and_medians(records: Records) -> dict[str, dict[str, float]]:
-    return {"mean": summary(records), "median": summary(records, np.median)}
 
 
 def _plot_errors(results: dict, references: list[ReferenceMolecule], path: Path) -> None:

@@ -144,7 +144,13 @@ def test_benchmark_of_the_released_checkpoint(references, starts, tmp_path):
         "refinement": refinement_records,
         "at_minima": found | {"energy_mae": 0.01234},
     }
+    # Of another machine's model only qm9.json is here; of one measured on other molecules nothing stays.
+    elsewhere = {"from_graph": {}, "refinement": {}, "at_minima": {"energy_mae": 0.1, "force_left": 0.2}}
+    (tmp_path / "qm9.json").write_text(json.dumps(results | {"models": {"elsewhere": elsewhere}}))
     text = write_report(results | {"models": {RELEASED: measured}}, references, tmp_path)
+    assert "| elsewhere | 100 | 0.20 |" in text
+    text = write_report(results | {"num_samples": 3, "models": {RELEASED: measured}}, references, tmp_path)
+    assert "elsewhere" not in text
     assert "| GTMGC (published) | 0.264 | 0.470 | 0.367 |" in text and f"| {RELEASED} | 12 |" in text
     cell = f"{summary(graph_records['ETKDGv3'])['d_mae']:.3f}"
     assert f"| ETKDGv3 | {cell} |" in text
