@@ -16,7 +16,7 @@ from .loss_terms import denoising_term, label_terms, optimality_term, score_term
 from .losses import LossSettings
 from .model_hessian import quasi_newton_step
 from .pretrained_pcbridge import PCBridgePreTrainedModel
-from .sampling import METHODS, METHODS_FROM_POSITIONS, OnStep, least_steps, sample_structures
+from .sampling import METHODS, METHODS_FROM_POSITIONS, OnStep, check_num_steps, sample_structures
 from .structure_decoder import StructureDecoder
 
 # Length of the longest displacement of a molecule at most, in units of the preconditioning. Trained models: up to 5.
@@ -333,9 +333,9 @@ class PCBridgeModel(PCBridgePreTrainedModel):
                 `config.refinement_timestep` to the given `positions` and integrates back, which keeps the conformer;
                 "mean_shift" denoises the given `positions` again and again without noise, which keeps it better.
             num_inference_steps: model evaluations of "ddim" and "mean_shift" and, at most, of "refine"; up to
-                `config.num_train_timesteps`, T. Time steps go down to 1 with a stride of T // num_inference_steps, so
-                few steps (below 10), and between T / 2 and T, begin "ddim" at less than T; one step would begin at 1
-                and is refused for "ddim" and "refine".
+                `config.num_train_timesteps`, T. The time steps of "ddim" are 1 and every T // num_inference_steps-th
+                after it: divisors of T use the whole range, 2 or 3 steps begin well below T, and numbers that would
+                leave out a quarter of it are refused.
             num_samples: structures a molecule.
             eta: share of fresh noise in each reverse step: 0 is the deterministic sampler of Eq. 3, 1 the ancestral
                 one, which corrects errors of earlier steps.
@@ -371,12 +371,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             ("relaxation_steps", relaxation_steps, 0),
         ):
             _check_whole(name, number, at_least)
-        least = least_steps(method)
-        if not least <= num_inference_steps <= self.config.num_train_timesteps:
-            raise ValueError(
-                f"num_inference_steps of {method} must lie in {least}..{self.config.num_train_timesteps}, not "
-                f"{num_inference_steps}"
-            )
+        check_num_steps(method, num_inference_steps, self.config.num_train_timesteps)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must lie in 0..1, not {eta}")
         if not (generator is None or isinstance(generator, torch.Generator)):

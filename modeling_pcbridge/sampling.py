@@ -16,9 +16,25 @@ METHODS = ("ddim", "denoising", *METHODS_FROM_POSITIONS)
 OnStep = Callable[[Tensor, int, Tensor], None]
 
 
-def least_steps(method: str) -> int:
-    """The fewest `num_inference_steps`: one step of a reverse process from noise would begin at time 1."""
-    return 2 if method in ("ddim", "refine") else 1
+def check_num_steps(method: str, num_steps: int, num_timesteps: int) -> None:
+    """Whether `method` can do with `num_steps` model evaluations over `num_timesteps` time steps.
+
+    Raises:
+        ValueError: too few or too many, or "ddim" would begin far from noise: its time steps, 1 and then every
+            `num_timesteps // num_steps`-th, leave out the noisiest ones that the division leaves over.
+    """
+    # One step of a reverse process from noise would begin at time 1.
+    least = 2 if method in ("ddim", "refine") else 1
+    if not least <= num_steps <= num_timesteps:
+        hint = "; one evaluation of noise is method denoising" if method == "ddim" and num_steps == 1 else ""
+        raise ValueError(f"num_inference_steps of {method} must lie in {least}..{num_timesteps}, not {num_steps}{hint}")
+    stride = num_timesteps // num_steps
+    left_out = num_timesteps - num_steps * stride
+    if method == "ddim" and left_out > num_timesteps / 4:
+        raise ValueError(
+            f"num_inference_steps of ddim {num_steps} would leave out the noisiest {left_out} of {num_timesteps} time "
+            f"steps; take {num_timesteps // (stride + 1)} or {num_timesteps // stride}"
+        )
 
 
 def sample_structures(

@@ -19,6 +19,7 @@ from .modeling_pcbridge import PCBridgeModel
 from .pipeline_pcbridge import PCBridgePipeline
 from .processing_pcbridge import PCBridgeProcessor
 from .report import plot_losses
+from .sampling import check_num_steps
 from .training_config import StageConfig, TrainingConfig
 from .training_data import elements_of, load_sources, reference_energies_of, sample_rows
 from .training_loop import train_stage
@@ -49,6 +50,8 @@ def run(config: TrainingConfig) -> dict:
     accelerator.wait_for_everyone()
 
     model = initial_model(config)
+    if config.evaluation is not None:  # an evaluation that cannot be done is told before hours of training
+        check_num_steps("ddim", config.evaluation.num_inference_steps, model.config.num_train_timesteps)
     histories: dict[str, list[dict]] = {}
     models: dict[str, Path] = {}
     stages: dict[str, StageConfig] = {}

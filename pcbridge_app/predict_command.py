@@ -106,16 +106,16 @@ def _load(arguments: argparse.Namespace, input_format: str, error) -> tuple:
 
 
 def _check_numbers(arguments: argparse.Namespace, num_timesteps: int, error) -> None:
-    from modeling_pcbridge.sampling import least_steps
+    from modeling_pcbridge.sampling import check_num_steps
 
     if not -(2**63) <= arguments.seed < 2**63:
         error(f"--seed must fit into 64 bits, which {arguments.seed} does not")
     if arguments.mean_shift_steps < 0:
         error(f"--mean-shift-steps must not be negative, but is {arguments.mean_shift_steps}")
-    if arguments.steps < least_steps(arguments.method):
-        error(f"--method {arguments.method} needs at least 2 --steps; one evaluation of noise is --method denoising")
-    if arguments.steps > num_timesteps:
-        error(f"--steps must lie in 1..{num_timesteps}, not {arguments.steps}")
+    try:
+        check_num_steps(arguments.method, arguments.steps, num_timesteps)
+    except ValueError as problem:
+        error(f"--steps: {problem}")
 
 
 def _write_failures(failures: list, path: str) -> None:

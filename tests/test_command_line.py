@@ -192,7 +192,7 @@ def test_same_seed_same_file_whatever_the_batches(smiles_file, tmp_path):
         (["in.smi", "--seed", "9" * 30], "--seed must fit into 64 bits"),
         (["in.smi", "--device", "gpu"], "--device gpu"),
         (["in.smi", "--output", "empty_folder", "--output-format", "sdf"], "empty_folder is a folder"),
-        (["in.smi", "--steps", "2000"], "--steps must lie in 1..1000"),
+        (["in.smi", "--steps", "2000"], "--steps: num_inference_steps of ddim must lie in 2..1000"),
         (["in.smi", "--output", "a.sdf", "--failures", "./a.sdf"], "must be different files"),
         (["in.smi", "--failures", "in.smi"], "must be different files"),
         (["in.smi", "--device", "cuda:99"], "--device cuda:99: "),

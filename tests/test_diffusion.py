@@ -111,6 +111,7 @@ def test_bad_requests_name_the_argument(model, graph):
         ({"num_inference_steps": 1001}, "num_inference_steps"),
         ({"generator": 0}, "generator must be one"),
         ({"num_inference_steps": 1}, "num_inference_steps of ddim must lie in 2..1000"),
+        ({"num_inference_steps": 600}, "leave out the noisiest 400 of 1000 time steps; take 500 or 1000"),
     ):
         with pytest.raises(ValueError, match=word):
             model.predict_structure(**graph, **arguments)

@@ -281,6 +281,7 @@ def test_multi_task_baseline_has_no_consistency_and_as_much_weight_on_structures
         ("--mixed_precision=fp16", "train_accelerate.py: fp16 needs a GPU"),
         ("--preset=huge", "train_accelerate.py: .*huge"),
         ("--init_from=./nowhere", "train_accelerate.py: (?s:.*)./nowhere"),
+        ("--evaluation.num_inference_steps=600", "train_accelerate.py: .* take 500 or 1000"),
     ],
 )
 def test_the_script_ends_with_a_sentence(wrong, reason, tmp_path, monkeypatch, fresh_accelerate):
