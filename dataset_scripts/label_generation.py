@@ -18,6 +18,7 @@ Several workers need the `cluster` extra; `--scheduler tcp://host:8786` uses the
 import argparse
 import importlib
 import json
+import logging
 import os
 import random
 from collections import Counter
@@ -30,7 +31,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from dataset_scripts.labelling import GEOMETRIES, LEVELS, find_level, label
+from dataset_scripts.labelling import GEOMETRIES, LEVELS, Level, empty_line, find_level, fingerprint, label
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sdf import read_sdf
 from dataset_scripts.tables import read_smiles
@@ -40,6 +41,8 @@ try:
 except ImportError as error:
     raise ImportError("label generation needs Linux or macOS: it locks its output with fcntl") from error
 
+
+logger = logging.getLogger(__name__)
 
 _TASKS_IN_FLIGHT = 1000
 
@@ -91,7 +94,7 @@ def label_all(
         def submit(count: int) -> None:
             for molecule, geometry in islice(tasks, count):
                 future = client.submit(label, molecule, geometry, level_name, pure=False)
-                running[future] = {"molecule_id": molecule["molecule_id"], "geometry": geometry, "level": level_name}
+                running[future] = empty_line(molecule, geometry, level_name)
                 completed.add(future)
 
         submit(_TASKS_IN_FLIGHT)
@@ -139,7 +142,8 @@ def generate(
     """The command (see its options): append the missing lines to `output`, and count the new ones by error or "done".
 
     Raises:
-        ValueError: bad input, an output of another level or one that another process is writing to.
+        ValueError: bad input, an output of another level or of other molecules, or one that another process is writing
+            to.
     """
     for option, value in (("workers", workers), ("max_molecules", max_molecules)):
         if value is not None and value < 1:
@@ -153,14 +157,21 @@ def generate(
     repeated = [name for name, count in Counter(m["molecule_id"] for m in molecules).items() if count > 1]
     if repeated:
         raise ValueError(f"molecule_id {repeated[0]!r} is there more than once in the input")
-    # In a random order, so that what is there at any time is a fair sample; without rows that have their label already.
+    # In a random order, so that what is there at any time is a fair sample.
     random.Random(0).shuffle(molecules)
-    if geometries != ["minimum"]:
-        molecules = [m for m in molecules if m.get("energy_level_of_theory") != functions.level_of_theory]
-    tasks = [(molecule, geometry) for molecule in molecules[:max_molecules] for geometry in geometries]
+    tasks_of = [[(m, g) for g in geometries if not _is_labelled(m, g, functions)] for m in molecules]
+    if num_labelled := len(geometries) * len(molecules) - sum(map(len, tasks_of)):
+        logger.warning("%d structures of the input are labelled at %s already", num_labelled, functions.level_of_theory)
+    tasks = [task for tasks in list(filter(None, tasks_of))[:max_molecules] for task in tasks]
 
     with output.open("a+b") as file:
         done = _finished_tasks(file, level, retry_failed)
+        for molecule, geometry in tasks:
+            if done.get((molecule["molecule_id"], geometry)) not in (None, fingerprint(molecule)):
+                raise ValueError(
+                    f"{output} holds labels of another molecule {molecule['molecule_id']!r} than the input's; give "
+                    "another --output, or the molecules names of their own"
+                )
         tasks = [(m, geometry) for m, geometry in tasks if (m["molecule_id"], geometry) not in done]
         lines = label_all(tasks, level, workers, scheduler)
         new: Counter[str] = Counter()
@@ -173,8 +184,12 @@ def generate(
     return new
 
 
-def _finished_tasks(file: BinaryIO, level: str, retry_failed: bool) -> set[tuple[str, str]]:
-    """Make the open output ours and whole; the molecules and geometries that need no new line."""
+def _is_labelled(molecule: dict, geometry: str, level: Level) -> bool:
+    return geometry == "given" and molecule.get("energy_level_of_theory") == level.level_of_theory
+
+
+def _finished_tasks(file: BinaryIO, level: str, retry_failed: bool) -> dict[tuple[str, str], str | None]:
+    """Make the open output ours and whole; the fingerprints of molecules and geometries that need no new line."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -184,7 +199,8 @@ def _finished_tasks(file: BinaryIO, level: str, retry_failed: bool) -> set[tuple
     lines = read_lines(Path(file.name))
     if others := {line["level"] for line in lines} - {level}:
         raise ValueError(f"{file.name} holds labels of level {others.pop()}; give another --output")
-    return {(ln["molecule_id"], ln["geometry"]) for ln in lines if not (retry_failed and "error" in ln)}
+    kept = [line for line in lines if not (retry_failed and "error" in line)]
+    return {(line["molecule_id"], line["geometry"]): line.get("input") for line in kept}
 
 
 def main() -> None:

@@ -5,6 +5,7 @@
 
 import hashlib
 import importlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -129,9 +130,21 @@ def displaced(positions: np.ndarray, molecule_id: str) -> np.ndarray:
     return positions + rng.normal(size=positions.shape) * rng.choice(DISPLACEMENTS)
 
 
+def fingerprint(molecule: dict) -> str:
+    """What a label is of, whatever the molecule is called: its SMILES or mol block, and its structure if it has one."""
+    content = [molecule.get(key) for key in ("smiles", "mol_block", "positions")]
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+
+
+def empty_line(molecule: dict, geometry: str, level_name: str) -> dict:
+    """What an output line says of its task, beside the labels or the error."""
+    task = {"molecule_id": molecule["molecule_id"], "geometry": geometry, "level": level_name}
+    return task | {"input": fingerprint(molecule)}
+
+
 def label(molecule: dict, geometry: str, level_name: str) -> dict:
     """One output line for one molecule and geometry; on failure it has an `error` in place of the labels."""
-    line = {"molecule_id": molecule["molecule_id"], "geometry": geometry, "level": level_name}
+    line = empty_line(molecule, geometry, level_name)
     try:
         with rdBase.BlockLogs():
             return line | _labelled_row(molecule, geometry, find_level(level_name))

@@ -4,11 +4,12 @@
 
 Angstrom, eV and eV/angstrom. What a record holds:
 
-- .sdf: graph and structure with explicit hydrogens; no labels.
+- .sdf: graph and structure with explicit hydrogens; no labels, data fields are not read.
 - .xyz, .extxyz: structure, energy and forces as ASE reads them; `charge` and `smiles` of the comment line, if given.
 - .parquet, .csv: `smiles` and `positions`, and if given `atomic_numbers`, `energy`, `forces`, `molecule_id`,
   `equilibrium_level_of_theory`, `energy_level_of_theory`. Without `atomic_numbers` the atoms are in the order of
-  `molecular_graph.mol_from_smiles`: the map numbers, or RDKit's AddHs. In CSV, lists are JSON.
+  `molecular_graph.mol_from_smiles`: the map numbers, or RDKit's AddHs. In CSV, lists are JSON. An empty
+  `equilibrium_level_of_theory` says that the structure is no minimum.
 - .jsonl: such a record a line. Lines of `label_generation` that failed are counted.
 
 With `mapped_smiles` beside `smiles`, as label_generation has it, the atoms are in the order of its map numbers.
@@ -88,7 +89,7 @@ def _parse(record: tuple[str, str, Any], levels: dict[str, str | None]) -> dict:
             parts = parse(name, content)
             for key, level in levels.items():
                 if level is not None and parts.get(key, level) != level:
-                    raise BadRowError(name, f"its {key} is {parts[key]}, but {level} was stated for all")
+                    raise BadRowError(name, f"its {key} is {parts[key] or 'empty'}, but {level} was stated for all")
             return make_row(**{"molecule_id": name} | levels | parts)
         except ExcludedRowError as error:  # in one's own data it is a mistake
             raise BadRowError(error.item, error.reason, error.detail) from error
@@ -111,8 +112,9 @@ def _check_names(name: str, labels: dict, others: dict) -> None:
 
 def _from_frame(name: str, frame: str) -> dict:
     atoms = atoms_of_frame(name, frame)
-    labels = {label: atoms.calc.results.get(label) if atoms.calc else None for label in _LABELS}
-    _check_names(name, labels, atoms.info | atoms.arrays)
+    results = {} if atoms.calc is None else atoms.calc.results
+    labels = {label: results.get(label) for label in _LABELS}
+    _check_names(name, labels, atoms.info | atoms.arrays | results)
     numbers, positions = atoms.numbers.tolist(), atoms.positions
     if smiles := text_of_frame(frame, "smiles"):
         mol = mol_of_smiles_in_order(name, smiles, numbers, positions)
@@ -140,6 +142,8 @@ def _from_table(name: str, record: dict) -> dict:
     else:
         mol = mol_of_smiles_in_order(name, record["smiles"], numbers, positions)
     levels = {key: record[key] for key in _LEVELS if record.get(key)}
+    if "equilibrium_level_of_theory" in record:  # where it is empty, the record says that this is no minimum
+        levels["equilibrium_level_of_theory"] = record["equilibrium_level_of_theory"] or None
     molecule_id = record.get("molecule_id")
     molecule_id = name if molecule_id in (None, "") else str(molecule_id)
     return {"molecule_id": molecule_id, "mol": mol, "positions": positions, **labels, **levels}

@@ -123,10 +123,14 @@ def _fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
+_KEY_COLUMNS = ["molecule_id", "positions", "energy_level_of_theory"]
+
+
 def _key(row: dict) -> bytes:
-    """What tells rows apart: one molecule may come in several structures."""
+    """What tells rows apart: a molecule may come in several structures, and these with labels at several levels."""
     positions = np.asarray(row["positions"], dtype=np.float32)
-    return hashlib.blake2b(row["molecule_id"].encode() + positions.tobytes(), digest_size=16).digest()
+    name = f"{row['molecule_id']}\0{row['energy_level_of_theory']}\0"
+    return hashlib.blake2b(name.encode() + positions.tobytes(), digest_size=16).digest()
 
 
 def _pass_over(records: Iterator, shards: dict[str, Path], settings: dict, seen: set[bytes]) -> int:
@@ -137,7 +141,7 @@ def _pass_over(records: Iterator, shards: dict[str, Path], settings: dict, seen:
         changes = ", ".join(f"{key} {before.get(key)}, not {settings[key]}" for key in changed)
         raise ValueError(f"{shards['train']} was made with {changes}; give another output folder, or remove it")
     for shard in shards.values():
-        seen.update(map(_key, pq.read_table(shard, columns=["molecule_id", "positions"]).to_pylist()))
+        seen.update(map(_key, pq.read_table(shard, columns=_KEY_COLUMNS).to_pylist()))
     deque(rows_of_records(records, lambda record: record, settings["on_error"], Counter()), maxlen=0)
     return metadata["records"]
 
@@ -155,7 +159,7 @@ def _write_block(
     rows: dict[str, list[dict]] = {split: [] for split in SPLITS}
     for row in rows_of_records(records, source.parse, settings["on_error"], skipped):
         if (key := _key(row)) in seen:
-            skipped["duplicated molecule_id and structure"] += 1
+            skipped["duplicated molecule_id, structure and level"] += 1
             continue
         seen.add(key)
         rows[split_of_row(row)].append(row)

@@ -34,7 +34,7 @@ def read_hub_shard(path: Path) -> Iterator[tuple[str, bytes]]:
         BadRowError: the shard ends inside the array, or is laid out differently.
     """
     record = bytearray()
-    number = 0
+    number, line = 0, b""
     with path.open("rb") as file:
         for line in file:
             if line.startswith(b"    }"):

@@ -21,7 +21,14 @@ ReferenceEnergies = dict[int, float]
 # Molecules at two levels of theory that make it worth to fit their difference alone.
 _MIN_SHARED = 100
 
-_COLUMNS = ["molecule_id", "atomic_numbers", "energy", "energy_level_of_theory", "equilibrium_level_of_theory"]
+_COLUMNS = [
+    "molecule_id",
+    "smiles",
+    "atomic_numbers",
+    "energy",
+    "energy_level_of_theory",
+    "equilibrium_level_of_theory",
+]
 
 
 def fit_reference_energies(atomic_numbers: Sequence[Sequence[int]], energies: Sequence[float]) -> ReferenceEnergies:
@@ -60,7 +67,8 @@ def fit_to_files(paths: Sequence[Path], level_of_theory: str, max_rows: int = 10
     A level without minima has none, with a warning: the strain of other structures, 2.8 eV a molecule in the bundled
     displaced ones, would be taken for a property of the elements. References at another level than `level_of_theory`
     are fitted to the difference to it, where the files have at least `_MIN_SHARED` minima of the same molecules at
-    both: references of different molecules differ by what binds those.
+    both: references of different molecules differ by what binds those. Elements that these do not have then have no
+    reference at that level, with a warning.
     """
     rows: dict[str, list[dict]] = defaultdict(list)
     strides: dict[str, int] = defaultdict(lambda: 1)
@@ -81,7 +89,17 @@ def fit_to_files(paths: Sequence[Path], level_of_theory: str, max_rows: int = 10
         differences = _differences(rows[name], paths, level_of_theory)
         if len(differences) >= _MIN_SHARED:
             shifts = fit_reference_energies(*zip(*differences, strict=True))
-            references[name] = {z: references[level_of_theory][z] - shift for z, shift in shifts.items()}
+            shared = shifts.keys() & references[level_of_theory].keys()
+            if missing := sorted(references[name].keys() - shared):
+                logger.warning(
+                    "atomic numbers %s are in no molecule that is there both at %s and at %s, so energies at %s of "
+                    "molecules with them count as absent",
+                    missing,
+                    name,
+                    level_of_theory,
+                    name,
+                )
+            references[name] = {z: references[level_of_theory][z] - shifts[z] for z in sorted(shared)}
     return references
 
 
@@ -90,15 +108,17 @@ def _differences(minima: list[dict], paths: Iterable[Path], level_of_theory: str
 
     The two minima are not the same structure; what is gained by relaxing from one to the other is left in, .1 eV.
     """
-    others = {row["molecule_id"]: row for row in minima}
+    # By SMILES too: names such as "train_000001" stand for different molecules in different folders.
+    others = {(row["molecule_id"], row["smiles"]): row for row in minima}
     found = []
     for path in paths:
         if not others:
             break
         at_level = (pc.field("energy_level_of_theory") == level_of_theory) & pc.field("energy").is_valid()
-        at_level &= pc.field("equilibrium_level_of_theory").is_valid() & pc.field("molecule_id").isin(list(others))
+        at_level &= pc.field("equilibrium_level_of_theory").is_valid()
+        at_level &= pc.field("molecule_id").isin([molecule_id for molecule_id, _ in others])
         for row in pq.read_table(path, columns=_COLUMNS, filters=at_level).to_pylist():
-            other = others.pop(row["molecule_id"], None)  # each molecule counts once
+            other = others.pop((row["molecule_id"], row["smiles"]), None)  # each molecule counts once
             if other is not None:
                 found.append((row["atomic_numbers"], row["energy"] - other["energy"]))
     return found

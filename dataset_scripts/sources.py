@@ -1,5 +1,6 @@
 """All data sources by name, and streaming their rows straight from the original files."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from dataset_scripts import pcqm4mv2, pubchemqc, qm9, spice
 from dataset_scripts.bad_rows import OnError, rows_of_records
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.tables import read_csv, read_parquet
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ SOURCES = {source.name: source for source in _SOURCES}
 def stream_source(source: Source, inputs: list[Path], on_error: OnError = "raise") -> IterableDataset:
     """The rows of original files, in file order, as they are read.
 
-    For a first look, and for sets that are read once. Training wants shuffled rows and a quick resume: materialise
+    For a first look, and for sets that are read once; repeated records come repeatedly, and what was left out is
+    counted in a log message at the end. Training wants shuffled rows and a quick resume: materialise
     with `dataset_scripts.prepare` and use `dataset_scripts.streaming`.
 
     Raises:
@@ -65,5 +69,8 @@ def stream_source(source: Source, inputs: list[Path], on_error: OnError = "raise
 
 
 def _rows(inputs: list[Path], source: Source, on_error: OnError) -> Iterator[dict]:
+    skipped: Counter[str] = Counter()
     for path in inputs:
-        yield from rows_of_records(source.read(path), source.parse, on_error, Counter())
+        yield from rows_of_records(source.read(path), source.parse, on_error, skipped)
+    for reason, count in skipped.most_common():
+        logger.warning("%s: left out %d records: %s", source.name, count, reason)

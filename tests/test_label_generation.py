@@ -149,6 +149,20 @@ def test_failures_are_recorded_and_tried_again_only_when_asked(tmp_path, springs
     assert rows[0]["energy_level_of_theory"] == "springs" and rows[0]["equilibrium_level_of_theory"] is None
 
 
+def test_only_labels_that_are_there_are_left_out_and_other_molecules_are_refused(tmp_path, springs, caplog):
+    molecules, given, more = _write(tmp_path / "a.smi", "CCO\nO\n"), tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    assert generate(springs, [molecules], given) == {"done": 2}
+    assert not generate(springs, [given], more)
+    assert "2 structures of the input are labelled at springs already" in caplog.text
+    assert generate(springs, [given], more, geometries=["given", "displaced"], max_molecules=1) == {"done": 1}
+    assert generate(springs, [given], more, geometries=["given", "displaced"]) == {"done": 1}
+    assert {key[1] for key in _keys(more)} == {"displaced"}
+    # Molecules without names are numbered: another file of that name has others.
+    _write(molecules, "CCO\nN\n")
+    with pytest.raises(ValueError, match="holds labels of another molecule 'a_000002' than the input's"):
+        generate(springs, [molecules], given)
+
+
 def test_lines_become_training_data(tmp_path, springs):
     """What was generated is prepared as it is: failures counted, both geometries kept, a cut line named."""
     molecules, output = _write(tmp_path / "a.smi", "CF f\nC[C@H](N)O o\n[OH-] h\n"), tmp_path / "a.JSONL"

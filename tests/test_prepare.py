@@ -189,10 +189,24 @@ def test_of_duplicated_ids_the_first_is_kept(archive, tmp_path):
     rewrite(archive, lambda members: [*members, members[2], *members[:2]])
     for _ in range(2):  # and the same when the earlier blocks are passed over
         summary = prepare(QM9, [archive], tmp_path / "out", records_per_shard=6)
-        assert summary["skipped"] == {"duplicated molecule_id and structure": 3} and sum(summary["rows"].values()) == 10
+        assert (
+            summary["skipped"] == {"duplicated molecule_id, structure and level": 3}
+            and sum(summary["rows"].values()) == 10
+        )
         (tmp_path / "out" / "train" / "qm9_first10.tar.bz2-00002.parquet").unlink()
     counts = Counter(row["molecule_id"] for row in all_rows(tmp_path / "out"))
     assert set(counts.values()) == {1}
+
+
+def test_one_structure_with_labels_at_two_levels_is_two_rows(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    record = {"molecule_id": "w", "smiles": "O", "positions": [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]]}
+    levels = [{"energy": e, "energy_level_of_theory": name} for e, name in ((-2079.0, "PBE"), (-2080.0, "B3LYP"))]
+    path.write_text("".join(json.dumps(record | level) + "\n" for level in (*levels, levels[0])))
+    for _ in range(2):
+        summary = prepare(own_source(), [path], tmp_path / "out", split="train", records_per_shard=2)
+        assert summary["rows"]["train"] == 2 and summary["skipped"].popitem()[1] == 1
+        (tmp_path / "out" / "train" / "mine.jsonl-00001.parquet").unlink()
 
 
 def test_own_data_in_several_conformations_and_another_run_with_other_levels(tmp_path):
@@ -204,7 +218,7 @@ def test_own_data_in_several_conformations_and_another_run_with_other_levels(tmp
     pq.write_table(pa.Table.from_pylist([record, bent, record]), path, **plain)
     source = own_source(energy_level_of_theory="PBE")
     summary = prepare(source, [path], tmp_path / "out", split="train", records_per_shard=1)
-    assert summary["rows"]["train"] == 2 and summary["skipped"] == {"duplicated molecule_id and structure": 1}
+    assert summary["rows"]["train"] == 2 and summary["skipped"] == {"duplicated molecule_id, structure and level": 1}
     assert prepare(source, [path], tmp_path / "out", split="train", records_per_shard=1) == summary
     for row in all_rows(tmp_path / "out"):
         assert row["molecule_id"] == "0" and row["energy_level_of_theory"] == "PBE"

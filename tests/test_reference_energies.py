@@ -1,6 +1,8 @@
 """Energies of different levels of theory agree once the references of the elements are exchanged."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dataset_scripts.bundled import load_bundled, parquet_path
@@ -55,6 +57,39 @@ def test_forces_stay_and_unknown_elements_make_the_energy_absent():
     assert at_level_of_theory(row, "c", references)["energy"] is None
     with pytest.raises(ValueError, match="no energy"):
         fit_reference_energies([], [])
+
+
+def _minimum(molecule_id: str, smiles: str, atomic_numbers: list[int], energy: float, level: str) -> dict:
+    names = {"molecule_id": molecule_id, "smiles": smiles, "atomic_numbers": atomic_numbers}
+    return names | {"energy": energy, "energy_level_of_theory": level, "equilibrium_level_of_theory": level}
+
+
+def test_the_difference_of_levels_is_of_the_same_molecules_only(tmp_path, caplog):
+    """b is a but for a constant an atom. Names that two folders share do not make two molecules one."""
+    constants = {1: -1.0, 6: 2.0, 9: 5.0, 17: 7.0}
+    alkane = {n: [6] * n + [1] * (2 * n + 2) for n in range(1, 200)}
+
+    def row(number: int, n: int, level: str, halogen: int | None = None) -> dict:
+        atoms = alkane[n] if halogen is None else [*alkane[n][:-1], halogen]
+        energy = -10.0 * len(atoms) - n**1.5  # with what no constants of the elements describe
+        energy += sum(constants[z] for z in atoms) if level == "b" else 0.0
+        return _minimum(f"train_{number}", f"{'C' * n}{halogen or ''}", atoms, energy, level)
+
+    in_a = [row(n, n, "a") for n in range(1, 150)] + [row(n, n, "a", halogen=9) for n in range(150, 160)]
+    in_b = [row(n, 150 - n, "b") for n in range(1, 150)] + [row(n, n, "b", halogen=17) for n in range(150, 160)]
+    for name, rows in (("a", in_a), ("b", in_b)):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    # No molecule is there twice by name and SMILES but one, so each level has its own fit, chlorine included.
+    assert fit_to_files(paths, "a")["b"].keys() == {1, 6, 17} and not caplog.records
+    in_b = [row(n, n, "b") for n in range(1, 150)] + in_b[149:]
+    pq.write_table(pa.Table.from_pylist(in_b), tmp_path / "b.parquet")
+    references = fit_to_files(paths, "a")
+    shifted = at_level_of_theory(in_b[5], "a", references)
+    assert shifted["energy"] == pytest.approx(in_a[5]["energy"], abs=1e-6)
+    # Of chlorine only b is known.
+    assert at_level_of_theory(in_b[-1], "a", references)["energy"] is None
+    assert "atomic numbers [17] are in no molecule" in caplog.text
 
 
 def test_files_without_energies_and_where_rows_are_cut_change_nothing(tmp_path):

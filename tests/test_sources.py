@@ -118,9 +118,10 @@ def test_pubchemqc_hub_shard_with_nan_and_a_damaged_record(tmp_path, rows):
     path.write_text(text[: -len(text) // 3])
     with pytest.raises(BadRowError, match="cut short"):
         list(SOURCES["pubchemqc_b3lyp_hub"].read(path))
-    path.write_text(json.dumps(records))
-    with pytest.raises(BadRowError, match="cut short"):
-        list(SOURCES["pubchemqc_b3lyp_hub"].read(path))
+    for cut in (json.dumps(records), ""):
+        path.write_text(cut)
+        with pytest.raises(BadRowError, match="cut short"):
+            list(SOURCES["pubchemqc_b3lyp_hub"].read(path))
 
 
 @pytest.mark.parametrize(
@@ -320,11 +321,19 @@ def test_mistakes_in_own_data_are_named(tmp_path):
         list(stream_source(own_source(energy_level_of_theory=PM6), [path]))
     [row] = stream_source(own_source(), [path])
     assert row["energy"] == -2000 and row["energy_level_of_theory"] == B3LYP_6_31GD
+    path.write_text(f'smiles,positions,equilibrium_level_of_theory\nO,"{water}",\n')
+    with pytest.raises(BadRowError, match="its equilibrium_level_of_theory is empty, but PM6 was stated"):
+        list(stream_source(own_source(equilibrium_level_of_theory=PM6), [path]))
+    [row] = stream_source(own_source(), [path])
+    assert row["equilibrium_level_of_theory"] is None
     with pytest.raises(ValueError, match="not one of"):
         list(stream_source(own_source(), [tmp_path / "mine.mol2"]))
     frame = tmp_path / "mine.xyz"
     frame.write_text("3\nProperties=species:S:1:pos:R:3 REF_energy=-1.0\nO 0 0 0\nH .96 0 0\nH -.24 .93 0\n")
     with pytest.raises(BadRowError, match="labels under names that are not read: REF_energy"):
+        list(stream_source(own_source(energy_level_of_theory=PM6), [frame]))
+    frame.write_text(frame.read_text().replace("REF_energy", "free_energy"))
+    with pytest.raises(BadRowError, match="labels under names that are not read: free_energy"):
         list(stream_source(own_source(energy_level_of_theory=PM6), [frame]))
     atoms = "".join(f"{atom} 0 0 1\n" for atom in ("O 0 0 0", "H .96 0 0", "H -.24 .93 0"))
     frame.write_text(f"3\nProperties=species:S:1:pos:R:3:dft_forces:R:3 energy=-1.0\n{atoms}")
