@@ -22,6 +22,7 @@ from experiments.dft_check import DFT, Structures, compute, whole_molecules
 from experiments.qm9_benchmark import DATA, RESULTS, ROOT, RUN
 from experiments.qm9_evaluation import refine
 from experiments.qm9_molecules import MMFF, PM6, SAME_CONFORMER, cheap_structures, load_molecules
+from experiments.statistics import compare
 from modeling_pcbridge import PCBridgeModel
 
 CHECKPOINT = ROOT / "checkpoints" / "qm9"
@@ -90,6 +91,14 @@ def report() -> str:
         text.append(
             f"| {title} | {np.mean(above):.4f} | {np.median(above):.4f} | {np.mean(forces):.3f} | {mean_steps} |"
         )
+    if len(steps) > 1:
+        by_start = {t: [found[t]["steps"] for found in steps.values()] for t in next(iter(steps.values()))}
+        saved = {t: compare(by_start[t], by_start[f"{t}, refined"]) for t in by_start if f"{t}, refined" in by_start}
+        effects = [
+            f"{title} {x.difference:+.1f} (95% {x.low:+.1f} to {x.high:+.1f}, p = {x.p_value:.2g})"
+            for title, x in saved.items()
+        ]
+        text += ["", f"Steps after refinement minus before, paired over molecules: {'; '.join(effects)}."]
     return "\n".join([*text, ""])
 
 

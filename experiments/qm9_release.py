@@ -30,7 +30,7 @@ def card(record: dict) -> ModelCard:
         "at DFT structures: RMS force, which should be zero (eV/angstrom)": measured["at_minima"]["force_left"],
     }
     for title, row in (("one sample", DDIM), ("most central of 10 samples", central(DDIM))):
-        metrics = measured["from_graph"][row]
+        metrics = measured["from_graph"][row]["mean"]
         values |= {
             f"from the graph, {title}: D-MAE (angstrom)": metrics["d_mae"],
             f"from the graph, {title}: heavy-atom RMSD (angstrom)": metrics["heavy_rmsd_mean"],

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from scipy.stats import sem
 
 from experiments.qm9_evaluation import DDIM, MMFF_REFINED, MMFF_SAMPLES, Records, central, summary
 from experiments.qm9_molecules import STARTS
 from modeling_pcbridge.reference_structures import ReferenceMolecule
-from modeling_pcbridge.report import markdown_table, plot_structures
+from modeling_pcbridge.report import format_value, markdown_table, plot_structures
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -37,6 +38,8 @@ _REFINEMENT_COLUMNS = (
     ("bond_length_error", "bond error", 4),
     ("bond_angle_error", "angle error (deg)", 2),
 )
+# How much the mean of another draw of molecules would differ.
+_WITH_STANDARD_ERROR = ("d_mae", "d_rmse", "heavy_rmsd_mean")
 _PLOTTED = (MMFF_SAMPLES, central(MMFF_SAMPLES), DDIM, central(DDIM), central(MMFF_REFINED))
 _NUM_PICTURES = 10
 # Stage 1, trained longer, and longer still.
@@ -71,15 +74,33 @@ def write_report(results: dict, references: list[ReferenceMolecule], folder: Pat
 
 
 def _summaries(model: dict) -> dict:
-    """What qm9.json keeps of one model: means of rows from the graph, means and medians of refinements."""
+    """What qm9.json keeps of one model: by row the number of molecules, means, and what tells how sure these are."""
     return {
-        "from_graph": {row: summary(records) for row, records in model["from_graph"].items()},
+        "from_graph": {
+            row: {
+                "molecules": len(records),
+                "mean": summary(records),
+                "standard_error": {key: summary(records, sem)[key] for key in _WITH_STANDARD_ERROR},
+            }
+            for row, records in model["from_graph"].items()
+        },
         "refinement": {
-            row: {"mean": summary(records), "median": summary(records, np.median)}
+            row: {"molecules": len(records), "mean": summary(records), "median": summary(records, np.median)}
             for row, records in model["refinement"].items()
         },
         "at_minima": model["at_minima"],
     }
+
+
+def _titled(row: str, found: dict, num_molecules: int) -> str:
+    """The name of a row, with the number of molecules where RDKit or MOPAC failed in some."""
+    molecules = found.get("molecules", num_molecules)
+    return row if molecules == num_molecules else f"{row} ({molecules} molecules)"
+
+
+def _with_error(value: tuple[float | None, float | None], decimals: int) -> str:
+    mean, error = value
+    return format_value(mean, decimals) + ("" if error is None else f" ± {error:.{decimals}f}")
 
 
 def _markdown(record: dict) -> str:
@@ -92,17 +113,21 @@ def _markdown(record: dict) -> str:
         "",
         "## From the graph",
         "",
-        f"{record['num_from_graph']} of them, {record['num_samples']} samples a molecule; DDIM ends in mean shift. "
+        f"{record['num_from_graph']} of them, {record['num_samples']} samples a molecule; DDIM ends in mean shift. ± "
+        "is the standard error over molecules, where it was kept. "
         "Published rows are on splits of the same sizes, of which no lists are to be had; means over their whole test "
         "sets. RDKit and PCBridge are told the stereo marks of the DFT structure; whether the published models were is "
         "not known here.",
         "",
     ]
-    rows = dict(PUBLISHED)
+    rows: dict[str, dict] = {name: {key: (x, None) for key, x in means.items()} for name, means in PUBLISHED.items()}
     for name, model in record["models"].items():
-        for row, means in model["from_graph"].items():
-            rows[f"{name}: {row}" if "PCBridge" in row else row] = means
-    lines += [markdown_table(rows, _GRAPH_COLUMNS), "", "## Refinement of cheap structures", ""]
+        for row, found in model["from_graph"].items():
+            title = _titled(f"{name}: {row}" if "PCBridge" in row else row, found, record["num_from_graph"])
+            errors = found.get("standard_error", {})
+            rows[title] = {key: (mean, errors.get(key)) for key, mean in found["mean"].items()}
+    rows = {title: {key: row.get(key, (None, None)) for key, _, _ in _GRAPH_COLUMNS} for title, row in rows.items()}
+    lines += [markdown_table(rows, _GRAPH_COLUMNS, _with_error), "", "## Refinement of cheap structures", ""]
     lines += [
         '"Same conformer": the cheap method\'s minimum below the DFT structure. "From the graph": ETKDGv3, then the '
         "cheap method, whatever its conformer. RMSD counts all atoms with their labels. Means, then medians.",
@@ -114,7 +139,8 @@ def _markdown(record: dict) -> str:
             for row, found in model["refinement"].items():
                 is_start = not row.endswith("refined")
                 if not is_start or number == 0:  # the starts are the same for every model
-                    rows[row if is_start else f"{row}: {name}"] = found[statistic]
+                    title = _titled(row if is_start else f"{row}: {name}", found, record["num_molecules"])
+                    rows[title] = found[statistic]
         lines += [markdown_table(dict(sorted(rows.items())), _REFINEMENT_COLUMNS), ""]
     lines += [
         "## At the DFT structures",

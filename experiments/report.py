@@ -22,6 +22,7 @@ from modeling_pcbridge.report import (
     markdown_table,
     plot_energy_scatter,
     plot_structures,
+    reference_rows,
 )
 from modeling_pcbridge.training_run import CONSISTENCY, MULTI_TASK
 
@@ -131,7 +132,7 @@ def only_molecules(results: dict, chosen: set[str]) -> dict:
         return summary
 
     if "heavy_rmsd_mean" in results["per_molecule"]:  # a classical reference
-        return means(results["per_molecule"])
+        return means(results["per_molecule"]) | {"failures": len(chosen) - len(rows)}
     return {name: means(results["per_molecule"][name]) for name in PREDICTION_NAMES}
 
 
@@ -289,7 +290,8 @@ def _structure_table(
         for name in kinds
         for model in models
     }
-    rows |= {name: {key: [values.get(key)] for key, _, _ in columns} for name, values in references.items()}
+    classical = reference_rows(references)
+    rows |= {title: {key: [values.get(key)] for key, _, _ in columns} for title, values in classical.items()}
     return markdown_table(rows, columns, _cell).splitlines()
 
 
