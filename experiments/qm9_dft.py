@@ -89,9 +89,7 @@ def report() -> str:
         forces = [np.square(found[title]["forces_ev_ang"]).mean() ** 0.5 for found in energies.values()]
         counted = [found[title]["steps"] for found in steps.values() if title in found]
         of_steps = f"{np.mean(counted):.1f} | {np.median(counted):.0f}" if counted else "- | -"
-        text.append(
-            f"| {title} | {np.mean(above):.4f} | {np.median(above):.4f} | {np.mean(forces):.3f} | {of_steps} |"
-        )
+        text.append(f"| {title} | {np.mean(above):.4f} | {np.median(above):.4f} | {np.mean(forces):.3f} | {of_steps} |")
     if len(steps) > 1:
         by_start = {t: [found[t]["steps"] for found in steps.values()] for t in next(iter(steps.values()))}
         saved = {t: compare(by_start[t], by_start[f"{t}, refined"]) for t in by_start if f"{t}, refined" in by_start}
