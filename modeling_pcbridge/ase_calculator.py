@@ -49,7 +49,7 @@ class PCBridgeCalculator(Calculator):
         self._graph: GraphBatch | None = None
         self._unchecked: Chem.Mol | None = None  # a molecule whose bonds no positions have been compared with
         if molecule is not None:
-            self._unchecked = mol_from_smiles(molecule) if isinstance(molecule, str) else Chem.Mol(molecule)
+            self._unchecked = mol_from_smiles(molecule) if isinstance(molecule, str) else Chem.AddHs(molecule)
             self._graph = self._graph_of(self._unchecked)
 
     def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:

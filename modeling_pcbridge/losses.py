@@ -207,8 +207,9 @@ def reduce_mean(losses: Tensor, mask: Tensor, count: Tensor | None = None) -> Te
 
 def align(positions: Tensor, reference: Tensor, atom_mask: Tensor) -> Tensor:
     """Rotate centred `positions` onto centred `reference` (Kabsch, proper rotations only); all (B, N, 3)."""
-    rotation = kabsch_rotation(positions, reference, atom_mask)
-    return positions @ rotation.mT.to(positions.dtype)
+    with torch.autocast(positions.device.type, enabled=False):  # a target in bfloat16 would be off by .01 angstrom
+        rotation = kabsch_rotation(positions, reference, atom_mask)
+        return positions @ rotation.mT.to(positions.dtype)
 
 
 def kabsch_rotation(positions: Tensor, reference: Tensor, atom_mask: Tensor) -> Tensor:

@@ -155,8 +155,9 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         """
         positions = centre(positions.to(self._geometry_dtype), graph.atom_mask)
         first = self.config.refinement_timestep
+        last = min(_LAST_MEAN_SHIFT_TIMESTEP, first)
         for step in range(num_steps):
-            falling = (_LAST_MEAN_SHIFT_TIMESTEP / first) ** (step / max(num_steps - 1, 1))
+            falling = (last / first) ** (step / max(num_steps - 1, 1))
             timestep = max(round(first * falling), 1)
             timesteps = torch.full((len(positions),), timestep, dtype=torch.int64, device=positions.device)
             positions = self.denoise(graph, positions, timesteps)

@@ -124,6 +124,9 @@ def test_align_undoes_a_rotation_and_refuses_reflections():
         dtype=torch.float64,
     )
     torch.testing.assert_close(align(positions @ turn.T, positions, mask), positions)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # a target, so autocast must not round it
+        aligned = align((positions @ turn.T).float(), positions.float(), mask)
+    torch.testing.assert_close(aligned, positions.float(), atol=1e-5, rtol=0)
     mirrored = positions * torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)
     assert (align(mirrored, positions, mask) - positions).square().sum((-1, -2)).min() > 0.1
 
