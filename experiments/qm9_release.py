@@ -59,9 +59,9 @@ def card(record: dict) -> ModelCard:
     ]
     table = ["| | |", "|---|---|", *(f"| {name} | {value:.4f} |" for name, value in values.items())]
     text = [
-        f"Stage 1 of training seed 0, continued with seed 1, then with seed 2; {record['num_from_graph']} (from the graph) and "
-        f"{record['num_molecules']} test molecules that it has not seen; energies on all of "
-        "the test split but 66 molecules of stage 2. "
+        "Stage 1 of training seed 0, continued with seed 1, then with seed 2; "
+        f"{record['num_from_graph']} (from the graph) and {record['num_molecules']} test molecules that it has not "
+        "seen; energies on all of the test split but 66 molecules of stage 2. "
         "One training run, so no spread over seeds. All rows and plots: experiments/results/qm9.md.",
         "",
         *table,

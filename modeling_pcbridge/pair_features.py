@@ -194,17 +194,19 @@ class PairFeatures(nn.Module):
 
     def forward(self, atomic_numbers: Tensor, pair_types: Tensor, positions: Tensor, time_embedding: Tensor) -> Pairs:
         """From elements (B, N), pair types (B, N, N), positions (B, N, 3) and time embedding (B, C)."""
-        triangle = Triangle.of(atomic_numbers.shape[1], positions.device)
-        differences = positions.index_select(1, triangle.rows) - positions.index_select(1, triangle.columns)
-        distances = (differences.square().sum(-1) + DISTANCE_EPS).sqrt()  # (B, T)
-        types = one_hot_types(triangle.take(pair_types), NUM_PAIR_TYPES, self.type_shifts.dtype)
+        # Autocast would round distances to three digits.
+        with torch.autocast(positions.device.type, enabled=False):
+            triangle = Triangle.of(atomic_numbers.shape[1], positions.device)
+            differences = positions.index_select(1, triangle.rows) - positions.index_select(1, triangle.columns)
+            distances = (differences.square().sum(-1) + DISTANCE_EPS).sqrt()  # (B, T)
+            types = one_hot_types(triangle.take(pair_types), NUM_PAIR_TYPES, self.type_shifts.dtype)
 
-        scale, shift = self.element_factors(atomic_numbers).chunk(2, dim=-1)
-        shifts = (self.type_shifts @ types) + triangle.take(shift @ shift.mT)
-        distances = distances * (1 + triangle.take(scale @ scale.mT)) + shifts
-        basis = _GaussianBasis.forward if torch.compiler.is_compiling() else _GaussianBasis.apply
-        gaussians = basis(distances / self.spacing, self.num_gaussians)
-        gate = 1 + self.time_gate(time_embedding).unsqueeze(1)
+            scale, shift = self.element_factors(atomic_numbers).chunk(2, dim=-1)
+            shifts = (self.type_shifts @ types) + triangle.take(shift @ shift.mT)
+            distances = distances * (1 + triangle.take(scale @ scale.mT)) + shifts
+            basis = _GaussianBasis.forward if torch.compiler.is_compiling() else _GaussianBasis.apply
+            gaussians = basis(distances / self.spacing, self.num_gaussians)
+            gate = 1 + self.time_gate(time_embedding.to(self.time_gate.weight.dtype)).unsqueeze(1)
         return Pairs(triangle, types, gaussians.to(types.dtype), gate.to(types.dtype))
 
 

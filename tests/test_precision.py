@@ -38,17 +38,22 @@ def test_float32_keeps_what_the_labels_hold(inputs):
     assert energy < 5e-5 and force < 2e-4
 
 
-@pytest.mark.parametrize(("dtype", "autocast"), [(torch.float32, torch.bfloat16), (torch.bfloat16, None)])
-def test_bf16_costs_about_what_the_model_is_wrong(inputs, dtype, autocast):
-    """At most .10 eV and .16 eV/angstrom when this was written, beside mean errors of the model of .1 and .06."""
-    energy, force = errors(inputs, dtype, autocast)
+def test_weights_in_bf16_cost_about_what_the_model_is_wrong(inputs):
+    """At most .07 eV and .16 eV/angstrom when this was written, beside mean errors of the model of .1 and .06."""
+    energy, force = errors(inputs, torch.bfloat16)
     assert 1e-3 < energy < 0.3 and 1e-3 < force < 0.5
 
 
+def test_bf16_autocast_costs_less_since_distances_stay_in_float32(inputs):
+    """At most .02 eV and .07 eV/angstrom when this was written; .10 and .16 with rounded distances."""
+    energy, force = errors(inputs, torch.float32, torch.bfloat16)
+    assert 1e-3 < energy < 0.06 and 1e-3 < force < 0.12
+
+
 def test_fp16_is_closer_and_needs_no_loss_scaling(inputs):
-    """At most .02 eV and .04 eV/angstrom when this was written; gradients neither overflow nor vanish."""
+    """At most .004 eV and .005 eV/angstrom when this was written; gradients neither overflow nor vanish."""
     energy, force = errors(inputs, torch.float32, torch.float16)
-    assert 1e-3 < energy < 0.06 and 1e-3 < force < 0.15
+    assert 1e-4 < energy < 0.012 and 1e-4 < force < 0.02
     rows = [row for row in load_bundled("pm6_displaced", "train") if row["energy"] is not None][:4]
     batch = collate([example_from_row(row, "B3LYP/6-31G*") for row in rows])
     model = PCBridgeModel.from_pretrained(CHECKPOINT).train()
