@@ -18,6 +18,8 @@ def compiled(model: PCBridgeModel):
     """
     try:
         torch.compile(torch.sin)(torch.ones(2))
+        if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+            raise RuntimeError(f"torch {torch.__version__} cannot compile torch.autograd.grad; take a newer one")
     except Exception as error:  # whatever the compiler chokes on, training can go on
         logger.warning("compile: going on without torch.compile, because %s", str(error).strip().splitlines()[0])
         yield

@@ -223,7 +223,7 @@ def kabsch_rotation(positions: Tensor, reference: Tensor, atom_mask: Tensor) -> 
     (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = (row.unbind(-1) for row in covariance.unbind(-2))
     upper = [xx + yy + zz, yz - zy, zx - xz, xy - yx, xx - yy - zz, xy + yx, zx + xz, -xx + yy - zz, yz + zy]
     upper.append(-xx - yy + zz)
-    matrix = torch.stack(upper, dim=-1)[:, _SYMMETRIC].unflatten(-1, (4, 4))
+    matrix = torch.stack([upper[place] for place in _SYMMETRIC], dim=-1).unflatten(-1, (4, 4))
     # Shifted so that no eigenvalue is negative; without any extent every rotation is as good.
     size = torch.linalg.matrix_norm(matrix).clamp(min=torch.finfo(matrix.dtype).tiny)[:, None, None]
     power = matrix / size + torch.eye(4, dtype=matrix.dtype, device=matrix.device)

@@ -280,10 +280,10 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         return self(**batch, loss_settings=settings).loss
 
     def score_consistency_loss(self, loss_settings: LossSettings | None = None, **batch) -> Tensor:
-        """Eq. 11 on a batch, unweighted scalar; only the structure decoder gets a gradient. Arguments as in `forward`.
+        """Eq. 11 on a batch, unweighted scalar; the energy decoder gets no gradient. Arguments as in `forward`.
 
         It uses the structures of molecules whose `is_equilibrium` is True; `loss_settings.score_form` selects the
-        form.
+        form, and `score_trains_encoder` whether the encoder gets a gradient, beside the structure decoder.
         """
         settings = (loss_settings or LossSettings()).only(score_weight=1.0)
         return self(**batch, loss_settings=settings).loss
@@ -330,8 +330,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
 
         Args:
             method: "ddim" integrates the reverse process from noise (Eq. 3); "denoising" is one evaluation on pure
-                noise at `config.denoising_timestep` (Eq. 9); "refine" adds the little noise of
-                `config.refinement_timestep` to the given `positions` and integrates back, which keeps the conformer;
+                noise at `config.denoising_timestep` (Eq. 9); "refine" adds the little noise of at
+                most `config.refinement_timestep` to the given `positions` and integrates back, keeping the conformer;
                 "mean_shift" denoises the given `positions` again and again without noise, which keeps it better.
             num_inference_steps: model evaluations of "ddim" and "mean_shift" and, at most, of "refine"; up to
                 `config.num_train_timesteps`, T. The time steps of "ddim" are 1 and every T // num_inference_steps-th

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -32,6 +33,11 @@ class PCBridgePipeline(Pipeline):
 
     _load_processor = True
     _load_tokenizer = _load_feature_extractor = _load_image_processor = _load_video_processor = False
+
+    def __init__(self, *arguments, device=None, **options):
+        if device is None and torch.backends.mps.is_available():
+            device = "cpu"  # Apple's GPUs have no float64, in which reference energies are subtracted
+        super().__init__(*arguments, device=device, **options)
 
     def __call__(self, molecules, **options):
         if isinstance(molecules, (list, tuple)) and not molecules:

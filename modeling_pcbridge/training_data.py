@@ -1,6 +1,7 @@
 """What a stage trains on: examples of its sources, reference energies fitted to them, and the batches."""
 
 import logging
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
@@ -235,9 +236,16 @@ def make_loader(
         batch_sampler=sampler,
         collate_fn=partial(collate_in_parts, max_pairs=config.max_pairs),
         num_workers=config.num_workers,
+        worker_init_fn=_outlive_sigterm,
+        pin_memory=accelerator.device.type == "cuda",
     )
     accelerator.even_batches = False  # all get as many as it is; older versions of accelerate want it said
     return accelerator.prepare_data_loader(loader)
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """Schedulers send SIGTERM to every process of a job, and workers are needed until the state is saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _sizes(source: Sequence[Example]) -> Sequence[int] | np.ndarray:

@@ -3,16 +3,13 @@
 import copy
 import json
 import logging
-from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from .checkpointing import (
     TrainingStateError,
@@ -85,7 +82,7 @@ class _StageTraining:
         # Sharding is for good, so a copy is trained then, and `model` stays whole for the next stage.
         is_sharded = accelerator.is_fsdp2 or uses_deepspeed
         self.trained = (copy.deepcopy(model) if is_sharded else model).to(accelerator.device).train()
-        self.average = AveragedModel(self.trained, multi_avg_fn=self._move_average)
+        self.average = copy.deepcopy(self.trained)
         self.modules = {"model": self.trained, "average": self.average}
         self.validation = None
         if config.validation is not None:
@@ -110,7 +107,9 @@ class _StageTraining:
         """All updates that are left."""
         progress, config = self.progress, self.config
         batches = iter(make_loader(self.stage, self.model, config, self.accelerator, progress["step"]))
-        with compiled(self.trained) if config.compile else nullcontext(), StopRequest() as stop:
+        compilation = compiled(self.trained) if config.compile else nullcontext()
+        # The loader's processes do not heed SIGTERM, by which Python would end them, so they are asked to leave.
+        with compilation, StopRequest() as stop, closing(batches):  # type: ignore[type-var]  # it is a generator
             while not progress["ended"]:
                 self._update([next(batches) for _ in range(config.gradient_accumulation_steps)])
                 progress["ended"] = progress["step"] == self.stage.num_steps
@@ -132,7 +131,7 @@ class _StageTraining:
     def finish(self) -> list[dict]:
         """Give the model its final weights; returns the history."""
         self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)  # the next stage wraps the model again
-        final = self.average.module
+        final = self.average
         if self.validation is not None:
             final, best = self.validation.best, self.progress["best"]
             logger.info("%s: keeping update %d, validation loss %.4g", self.name, best["step"], best["loss"])
@@ -147,7 +146,7 @@ class _StageTraining:
             group["lr"] = self._learning_rate(step)
         values = run_update(self.prepared, update, step, self.stage, self.config, self.accelerator, self.optimizers)
         self.window.add(step, update, values)
-        self.average.update_parameters(self.trained)
+        self._move_average()
         self.display.update()
         self.progress["step"] = step + 1
 
@@ -172,11 +171,15 @@ class _StageTraining:
     def _learning_rate(self, step: int) -> float:
         return self.stage.learning_rate * learning_rate_factor(step, self.stage)
 
-    def _move_average(self, average: Sequence[Tensor], weights: Sequence[Tensor], _) -> None:
-        """Towards `weights` by 1 - ema_decay, and faster in the beginning, so that a short run has left its start."""
+    @torch.no_grad()
+    def _move_average(self) -> None:
+        """Towards the weights by 1 - ema_decay, and faster in the beginning, so that a short run has left its start.
+
+        Not torch's `AveragedModel`, whose count of updates goes from host to device, and so waits, at every update.
+        """
         step = self.progress["step"]
         decay = min(self.config.ema_decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(average), list(weights), 1 - decay)
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.trained.parameters()), 1 - decay)
 
     def _save(self) -> None:
         self.accelerator.wait_for_everyone()

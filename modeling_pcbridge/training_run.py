@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType, GradScalerKwargs
+from accelerate.utils import DataLoaderConfiguration, DistributedType, GradScalerKwargs
 
 from .checkpointing import set_aside
 from .configuration_pcbridge import PCBridgeConfig
@@ -99,7 +99,9 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         ValueError: the configuration asks for what this device or this way to launch does not have.
     """
     accelerator = Accelerator(
-        cpu=config.cpu,
+        # Apple's GPUs have no float64, in which reference energies are subtracted.
+        cpu=config.cpu or torch.backends.mps.is_available(),
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),  # batches go to a GPU while it computes
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=config.trackers or None,

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from torch.optim.swa_utils import AveragedModel
 
 from .graph_batch import pad_graphs
 from .modeling_pcbridge import PCBridgeModel
@@ -49,22 +48,20 @@ class Validation:
             [send_to_device(batch, accelerator.device) for _, batch in self.batches], accelerator
         )
 
-    def __call__(self, average: AveragedModel, progress: dict) -> tuple[float, bool]:
+    def __call__(self, average: PCBridgeModel, progress: dict) -> tuple[float, bool]:
         """The validation loss of `average` after `progress["step"]` updates, and whether the stage should end here.
 
         `progress["best"]` holds the step and loss of the weights in `best` and how many validations ago they were.
         """
         step, best = progress["step"], progress.get("best")
-        model = average.module
-        assert isinstance(model, PCBridgeModel)
         with gathered(average):
-            loss = self.loss(model)
+            loss = self.loss(average)
             if self.settings.num_pictures > 0 and self.accelerator.is_main_process:
-                self._picture(model, step)
+                self._picture(average, step)
         # A loss that is NaN is no standard for later ones.
         if best is None or loss < best["loss"] or not isfinite(best["loss"]):
             progress["best"] = best = {"step": step, "loss": loss, "validations_since": 0}
-            self.best.load_state_dict(model.state_dict())
+            self.best.load_state_dict(average.state_dict())
         else:
             best["validations_since"] += 1
         return loss, self.settings.patience is not None and best["validations_since"] >= self.settings.patience

@@ -33,3 +33,11 @@ def test_compiled_steps_equal_plain_ones():
     for one, other in zip(result, expected, strict=True):
         # Not closer: the sinusoids of the time step are float32 even here, and the compiler has its own.
         assert (one - other).norm() <= 1e-4 * other.norm() + 1e-8
+
+
+def test_a_torch_too_old_to_compile_gradients_trains_without(monkeypatch, caplog):
+    monkeypatch.delattr(torch._dynamo.config, "trace_autograd_ops")
+    model = small_model()
+    with compiled(model):
+        assert "denoise" not in vars(model)
+    assert "cannot compile torch.autograd.grad" in caplog.text

@@ -105,3 +105,8 @@ def test_fresh_process_without_the_package_and_saved_again_by_it(saved, tmp_path
         assert energy == expected["energy"].tolist()
         assert forces == expected["forces"].tolist()
     assert {file.name for file in saved.iterdir()} == {file.name for file in (tmp_path / "again").iterdir()}
+
+
+def test_apple_gpus_without_float64_are_left_alone(processor, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert PCBridgePipeline(small_model(), processor=processor).device.type == "cpu"

@@ -49,7 +49,8 @@ def assert_equal_runs(first: Path, second: Path) -> None:
     assert all(torch.equal(weights[1][name], tensor) for name, tensor in weights[0].items())
 
 
-def training_process(output_dir: Path) -> subprocess.Popen:
+def training_process(output_dir: Path, num_workers: int = 0) -> subprocess.Popen:
+    """In a process group of its own."""
     sources = [{"name": "pm6", "max_rows": 200}, {"name": "pm6_displaced", "max_rows": 100}]
     options = [
         f"--stage1.sources={json.dumps(sources)}",
@@ -59,12 +60,14 @@ def training_process(output_dir: Path) -> subprocess.Popen:
         "--evaluation=null",
         "--batch_size=9",
         "--checkpoint_every=10",
+        f"--num_workers={num_workers}",
         "--cpu=true",
         "--resume=latest",
         f"--output_dir={output_dir}",
     ]
     command = [sys.executable, "train_accelerate.py", *options]
-    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, **pipes)
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +80,19 @@ def uninterrupted(tmp_path_factory) -> Path:
 
 
 def killed_until_done(output_dir: Path, kills: int, number: int, rng: random.Random) -> list[int]:
-    """Kill a run so many times at random moments of its training, starting it again each time; the exit codes."""
+    """Kill a run so many times at random moments of its training, starting it again each time; the exit codes.
+
+    The signal goes to its loader too, as schedulers send it.
+    """
     codes = []
     while len(codes) < kills:
-        process = training_process(output_dir)
+        process = training_process(output_dir, num_workers=1)
         # Let it come to training first; then anything may be under way, saving included.
         while process.poll() is None and not (output_dir / "training_state").exists():
             time.sleep(0.05)
         time.sleep(rng.uniform(0.0, 8.0 if codes else 1.0))
-        process.send_signal(number)
+        if process.poll() is None:
+            os.killpg(process.pid, number)
         process.communicate()
         codes.append(process.returncode)
         if process.returncode == 0:
@@ -307,7 +314,7 @@ def test_validation_keeps_the_best_weights_and_ends_early(tmp_path, monkeypatch)
     states = {path.name: load_file(path / "modules.safetensors") for path in state_folder(tmp_path).iterdir()}
     assert len(states) == 4
     for step, state in states.items():
-        same = all(torch.equal(state[f"average/module.{name}"], tensor) for name, tensor in saved.items())
+        same = all(torch.equal(state[f"average/{name}"], tensor) for name, tensor in saved.items())
         assert same == (step == "step-00000020"), step
     # It ended there, also for a run that resumes.
     assert run(replace(config, stage1=stage, resume="latest"))["histories"]["stage1"] == history
