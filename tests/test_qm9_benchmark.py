@@ -109,11 +109,12 @@ def test_report_on_conformers():
 
 def test_a_molecule_with_one_conformer_is_compared_with_itself(references):
     pytest.importorskip("tblite")
-    rigid = min(references, key=lambda reference: reference.mol.GetNumAtoms())
+    # The model makes nothing else of it; the smallest of the references has a hydroxyl group that turns.
+    rigid = next(reference for reference in references if reference.example.molecule_id == "qm9_002092")
     line = qm9_conformers.compare(PCBridgeModel.from_pretrained("checkpoints/qm9"), rigid)
     assert len(line["c_rmsd"]) == len(line["gfn2_above_ev"]) == 10
-    assert line["c_rmsd"][line["most_central"]] < 0.05
-    assert min(abs(above) for above in line["gfn2_above_ev"]) < 0.01
+    assert max(line["c_rmsd"]) < 0.05
+    assert max(abs(above) for above in line["gfn2_above_ev"]) < 0.001
 
 
 def test_benchmark_of_the_released_checkpoint(references, starts, tmp_path):
