@@ -19,6 +19,10 @@ from experiments.release import FILES
 
 FOLDER = ROOT / "checkpoints" / "qm9"
 _TEMPLATE = Path(__file__).parent / "qm9_card.md"
+_PLOTS = {
+    "qm9_errors.png": "D-MAE from the graph: against the number of atoms, and its distribution",
+    "qm9_refinement.png": "Distribution of D-MAE before and after refinement",
+}
 
 
 def card(record: dict) -> ModelCard:
@@ -65,6 +69,7 @@ def card(record: dict) -> ModelCard:
         "One training run, so no spread over seeds. All rows and plots: experiments/results/qm9.md.",
         "",
         *table,
+        *(line for name, title in _PLOTS.items() for line in ("", f"![{title}]({name})")),
     ]
     metadata = template.data.to_dict() | {"model_name": "pcbridge-qm9", "eval_results": results}
     body = template.text.rstrip() + "\n\n" + "\n".join(text) + "\n"
@@ -75,6 +80,8 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         shutil.copyfile(CHECKPOINTS[RELEASED] / name, FOLDER / name)
+    for name in _PLOTS:
+        shutil.copyfile(RESULTS / name, FOLDER / name)
     card(json.loads((RESULTS / "qm9.json").read_text())).save(FOLDER / "README.md")
     print(f"{FOLDER}: {sum(file.stat().st_size for file in FOLDER.iterdir()) / 1e6:.1f} MB")
 

@@ -130,3 +130,5 @@ def test_qm9_checkpoint_brings_pm6_structures_to_dft():
     assert after < 0.005 < before
     card = ModelCard.load(CHECKPOINTS / "qm9" / "README.md")
     assert "What it cannot do" in card.text and len(card.data.eval_results) > 10
+    plots = re.findall(r"!\[[^]]+\]\(([^)]+)\)", card.text)
+    assert len(plots) == 2 and all((CHECKPOINTS / "qm9" / plot).exists() for plot in plots)
