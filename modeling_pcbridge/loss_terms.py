@@ -27,14 +27,18 @@ def label_terms(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Eq. 7, first term, and Eq. 12, from one evaluation of E; None where there is no label or no weight."""
     energy_term = force_term = None
-    if not settings.force_weight > 0:
+    if settings.energy_weight == 0:
+        energy = None
+    if settings.force_weight == 0:
         forces = None
+    if energy is None and forces is None:
+        return None, None
     if forces is not None:
         positions = positions.detach().requires_grad_()
         interaction, gradient = model.interaction_energy_and_gradient(graph, positions)
     else:
         interaction = model.interaction_energy(graph, positions)
-    if settings.energy_weight > 0 and energy is not None:
+    if energy is not None:
         # The reference energies go off in float64, before the difference is rounded.
         label = energy.double() - model.energy_decoder.reference_energies(graph.atomic_numbers)
         mask = ~label.isnan()

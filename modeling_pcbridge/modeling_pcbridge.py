@@ -222,16 +222,15 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             is_equilibrium = torch.zeros_like(atom_mask[:, 0])
         counts = label_counts or {}
         output = PCBridgeOutput()
-        if settings.energy_weight > 0 or settings.force_weight > 0:
-            output.energy_loss, output.force_loss = label_terms(
-                self,
-                graph[labelled_rows],
-                positions[labelled_rows],
-                None if energy is None else energy[labelled_rows],
-                None if forces is None else forces[labelled_rows],
-                settings,
-                counts,
-            )
+        output.energy_loss, output.force_loss = label_terms(
+            self,
+            graph[labelled_rows],
+            positions[labelled_rows],
+            None if energy is None else energy[labelled_rows],
+            None if forces is None else forces[labelled_rows],
+            settings,
+            counts,
+        )
         structures = (
             graph[structure_rows],
             centre(positions, atom_mask).to(self._geometry_dtype)[structure_rows],
