@@ -13,6 +13,8 @@ What a label is: `labelling`. A level of your own: put a `labelling.Level` into 
 my_module:MY_LEVEL`. Programs: `quantum_chemistry`.
 Several workers need the `cluster` extra; `--scheduler tcp://host:8786` uses the workers of a running dask scheduler
 (`dask worker --nthreads 1`), which need this package and the programs.
+On Linux, PySCF's big arrays go back to the system and come again all the time; with the environment variables
+MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 glibc keeps them, for about a fifth less CPU time.
 """
 
 import argparse
