@@ -109,4 +109,5 @@ def test_fresh_process_without_the_package_and_saved_again_by_it(saved, tmp_path
 
 def test_apple_gpus_without_float64_are_left_alone(processor, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr("transformers.pipelines.base.is_torch_mps_available", lambda: True)
     assert PCBridgePipeline(small_model(), processor=processor).device.type == "cpu"
