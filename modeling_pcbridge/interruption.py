@@ -1,11 +1,30 @@
 """SIGTERM, as a scheduler sends it before it takes the machine away, as a request that training answers in time."""
 
+import multiprocessing
 import signal
 import threading
+from contextlib import contextmanager, suppress
 
 
 class TrainingInterrupted(Exception):
     """Training stopped on request after it saved its state."""
+
+
+@contextmanager
+def no_process_left():
+    """Kills at its end the processes started within and still there, such as those of a loader that has failed.
+
+    Python itself would end them by SIGTERM, which they do not heed, and wait for them for ever.
+    """
+    before = multiprocessing.active_children()
+    try:
+        yield
+    finally:
+        for process in multiprocessing.active_children():
+            if process not in before:
+                with suppress(RuntimeError):  # torch raises one in this process when a worker is killed
+                    process.kill()
+                    process.join()
 
 
 class StopRequest:

@@ -19,7 +19,7 @@ from .checkpointing import (
     save_training_state,
 )
 from .compilation import compiled
-from .interruption import StopRequest, TrainingInterrupted
+from .interruption import StopRequest, TrainingInterrupted, no_process_left
 from .modeling_pcbridge import PCBridgeModel
 from .optimizers import learning_rate_factor, make_optimizers
 from .parameter_sharding import shard, whole
@@ -108,8 +108,7 @@ class _StageTraining:
         progress, config = self.progress, self.config
         batches = iter(make_loader(self.stage, self.model, config, self.accelerator, progress["step"]))
         compilation = compiled(self.trained) if config.compile else nullcontext()
-        # The loader's processes do not heed SIGTERM, by which Python would end them, so they are asked to leave.
-        with compilation, StopRequest() as stop, closing(batches):  # type: ignore[type-var]  # it is a generator
+        with compilation, StopRequest() as stop, no_process_left(), closing(batches):  # type: ignore[type-var]
             while not progress["ended"]:
                 self._update([next(batches) for _ in range(config.gradient_accumulation_steps)])
                 progress["ended"] = progress["step"] == self.stage.num_steps

@@ -352,3 +352,23 @@ def test_the_blocks_said_to_train_are_those_with_a_gradient(losses):
     for name in BLOCKS:
         gradients = [p.grad for p in getattr(model, name).parameters() if p.grad is not None]
         assert any(gradient.abs().max() > 0 for gradient in gradients) == (name in blocks), name
+
+
+BROKEN_LOADER = """
+import sys
+from modeling_pcbridge import training_data, training_run
+from modeling_pcbridge.command_errors import errors_as_sentences
+from test_training import small_config
+def broken(examples, max_pairs):
+    raise ValueError("this shard is damaged")
+training_data.collate_in_parts = broken
+with errors_as_sentences("train"):
+    training_run.run(small_config(sys.argv[1], num_workers=1))
+"""
+
+
+def test_a_loader_that_fails_ends_the_run(tmp_path):
+    environment = ENVIRONMENT | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    command = [sys.executable, "-c", BROKEN_LOADER, str(tmp_path)]
+    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode != 0 and "this shard is damaged" in result.stderr
