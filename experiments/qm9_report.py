@@ -133,15 +133,17 @@ def _markdown(record: dict) -> str:
     lines += [markdown_table(rows, _GRAPH_COLUMNS, _with_error), "", "## Refinement of cheap structures", ""]
     lines += [
         '"Same conformer": the cheap method\'s minimum below the DFT structure. "From the graph": ETKDGv3, then the '
-        "cheap method, whatever its conformer. RMSD counts all atoms with their labels. Means, then medians.",
+        "cheap method, whatever its conformer. RMSD counts all atoms with their labels. Means, then medians. The "
+        f"starts are those of {RELEASED!r}; of models measured earlier PM6's may have been computed another time, "
+        "and the number of molecules where a method failed was not always kept.",
         "",
     ]
     for statistic in ("mean", "median"):
         rows = {}
-        for number, (name, model) in enumerate(record["models"].items()):
+        for name, model in record["models"].items():
             for row, found in model["refinement"].items():
                 is_start = not row.endswith("refined")
-                if not is_start or number == 0:  # the starts are the same for every model
+                if not is_start or name == RELEASED:
                     title = _titled(row if is_start else f"{row}: {name}", found, record["num_molecules"])
                     rows[title] = found[statistic]
         lines += [markdown_table(dict(sorted(rows.items())), _REFINEMENT_COLUMNS), ""]

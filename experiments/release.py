@@ -23,6 +23,11 @@ SETTING = "displaced"
 _INDEXED = dict.fromkeys(
     ("ddim", "ddim_mean_shift", "refine", "mean_shift"), ("heavy_rmsd_mean", "bond_length_error", "one_three_error")
 )
+_LOSSES = {
+    MULTI_TASK: "It is the baseline, trained without the consistency losses.",
+    CONSISTENCY: "It was trained by one of the consistency losses, a relaxed form of the score consistency; the "
+    "optimality consistency was off.",
+}
 FILES = ("config.json", "model.safetensors", "processor_config.json")
 
 
@@ -56,6 +61,7 @@ def card(model: str, seed: int, evaluation: dict, record: dict) -> ModelCard:
     seeds = record["settings"][SETTING]["seeds"]
     section = [
         f"This is the {model} model of training seed {seed}, setting `{SETTING}` of experiments/settings.py.",
+        _LOSSES[model],
         f"{record['num_molecules']} test molecules against their DFT structures, {len(seeds)} training seeds; lengths "
         "in angstrom. All tables: experiments/results/evidence.md.",
         "",
