@@ -6,7 +6,7 @@
     accelerate launch train_accelerate.py --output_dir outputs/mini --resume latest
     accelerate launch train_accelerate.py --push_to_hub true --hub_model_id me/my-model      # after `hf auth login`
 
-Every option is a field of `modeling_pcbridge.training_config.TrainingConfig`; `--help` lists them with their meaning.
+Every option is a field of `pcbridge.training.config.TrainingConfig`; `--help` lists them with their meaning.
 """
 
 import logging
@@ -16,12 +16,12 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from modeling_pcbridge.command_errors import errors_as_sentences
-from modeling_pcbridge.training_config import TrainingConfig
+from pcbridge.command_errors import errors_as_sentences
+from pcbridge.training.config import TrainingConfig
 
 _HERE = Path(__file__).parent
-# In a clone beside this file; a wheel carries them inside pcbridge_app, see pyproject.toml.
-CONFIGS = next(folder for folder in (_HERE / "configs", _HERE / "pcbridge_app/configs") if folder.is_dir())
+# In a clone beside this file; a wheel carries them inside pcbridge, see pyproject.toml.
+CONFIGS = next(folder for folder in (_HERE / "configs", _HERE / "pcbridge/configs") if folder.is_dir())
 
 
 def parse(arguments: list[str] | None = None) -> TrainingConfig:
@@ -44,8 +44,8 @@ def main() -> None:
         config = parse()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    from modeling_pcbridge.interruption import TrainingInterrupted
-    from modeling_pcbridge.training_run import run
+    from pcbridge.training.interruption import TrainingInterrupted
+    from pcbridge.training.run import run
 
     try:
         with errors_as_sentences("train_accelerate.py"):

@@ -13,10 +13,10 @@ import torch
 from rdkit import Chem
 
 from modeling_pcbridge import PCBridgeConfig, PCBridgeModel
-from modeling_pcbridge.evaluation import mean_over_molecules, structure_record
 from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
-from modeling_pcbridge.reference_structures import ReferenceMolecule, load_references, mmff_structures, pm6_structures
-from modeling_pcbridge.training_config import EvaluationConfig
+from pcbridge.evaluation.config import EvaluationConfig
+from pcbridge.evaluation.evaluate import mean_over_molecules, structure_record
+from pcbridge.evaluation.references import ReferenceMolecule, load_references, mmff_structures, pm6_structures
 
 _EVALUATION = EvaluationConfig(split="test", max_molecules=32)
 

@@ -19,9 +19,9 @@ from dataset_scripts.own_data import own_source
 from dataset_scripts.prepare import prepare
 from dataset_scripts.schema import B3LYP_6_31GD
 from modeling_pcbridge.losses import LossSettings
-from modeling_pcbridge.training_config import SourceConfig, StageConfig, TrainingConfig
-from modeling_pcbridge.training_run import run
-from pcbridge_app.default_model import released_checkpoint
+from pcbridge.app.default_model import released_checkpoint
+from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
+from pcbridge.training.run import run
 
 COLUMNS = ("smiles", "positions", "energy", "forces")
 

@@ -13,7 +13,7 @@ from ase.optimize import BFGS
 
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.ase_calculator import PCBridgeCalculator
-from pcbridge_app.default_model import released_checkpoint
+from pcbridge.app.default_model import released_checkpoint
 
 
 def main() -> None:

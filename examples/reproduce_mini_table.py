@@ -9,7 +9,7 @@ For several GPUs, or to change anything: accelerate launch train_accelerate.py -
 import argparse
 from pathlib import Path
 
-from modeling_pcbridge.training_run import run
+from pcbridge.training.run import run
 from train_accelerate import parse
 
 QUICK = [

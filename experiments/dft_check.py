@@ -23,10 +23,10 @@ from experiments.statistics import compare
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
 from modeling_pcbridge.model_hessian import quasi_newton_step
-from modeling_pcbridge.reference_structures import load_references
-from modeling_pcbridge.report import PREDICTION_TITLES
-from modeling_pcbridge.structure_metrics import bond_length_error
-from modeling_pcbridge.training_run import CONSISTENCY, MULTI_TASK
+from pcbridge.evaluation.metrics import bond_length_error
+from pcbridge.evaluation.references import load_references
+from pcbridge.evaluation.report import PREDICTION_TITLES
+from pcbridge.training.run import CONSISTENCY, MULTI_TASK
 
 RUN = Path(__file__).parents[1] / "outputs" / "evidence" / "displaced" / "seed0"
 LINES = Path(__file__).parent / "results" / "dft_check.jsonl"

@@ -15,8 +15,8 @@ from rdkit import RDLogger
 from dataset_scripts.quantum_chemistry import gfn2_minimum
 from experiments.settings import EVALUATION, QUICK_EVALUATION
 from modeling_pcbridge import PCBridgeModel
-from modeling_pcbridge.evaluation import evaluate_model, evaluate_reference
-from modeling_pcbridge.reference_structures import ReferenceMolecule, mmff_structures, pm6_structures
+from pcbridge.evaluation.evaluate import evaluate_model, evaluate_reference
+from pcbridge.evaluation.references import ReferenceMolecule, mmff_structures, pm6_structures
 
 _SEED = 0
 

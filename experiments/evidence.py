@@ -19,7 +19,7 @@ from pathlib import Path
 
 from experiments.report import write_evidence
 from experiments.settings import ABLATIONS, DATA_SETTINGS, QUICK_FINE_TUNING, QUICK_TRAINING, SETTINGS
-from modeling_pcbridge.training_run import STAGE1
+from pcbridge.training.run import STAGE1
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"

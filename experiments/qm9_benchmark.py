@@ -20,8 +20,8 @@ from experiments.qm9_evaluation import at_minima, from_graph, refinement
 from experiments.qm9_molecules import CheapStructures, cheap_structures, load_molecules
 from experiments.qm9_report import CONTINUED, CONTINUED_TWICE, RELEASED, write_report
 from modeling_pcbridge import PCBridgeModel
-from modeling_pcbridge.reference_structures import ReferenceMolecule
-from modeling_pcbridge.training_run import CONSISTENCY, MULTI_TASK, STAGE1
+from pcbridge.evaluation.references import ReferenceMolecule
+from pcbridge.training.run import CONSISTENCY, MULTI_TASK, STAGE1
 
 ROOT = Path(__file__).parents[1]
 DATA, RUN = ROOT / "data" / "qm9", ROOT / "outputs" / "qm9"

@@ -23,8 +23,8 @@ from experiments.qm9_evaluation import MEAN_SHIFT_STEPS, NUM_INFERENCE_STEPS, mo
 from experiments.qm9_molecules import load_molecules
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.graph_batch import pad_graphs
-from modeling_pcbridge.reference_structures import ReferenceMolecule
-from modeling_pcbridge.structure_metrics import heavy_atom_rmsd
+from pcbridge.evaluation.metrics import heavy_atom_rmsd
+from pcbridge.evaluation.references import ReferenceMolecule
 
 CHECKPOINT = ROOT / "checkpoints" / "qm9"
 LINES = RESULTS / "qm9_conformers.jsonl"

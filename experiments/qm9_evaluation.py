@@ -1,6 +1,6 @@
 """The QM9 benchmark of one checkpoint: structures from the graph, refinement of cheap structures, energies.
 
-Every row is a dict of metrics by molecule (`modeling_pcbridge.evaluation.structure_record`), so that rows are compared
+Every row is a dict of metrics by molecule (`pcbridge.evaluation.evaluate.structure_record`), so that rows are compared
 on the molecules they share.
 """
 
@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 
 from experiments.qm9_molecules import STARTS, CheapStructures
 from modeling_pcbridge import PCBridgeModel
-from modeling_pcbridge.evaluation import structure_record
 from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
-from modeling_pcbridge.reference_structures import ReferenceMolecule, etkdg_structures, mmff_structures
-from modeling_pcbridge.structure_metrics import distances_to_others
+from pcbridge.evaluation.evaluate import structure_record
+from pcbridge.evaluation.metrics import distances_to_others
+from pcbridge.evaluation.references import ReferenceMolecule, etkdg_structures, mmff_structures
 
 # Structures of a batch, and the steps of each reverse process.
 _BATCH = 200

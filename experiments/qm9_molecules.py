@@ -18,7 +18,7 @@ from dataset_scripts.collator import example_from_row, mol_from_row
 from dataset_scripts.label_generation import read_lines
 from dataset_scripts.quantum_chemistry import pm6_minimum
 from dataset_scripts.rdkit_structures import etkdg_conformers, mmff_minima
-from modeling_pcbridge.reference_structures import ReferenceMolecule
+from pcbridge.evaluation.references import ReferenceMolecule
 
 _ORDER_SEED = 0
 SAME_CONFORMER, FROM_GRAPH = "same conformer", "from the graph"

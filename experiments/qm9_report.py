@@ -9,8 +9,8 @@ from scipy.stats import sem
 
 from experiments.qm9_evaluation import DDIM, MMFF_REFINED, MMFF_SAMPLES, Records, central, summary
 from experiments.qm9_molecules import STARTS
-from modeling_pcbridge.reference_structures import ReferenceMolecule
-from modeling_pcbridge.report import format_value, markdown_table, plot_structures
+from pcbridge.evaluation.references import ReferenceMolecule
+from pcbridge.evaluation.report import format_value, markdown_table, plot_structures
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from modeling_pcbridge.report import ENERGY_COLUMNS, PREDICTION_TITLES, STRUCTURE_COLUMNS
-from modeling_pcbridge.training_run import CONSISTENCY, MULTI_TASK
+from pcbridge.evaluation.report import ENERGY_COLUMNS, PREDICTION_TITLES, STRUCTURE_COLUMNS
+from pcbridge.training.run import CONSISTENCY, MULTI_TASK
 
 ROOT = Path(__file__).parents[1]
 SETTING = "displaced"

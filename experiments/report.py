@@ -13,9 +13,9 @@ from rdkit.Chem import rdFingerprintGenerator
 from dataset_scripts.bundled import load_bundled
 from experiments.settings import ABLATIONS, DATA_SETTINGS, EVALUATION, SETTINGS
 from experiments.statistics import PairedComparison, compare
-from modeling_pcbridge.evaluation import PREDICTION_NAMES
-from modeling_pcbridge.reference_structures import load_references
-from modeling_pcbridge.report import (
+from pcbridge.evaluation.evaluate import PREDICTION_NAMES
+from pcbridge.evaluation.references import load_references
+from pcbridge.evaluation.report import (
     ENERGY_COLUMNS,
     PREDICTION_TITLES,
     STRUCTURE_COLUMNS,
@@ -24,7 +24,7 @@ from modeling_pcbridge.report import (
     plot_structures,
     reference_rows,
 )
-from modeling_pcbridge.training_run import CONSISTENCY, MULTI_TASK
+from pcbridge.training.run import CONSISTENCY, MULTI_TASK
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

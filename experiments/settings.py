@@ -5,8 +5,8 @@ configs/evidence.yaml is the whole of setting "displaced"; the other entries say
 
 from dataclasses import dataclass, field, replace
 
-from modeling_pcbridge.training_config import EvaluationConfig
-from modeling_pcbridge.training_run import CONSISTENCY, MULTI_TASK
+from pcbridge.evaluation.config import EvaluationConfig
+from pcbridge.training.run import CONSISTENCY, MULTI_TASK
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """The page as a Hugging Face Space, which shows it in a frame of its own site."""
 
-from pcbridge_app.web.server import create_app, run
+from pcbridge.app.web.server import create_app, run
 
 run(create_app("checkpoints/consistency", frame_ancestors="https://huggingface.co"), host="0.0.0.0", port=7860)

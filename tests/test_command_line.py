@@ -19,8 +19,8 @@ from rdkit import Chem
 from dataset_scripts.collator import example_from_row
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles, stereo_is_right
-from pcbridge_app import default_model
-from pcbridge_app.command_line import main
+from pcbridge.app import default_model
+from pcbridge.app.command_line import main
 
 CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "consistency"
 INPUT = """C[C@H](N)CO\talaninol
@@ -226,7 +226,7 @@ def test_without_a_released_checkpoint_it_says_what_to_do(tmp_path, monkeypatch,
 
 def test_standard_streams_in_a_process_of_its_own():
     result = subprocess.run(
-        [sys.executable, "-m", "pcbridge_app.command_line", "predict", "-", "--output-format", "xyz", *QUICK],
+        [sys.executable, "-m", "pcbridge.app.command_line", "predict", "-", "--output-format", "xyz", *QUICK],
         input="C methane\n",
         capture_output=True,
         text=True,
@@ -238,7 +238,7 @@ def test_standard_streams_in_a_process_of_its_own():
 
 
 def test_a_reader_that_has_enough_is_no_error():
-    command = [sys.executable, "-m", "pcbridge_app.command_line", "predict", "-", "--batch-size", "1", *QUICK]
+    command = [sys.executable, "-m", "pcbridge.app.command_line", "predict", "-", "--batch-size", "1", *QUICK]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         process.stdin.write(b"C\nO\nN\n")
@@ -250,7 +250,7 @@ def test_a_reader_that_has_enough_is_no_error():
 def test_an_interruption_keeps_what_was_written(tmp_path):
     (tmp_path / "in.smi").write_text("CCCCCCO\n" * 500)
     options = ["-o", "out.parquet", "--batch-size", "1"]
-    command = [sys.executable, "-m", "pcbridge_app.command_line", "predict", "in.smi", *options, *QUICK]
+    command = [sys.executable, "-m", "pcbridge.app.command_line", "predict", "in.smi", *options, *QUICK]
     environment = os.environ | {"PYTHONPATH": str(CHECKPOINT.parents[1])}
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs begin with it ignored
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, preexec_fn=heed) as process:

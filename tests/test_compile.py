@@ -5,8 +5,8 @@ import torch
 from conftest import bundled_examples, small_model
 
 from dataset_scripts.collator import collate
-from modeling_pcbridge.compilation import compiled
 from modeling_pcbridge.losses import LossSettings
+from pcbridge.training.compilation import compiled
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from dataset_scripts.bundled import load_bundled
 from experiments.report import SIMILARITY_LIMIT, dissimilar_molecules, only_molecules, over_seeds, recorded_evaluations
 from experiments.settings import ABLATIONS, QUICK_TRAINING, SETTINGS
 from experiments.statistics import compare
-from modeling_pcbridge.report import STRUCTURE_COLUMNS
+from pcbridge.evaluation.report import STRUCTURE_COLUMNS
 from train_accelerate import parse
 
 ROOT = Path(__file__).parent.parent

@@ -1,6 +1,6 @@
 """The released checkpoints give what they gave at commit 3eedd51: energies, forces and structures as plain numbers.
 
-    python -m tests.test_gold_values        # writes tests/data/gold_values.json anew; only where a change is meant
+python -m tests.test_gold_values        # writes tests/data/gold_values.json anew; only where a change is meant
 """
 
 import json

@@ -13,10 +13,10 @@ from test_training import small_config
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES
 from modeling_pcbridge import PCBridgeConfig, PCBridgeModel
-from modeling_pcbridge.level_shift import level_shift
-from modeling_pcbridge.training_config import SourceConfig, StageConfig, TrainingConfig
-from modeling_pcbridge.training_data import load_sources
-from modeling_pcbridge.training_run import initial_model, run
+from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
+from pcbridge.training.data import load_sources
+from pcbridge.training.level_shift import level_shift
+from pcbridge.training.run import initial_model, run
 from train_accelerate import parse
 
 PER_ELEMENT = {"b": {1: 0.5, 6: -3.0, 7: 7.0, 8: 11.0, 9: 2.5}, "c": {1: -9.0, 6: 1.0, 7: 0.25, 8: -4.0, 9: 30.0}}

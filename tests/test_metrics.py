@@ -6,10 +6,9 @@ from rdkit import Chem
 from rdkit.Chem import rdDistGeom, rdMolTransforms
 from scipy.spatial.transform import Rotation
 
-from modeling_pcbridge.evaluation import mean_over_molecules
 from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles
-from modeling_pcbridge.reference_structures import mmff_structures, pm6_structures
-from modeling_pcbridge.structure_metrics import (
+from pcbridge.evaluation.evaluate import mean_over_molecules
+from pcbridge.evaluation.metrics import (
     bond_angle_error,
     bond_length_error,
     distance_errors,
@@ -19,6 +18,7 @@ from modeling_pcbridge.structure_metrics import (
     one_three_distance_error,
     torsion_error,
 )
+from pcbridge.evaluation.references import mmff_structures, pm6_structures
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +96,8 @@ def test_means_leave_out_what_is_absent():
 
 def test_reference_rows_agree_with_independent_figures():
     """PM6 and MMFF94 bond errors over 300 molecules are known: .0127 and .0093 angstrom."""
-    from modeling_pcbridge.evaluation import evaluate_reference
-    from modeling_pcbridge.training_config import EvaluationConfig
+    from pcbridge.evaluation.config import EvaluationConfig
+    from pcbridge.evaluation.evaluate import evaluate_reference
 
     evaluation = EvaluationConfig(split="validation", max_molecules=80)
     pm6 = evaluate_reference(pm6_structures(evaluation), evaluation)

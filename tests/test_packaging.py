@@ -25,7 +25,7 @@ USES_OF_EXTRAS = {
     "docs": "import mkdocs, material, mkdocstrings_handlers.python",
     "qc": "import pyscf, dataset_scripts.quantum_chemistry",
     "qm9": "import dataset_scripts.qm9 as qm9; assert all(path.exists() for path in qm9.qm9pack_files())",
-    "serve": "import uvicorn, pcbridge_app.web.server",
+    "serve": "import uvicorn, pcbridge.app.web.server",
     "spice": "import h5py, dataset_scripts.spice",
     "test": "import pytest, hypothesis, scipy, tensorboard, httpx, selenium, ase, starlette, h5py, mypy",
     "xtb": "import tblite.interface, ase, dataset_scripts.quantum_chemistry",
@@ -103,8 +103,8 @@ def environment(distributions, tmp_path_factory) -> Iterator[Path]:
 def test_the_wheel_has_what_is_read_at_run_time(distributions):
     (wheel,) = distributions.glob("*.whl")
     files = set(zipfile.ZipFile(wheel).namelist())
-    places = {"configs": "pcbridge_app/configs", "checkpoints/consistency": "pcbridge_app/released_checkpoint"}
-    folders = ("modeling_pcbridge", "dataset_scripts", "pcbridge_app", *places)
+    places = {"configs": "pcbridge/configs", "checkpoints/consistency": "pcbridge/released_checkpoint"}
+    folders = ("modeling_pcbridge", "dataset_scripts", "pcbridge", *places)
     not_shipped = ":!dataset_scripts/raw_labels"  # what the bundled data was built from
     tracked = run("git", "ls-files", *folders, not_shipped, cwd=ROOT).split()
     for path in tracked:

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from test_training import ROOT, small_config
 from test_training_engine import ENVIRONMENT
 
-from modeling_pcbridge import training_run
-from modeling_pcbridge.training_run import run
-from modeling_pcbridge.training_update import LOSS_NAMES
+from pcbridge.training import run as training_run
+from pcbridge.training.run import run
+from pcbridge.training.update import LOSS_NAMES
 
 
 def train(

@@ -14,7 +14,7 @@ from dataset_scripts.reference_energies import (
     fit_to_files,
 )
 from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD
-from modeling_pcbridge.training_data import reference_energies_of
+from pcbridge.training.data import reference_energies_of
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from huggingface_hub import ModelCard
 
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
-from modeling_pcbridge.reference_structures import load_references, pm6_structures
-from modeling_pcbridge.structure_metrics import bond_length_error
-from modeling_pcbridge.training_config import EvaluationConfig
+from pcbridge.evaluation.config import EvaluationConfig
+from pcbridge.evaluation.metrics import bond_length_error
+from pcbridge.evaluation.references import load_references, pm6_structures
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINTS = ROOT / "checkpoints"

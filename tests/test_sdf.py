@@ -12,8 +12,8 @@ from dataset_scripts.labelling import starting_structure
 from dataset_scripts.own_data import own_source
 from dataset_scripts.sdf import mol_of_sdf, read_sdf, sdf_record
 from dataset_scripts.sources import stream_source
-from pcbridge_app import molecule_files
-from pcbridge_app.molecule_files import Failure, Molecule
+from pcbridge.app import molecule_files
+from pcbridge.app.molecule_files import Failure, Molecule
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import example_from_row
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sharded import ShardedExamples
-from modeling_pcbridge.training_config import SourceConfig, ValidationConfig
-from modeling_pcbridge.training_data import check_losses_have_rows, load_source
-from modeling_pcbridge.training_run import run
+from pcbridge.training.config import SourceConfig, ValidationConfig
+from pcbridge.training.data import check_losses_have_rows, load_source
+from pcbridge.training.run import run
 
 LEVEL = "B3LYP/6-31G*"
 

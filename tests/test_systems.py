@@ -8,7 +8,7 @@ import pytest
 
 @pytest.mark.parametrize(
     "lacking, module",
-    [("resource", "modeling_pcbridge.training_log"), ("fcntl", "dataset_scripts.label_generation")],
+    [("resource", "pcbridge.training.log"), ("fcntl", "dataset_scripts.label_generation")],
 )
 def test_windows_gets_a_sentence(monkeypatch, lacking, module):
     monkeypatch.setitem(sys.modules, lacking, None)  # as if it were not there

@@ -13,14 +13,15 @@ import torch
 from safetensors.torch import load_file
 
 from dataset_scripts.bundled import load_bundled
-from modeling_pcbridge import LossSettings, PCBridgeConfig, PCBridgeModel, PCBridgeProcessor, training_loop
-from modeling_pcbridge.command_errors import errors_as_sentences
-from modeling_pcbridge.model_card import card_of_run
-from modeling_pcbridge.optimizers import learning_rate_factor
-from modeling_pcbridge.report import plot_losses, plot_structures
-from modeling_pcbridge.training_config import SourceConfig, StageConfig, TrainingConfig
-from modeling_pcbridge.training_data import load_source, reference_energies_of, sample_rows
-from modeling_pcbridge.training_run import initial_model, run, without_consistency
+from modeling_pcbridge import LossSettings, PCBridgeConfig, PCBridgeModel, PCBridgeProcessor
+from pcbridge.command_errors import errors_as_sentences
+from pcbridge.evaluation.report import plot_losses, plot_structures
+from pcbridge.training import stage as stage_training
+from pcbridge.training.card import card_of_run
+from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
+from pcbridge.training.data import load_source, reference_energies_of, sample_rows
+from pcbridge.training.optimizers import learning_rate_factor
+from pcbridge.training.run import initial_model, run, without_consistency
 from train_accelerate import main, parse
 
 ROOT = Path(__file__).parent.parent
@@ -110,13 +111,13 @@ def test_script_trains_both_stages_evaluates_and_leaves_everything(tmp_path):
 
 def test_resume_is_bit_for_bit(tmp_path, monkeypatch):
     whole = run(small_config(tmp_path / "whole"))
-    save = training_loop.save_training_state
+    save = stage_training.save_training_state
 
     def save_and_die(*arguments):
         save(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training_loop, "save_training_state", save_and_die)
+    monkeypatch.setattr(stage_training, "save_training_state", save_and_die)
     with pytest.raises(KeyboardInterrupt):
         run(small_config(tmp_path / "cut"))
     monkeypatch.undo()
@@ -179,12 +180,12 @@ def test_the_average_of_a_short_run_has_left_the_first_weights(tmp_path, monkeyp
     """After 22 updates an average of decay .998 from the start would hold 96 % of the first weights."""
     stages = []
 
-    class Recorded(training_loop._StageTraining):
+    class Recorded(stage_training._StageTraining):
         def finish(self):
             stages.append({name: tensor.clone() for name, tensor in self.trained.state_dict().items()})
             return super().finish()
 
-    monkeypatch.setattr(training_loop, "_StageTraining", Recorded)
+    monkeypatch.setattr(stage_training, "_StageTraining", Recorded)
     config = small_config(tmp_path)
     run(config)
     average = load_file(tmp_path / "stage1" / "model.safetensors")

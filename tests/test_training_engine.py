@@ -19,21 +19,21 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training import LABELLED, ROOT, SMALL_MODEL, small_config
 
-from modeling_pcbridge import training_data, training_update
-from modeling_pcbridge.bad_numbers import BadLossError, poison_if_bad
-from modeling_pcbridge.checkpointing import (
+from modeling_pcbridge.losses import LossSettings
+from pcbridge.training import data, update
+from pcbridge.training.bad_numbers import BadLossError, poison_if_bad
+from pcbridge.training.config import StageConfig, ValidationConfig
+from pcbridge.training.log import peak_memory_gb
+from pcbridge.training.run import run
+from pcbridge.training.states import (
     TrainingStateError,
     newest_state,
     read_progress,
     restore_training_state,
     save_training_state,
 )
-from modeling_pcbridge.losses import LossSettings
-from modeling_pcbridge.training_config import StageConfig, ValidationConfig
-from modeling_pcbridge.training_log import peak_memory_gb
-from modeling_pcbridge.training_run import run
-from modeling_pcbridge.training_update import BLOCKS, RECORD_NAMES, run_update
-from modeling_pcbridge.validation import Validation
+from pcbridge.training.update import BLOCKS, RECORD_NAMES, run_update
+from pcbridge.training.validation import Validation
 
 ENVIRONMENT = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
 
@@ -177,7 +177,7 @@ def test_resuming_with_other_settings_is_refused(tmp_path):
 
 
 def test_bad_numbers_are_reported_by_molecule_and_end_the_run_in_the_end(tmp_path, monkeypatch, caplog):
-    load = training_data.load_sources
+    load = data.load_sources
 
     def with_bad_rows(count: int):
         def load_bad(*arguments):
@@ -189,12 +189,12 @@ def test_bad_numbers_are_reported_by_molecule_and_end_the_run_in_the_end(tmp_pat
 
     config = small_config(tmp_path, max_bad_updates=3)
     few = replace(config.stage1, sources=[replace(LABELLED[0], max_rows=40)])
-    monkeypatch.setattr(training_data, "load_sources", with_bad_rows(1))
+    monkeypatch.setattr(data, "load_sources", with_bad_rows(1))
     history = run(replace(config, stage1=few))["histories"]["stage1"]
-    bad = training_data.load_source(few.sources[0], "train", "B3LYP/6-31G*")[0].molecule_id
+    bad = data.load_source(few.sources[0], "train", "B3LYP/6-31G*")[0].molecule_id
     assert f"is NaN or infinite (molecules {bad}); its gradient counts as zero" in caplog.text
     assert all(0 < value < 1e6 for record in history for key, value in record.items() if key.endswith("loss") and value)
-    monkeypatch.setattr(training_data, "load_sources", with_bad_rows(40))
+    monkeypatch.setattr(data, "load_sources", with_bad_rows(40))
     with pytest.raises(BadLossError, match="that is 3 in a row"):
         run(replace(config, stage1=few))
     # Validation goes on where there is no good update to tell of.
@@ -243,7 +243,7 @@ def test_deterministic_refuses_sums_without_an_order(tmp_path, monkeypatch):
         torch.zeros(2).put_(torch.tensor([0]), torch.ones(1))
         return poison_if_bad(loss)
 
-    monkeypatch.setattr(training_update, "poison_if_bad", unordered)
+    monkeypatch.setattr(update, "poison_if_bad", unordered)
     config = small_config(tmp_path)
     config = replace(config, stage1=replace(config.stage1, num_steps=1))
     run(config)
@@ -261,12 +261,12 @@ def test_peak_memory_is_in_gigabytes():
 
 def test_micro_batch_in_parts_gives_the_same_gradient(tmp_path):
     """Losses without noise, in float64: the limit on pairs changes memory, not the update."""
-    examples = training_data.load_source(LABELLED[1], "train", "B3LYP/6-31G*")[:24]
+    examples = data.load_source(LABELLED[1], "train", "B3LYP/6-31G*")[:24]
     gradients, shares = [], []
     for max_pairs in (None, 700):
         accelerator = Accelerator(cpu=True)
         model = small_model().double()
-        micro_batch = training_data.collate_in_parts(examples, max_pairs)
+        micro_batch = data.collate_in_parts(examples, max_pairs)
         for batch, _ in micro_batch:
             molecules, atoms = batch["atomic_numbers"].shape
             assert max_pairs is None or molecules * atoms**2 <= max_pairs
@@ -295,8 +295,8 @@ def test_micro_batch_in_parts_gives_the_same_gradient(tmp_path):
 
 
 def test_molecules_over_the_limit_are_left_out_with_a_sentence(caplog):
-    everything = training_data.load_source(LABELLED[0], "train", "B3LYP/6-31G*")
-    kept = training_data.load_source(LABELLED[0], "train", "B3LYP/6-31G*", max_pairs=15**2 + 1)
+    everything = data.load_source(LABELLED[0], "train", "B3LYP/6-31G*")
+    kept = data.load_source(LABELLED[0], "train", "B3LYP/6-31G*", max_pairs=15**2 + 1)
     assert max(example.graph.num_atoms for example in kept) == 15
     assert f"left out {len(everything) - len(kept)} molecules of more than 15 atoms" in caplog.text
 
@@ -326,8 +326,8 @@ def test_validation_loss_is_the_loss_of_the_stage_on_other_rows(tmp_path):
     stage = replace(config.stage1, losses=LossSettings(force_weight=0.5, denoising_weight=0.0))
     model = small_model()
     loss = Validation(model, stage, config, tmp_path, Accelerator(cpu=True)).loss(model)
-    examples = [e for source in LABELLED for e in training_data.load_source(source, "validation", "B3LYP/6-31G*")]
-    [(batch, _)] = training_data.collate_in_parts(examples, None)
+    examples = [e for source in LABELLED for e in data.load_source(source, "validation", "B3LYP/6-31G*")]
+    [(batch, _)] = data.collate_in_parts(examples, None)
     assert loss == pytest.approx(model(**batch, loss_settings=stage.losses).loss.item(), rel=1e-4)
 
 
@@ -344,9 +344,7 @@ def test_validation_loss_is_the_loss_of_the_stage_on_other_rows(tmp_path):
 )
 def test_the_blocks_said_to_train_are_those_with_a_gradient(losses):
     model = small_model()
-    (batch, _), *_ = training_data.collate_in_parts(
-        training_data.load_source(LABELLED[0], "train", "B3LYP/6-31G*")[:6], None
-    )
+    (batch, _), *_ = data.collate_in_parts(data.load_source(LABELLED[0], "train", "B3LYP/6-31G*")[:6], None)
     model(**batch, loss_settings=losses, generator=torch.Generator().manual_seed(0)).loss.backward()
     blocks = {block for trained in losses.trained_blocks().values() for block in trained}
     for name in BLOCKS:
@@ -356,14 +354,14 @@ def test_the_blocks_said_to_train_are_those_with_a_gradient(losses):
 
 BROKEN_LOADER = """
 import sys
-from modeling_pcbridge import training_data, training_run
-from modeling_pcbridge.command_errors import errors_as_sentences
+from pcbridge.training import data, run
+from pcbridge.command_errors import errors_as_sentences
 from test_training import small_config
 def broken(examples, max_pairs):
     raise ValueError("this shard is damaged")
-training_data.collate_in_parts = broken
+data.collate_in_parts = broken
 with errors_as_sentences("train"):
-    training_run.run(small_config(sys.argv[1], num_workers=1))
+    run.run(small_config(sys.argv[1], num_workers=1))
 """
 
 

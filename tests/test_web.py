@@ -15,13 +15,13 @@ import yaml
 from rdkit import Chem
 from starlette.testclient import TestClient
 
-from modeling_pcbridge.structure_metrics import heavy_atom_rmsd
-from pcbridge_app.web import prediction, server
-from pcbridge_app.web.prediction import Predictor
+from pcbridge.app.web import prediction, server
+from pcbridge.app.web.prediction import Predictor
+from pcbridge.evaluation.metrics import heavy_atom_rmsd
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINT = str(ROOT / "checkpoints/consistency")
-STATIC = ROOT / "pcbridge_app/web/static"
+STATIC = ROOT / "pcbridge/app/web/static"
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from conftest import small_model
 from safetensors.torch import save_file
 
 from modeling_pcbridge import LossSettings
-from modeling_pcbridge.training_config import SourceConfig, StageConfig, TrainingConfig, ValidationConfig
-from modeling_pcbridge.training_loop import train_stage
-from modeling_pcbridge.training_run import refuse_unsupported_sharding
+from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig, ValidationConfig
+from pcbridge.training.run import refuse_unsupported_sharding
+from pcbridge.training.stage import train_stage
 
 LOSSES = LossSettings(
     denoising_weight=0.1,

@@ -9,10 +9,10 @@ from datasets import disable_progress_bars
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import Example, collate, example_from_row
 from modeling_pcbridge import PCBridgeConfig, PCBridgeModel
-from modeling_pcbridge.compilation import compiled
 from modeling_pcbridge.graph_batch import GRAPH_KEYS
 from modeling_pcbridge.losses import LossSettings
 from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles, with_structure
+from pcbridge.training.compilation import compiled
 
 PEER_SIZES = {"hidden_size": 128, "intermediate_size": 128, "vector_size": 64, "num_hidden_layers": 4}
 disable_progress_bars()

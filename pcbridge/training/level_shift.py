@@ -6,9 +6,8 @@ from pathlib import Path
 
 from dataset_scripts.bundled import CONFIG_NAMES, parquet_path
 from dataset_scripts.reference_energies import ReferenceEnergies, at_level_of_theory, fit_to_files
-
-from .modeling_pcbridge import PCBridgeModel
-from .training_config import SourceConfig
+from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
+from pcbridge.training.config import SourceConfig
 
 
 def level_shift(model: PCBridgeModel, sources: Sequence[SourceConfig]) -> Callable[[dict], dict]:

@@ -2,8 +2,8 @@
 
 import torch
 
-from .modeling_pcbridge import PCBridgeModel
-from .training_config import StageConfig, TrainingConfig
+from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
+from pcbridge.training.config import StageConfig, TrainingConfig
 
 
 def make_optimizers(model: PCBridgeModel, config: TrainingConfig, learning_rate: float) -> list[torch.optim.Optimizer]:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_PACKAGES = ("modeling_pcbridge", "dataset_scripts", "pcbridge_app")
+_PACKAGES = ("modeling_pcbridge", "dataset_scripts", "pcbridge")
 
 
 @contextmanager

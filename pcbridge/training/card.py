@@ -5,10 +5,10 @@ from pathlib import Path
 
 from rdkit import Chem
 
-from .configuration_pcbridge import PCBridgeConfig
-from .training_config import StageConfig, TrainingConfig
+from modeling_pcbridge.configuration_pcbridge import PCBridgeConfig
+from pcbridge.training.config import StageConfig, TrainingConfig
 
-_TEMPLATE = Path(__file__).parent / "model_card.md"
+_TEMPLATE = Path(__file__).parent / "card_template.md"
 
 
 def card_of_run(model: PCBridgeConfig, run: TrainingConfig, stages: dict[str, StageConfig]) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 from rdkit import Chem
 from rdkit.Chem import rdMolAlign
 
-from .molecular_graph import (
+from modeling_pcbridge.molecular_graph import (
     PAIR_PATH_OF_2,
     MolecularGraph,
     conformer_from_positions,

@@ -18,10 +18,9 @@ from dataset_scripts.collator import Example, collate, example_from_row, order_r
 from dataset_scripts.mixture import MixtureBatchSampler
 from dataset_scripts.reference_energies import fit_reference_energies
 from dataset_scripts.sharded import ShardedExamples
-
-from .level_shift import level_shift
-from .modeling_pcbridge import PCBridgeModel
-from .training_config import SourceConfig, StageConfig, TrainingConfig
+from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
+from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
+from pcbridge.training.level_shift import level_shift
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,11 @@ from tqdm.auto import tqdm
 
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import Example, collate, example_from_row
-
-from .graph_batch import GRAPH_KEYS, GraphBatch, pad_graphs, pad_positions
-from .modeling_pcbridge import PCBridgeModel
-from .molecular_graph import stereo_is_right
-from .reference_structures import ReferenceMolecule, load_references, pm6_structures
-from .structure_metrics import (
+from modeling_pcbridge.graph_batch import GRAPH_KEYS, GraphBatch, pad_graphs, pad_positions
+from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
+from modeling_pcbridge.molecular_graph import stereo_is_right
+from pcbridge.evaluation.config import EvaluationConfig
+from pcbridge.evaluation.metrics import (
     bond_angle_error,
     bond_length_error,
     distance_errors,
@@ -28,7 +27,7 @@ from .structure_metrics import (
     one_three_distance_error,
     torsion_error,
 )
-from .training_config import EvaluationConfig
+from pcbridge.evaluation.references import ReferenceMolecule, load_references, pm6_structures
 
 # A sample covers the reference when it is closer than this, angstrom (QM9; the paper has 1.25 for PCQM4Mv2).
 COVERAGE_RMSD = 0.9

@@ -9,7 +9,7 @@ from rdkit import Chem
 
 from modeling_pcbridge import PCBridgeModel, PCBridgePipeline, PCBridgeProcessor
 from modeling_pcbridge.sampling import METHODS_FROM_POSITIONS
-from modeling_pcbridge.structure_metrics import distances_to_others
+from pcbridge.evaluation.metrics import distances_to_others
 
 from .molecule_files import Failure, Molecule, Prediction, Record
 

@@ -9,9 +9,9 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from .evaluation import PREDICTION_NAMES
-from .reference_structures import ReferenceMolecule
-from .structure_metrics import kabsch_align
+from pcbridge.evaluation.evaluate import PREDICTION_NAMES
+from pcbridge.evaluation.metrics import kabsch_align
+from pcbridge.evaluation.references import ReferenceMolecule
 
 # Column titles of the structure table: metric key, title, decimals.
 STRUCTURE_COLUMNS = (

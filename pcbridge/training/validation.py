@@ -8,14 +8,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
-from .graph_batch import pad_graphs
-from .modeling_pcbridge import PCBridgeModel
-from .parameter_sharding import gathered
-from .reference_structures import load_references
-from .report import plot_structures
-from .training_config import EvaluationConfig, StageConfig, TrainingConfig
-from .training_data import collate_in_parts, load_sources, sample_rows
-from .training_update import count_labels, noise_generator
+from modeling_pcbridge.graph_batch import pad_graphs
+from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
+from pcbridge.evaluation.config import EvaluationConfig
+from pcbridge.evaluation.references import load_references
+from pcbridge.evaluation.report import plot_structures
+from pcbridge.training.config import StageConfig, TrainingConfig
+from pcbridge.training.data import collate_in_parts, load_sources, sample_rows
+from pcbridge.training.fsdp import gathered
+from pcbridge.training.update import count_labels, noise_generator
 
 
 class Validation:

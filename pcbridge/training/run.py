@@ -10,19 +10,19 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DataLoaderConfiguration, DistributedType, GradScalerKwargs
 
-from .checkpointing import set_aside
-from .configuration_pcbridge import PCBridgeConfig
-from .evaluate_checkpoints import evaluate_checkpoints
-from .hub import HubPushError, create_repository, push_checkpoint
-from .model_card import card_of_run
-from .modeling_pcbridge import PCBridgeModel
-from .pipeline_pcbridge import PCBridgePipeline
-from .processing_pcbridge import PCBridgeProcessor
-from .report import plot_losses
-from .sampling import check_num_steps
-from .training_config import StageConfig, TrainingConfig
-from .training_data import elements_of, load_sources, reference_energies_of, sample_rows
-from .training_loop import train_stage
+from modeling_pcbridge.configuration_pcbridge import PCBridgeConfig
+from modeling_pcbridge.hub import HubPushError, create_repository, push_checkpoint
+from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
+from modeling_pcbridge.pipeline_pcbridge import PCBridgePipeline
+from modeling_pcbridge.processing_pcbridge import PCBridgeProcessor
+from modeling_pcbridge.sampling import check_num_steps
+from pcbridge.evaluation.checkpoints import evaluate_checkpoints
+from pcbridge.evaluation.report import plot_losses
+from pcbridge.training.card import card_of_run
+from pcbridge.training.config import StageConfig, TrainingConfig
+from pcbridge.training.data import elements_of, load_sources, reference_energies_of, sample_rows
+from pcbridge.training.stage import train_stage
+from pcbridge.training.states import set_aside
 
 logger = logging.getLogger(__name__)
 

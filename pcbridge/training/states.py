@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .parameter_sharding import sharded_like, whole
+from pcbridge.training.fsdp import sharded_like, whole
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Evaluate checkpoints and the classical references on a split; one table, pictures and JSON.
 
-    python -m modeling_pcbridge.evaluate_checkpoints --checkpoints.consistency outputs/mini/consistency \\
+    python -m pcbridge.evaluation.checkpoints --checkpoints.consistency outputs/mini/consistency \\
         --output_dir outputs/evaluation --evaluation.split validation --evaluation.num_samples 10
 """
 
@@ -12,12 +12,12 @@ import torch
 from jsonargparse import auto_cli
 from rdkit import RDLogger
 
-from .command_errors import errors_as_sentences
-from .evaluation import evaluate_model, evaluate_reference
-from .modeling_pcbridge import PCBridgeModel
-from .reference_structures import load_references, mmff_structures, pm6_structures
-from .report import plot_energy_scatter, plot_structures, results_markdown
-from .training_config import EvaluationConfig
+from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
+from pcbridge.command_errors import errors_as_sentences
+from pcbridge.evaluation.config import EvaluationConfig
+from pcbridge.evaluation.evaluate import evaluate_model, evaluate_reference
+from pcbridge.evaluation.references import load_references, mmff_structures, pm6_structures
+from pcbridge.evaluation.report import plot_energy_scatter, plot_structures, results_markdown
 
 
 def evaluate_checkpoints(

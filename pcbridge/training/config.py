@@ -3,17 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dataset_scripts.splits import SPLITS
-
-from .losses import LossSettings
+from modeling_pcbridge.losses import LossSettings
+from pcbridge.evaluation.config import EvaluationConfig, require
 
 # Losses are read from the device, and anything is decided on the host, only every so many updates.
 UPDATES_PER_WINDOW = 10
-
-
-def _require(is_right: bool, name: str, what: str, value) -> None:
-    if not is_right:
-        raise ValueError(f"{name} must be {what}, not {value}")
 
 
 @dataclass(frozen=True)
@@ -36,8 +30,8 @@ class SourceConfig:
     other_levels: Literal["drop", "shift"] = "drop"
 
     def __post_init__(self):
-        _require(self.weight > 0, "weight", "positive", self.weight)
-        _require(self.max_rows is None or self.max_rows > 0, "max_rows", "positive", self.max_rows)
+        require(self.weight > 0, "weight", "positive", self.weight)
+        require(self.max_rows is None or self.max_rows > 0, "max_rows", "positive", self.max_rows)
 
 
 @dataclass(frozen=True)
@@ -59,43 +53,11 @@ class StageConfig:
     losses: LossSettings = field(default_factory=LossSettings)
 
     def __post_init__(self):
-        _require(self.num_steps > 0, "num_steps", "positive", self.num_steps)
-        _require(self.learning_rate >= 0, "learning_rate", "zero or more", self.learning_rate)
-        _require(self.warmup_steps >= 0, "warmup_steps", "zero or more", self.warmup_steps)
+        require(self.num_steps > 0, "num_steps", "positive", self.num_steps)
+        require(self.learning_rate >= 0, "learning_rate", "zero or more", self.learning_rate)
+        require(self.warmup_steps >= 0, "warmup_steps", "zero or more", self.warmup_steps)
         if not any(weight > 0 for weight in self.losses.weights().values()):
             raise ValueError("all losses of the stage have weight 0; there is nothing to train")
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """What the evaluation after training does.
-
-    Attributes:
-        split: of the bundled data; choose settings on "validation", report "test".
-        max_molecules: structures of so many molecules, evenly from small to large; null for all.
-        num_samples: structures a molecule, for each sampling method.
-        num_inference_steps, eta: of DDIM, see `PCBridgeModel.predict_structure`.
-        batch_size: structures evaluated at once.
-        num_pictures: molecules in the picture of predicted over reference structures.
-    """
-
-    split: str = "test"
-    max_molecules: int | None = None
-    num_samples: int = 5
-    num_inference_steps: int = 20
-    eta: float = 1.0
-    batch_size: int = 128
-    num_pictures: int = 6
-
-    def __post_init__(self):
-        _require(self.split in SPLITS, "evaluation.split", f"one of {', '.join(SPLITS)}", repr(self.split))
-        for name in ("num_samples", "batch_size"):
-            _require(getattr(self, name) >= 1, f"evaluation.{name}", "at least 1", getattr(self, name))
-        steps, molecules = self.num_inference_steps, self.max_molecules
-        _require(steps >= 2, "evaluation.num_inference_steps", "at least 2", steps)  # as DDIM has it
-        _require(molecules is None or molecules >= 1, "evaluation.max_molecules", "at least 1", molecules)
-        _require(0 <= self.eta <= 1, "evaluation.eta", "at least 0 and at most 1", self.eta)
-        _require(self.num_pictures >= 0, "evaluation.num_pictures", "zero or more", self.num_pictures)
 
 
 @dataclass(frozen=True)
@@ -119,8 +81,8 @@ class ValidationConfig:
             raise ValueError(f"validation.every must be a positive multiple of 10, not {self.every}")
         for name in ("patience", "max_molecules"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"validation.{name}", "at least 1", value)
-        _require(self.num_pictures >= 0, "validation.num_pictures", "zero or more", self.num_pictures)
+            require(value is None or value >= 1, f"validation.{name}", "at least 1", value)
+        require(self.num_pictures >= 0, "validation.num_pictures", "zero or more", self.num_pictures)
 
 
 @dataclass(frozen=True)
@@ -206,12 +168,12 @@ class TrainingConfig:
         if self.checkpoint_every < 1 or self.checkpoint_every % UPDATES_PER_WINDOW:
             raise ValueError(f"checkpoint_every must be a positive multiple of 10, not {self.checkpoint_every}")
         for name in ("keep_checkpoints", "max_bad_updates", "batch_size", "gradient_accumulation_steps"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("num_workers", "weight_decay"):
-            _require(getattr(self, name) >= 0, name, "zero or more", getattr(self, name))
-        _require(self.max_pairs is None or self.max_pairs > 0, "max_pairs", "positive", self.max_pairs)
-        _require(self.max_grad_norm > 0, "max_grad_norm", "positive", self.max_grad_norm)
-        _require(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1", self.ema_decay)
+            require(getattr(self, name) >= 0, name, "zero or more", getattr(self, name))
+        require(self.max_pairs is None or self.max_pairs > 0, "max_pairs", "positive", self.max_pairs)
+        require(self.max_grad_norm > 0, "max_grad_norm", "positive", self.max_grad_norm)
+        require(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1", self.ema_decay)
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"mixed_precision must be 'no', 'bf16' or 'fp16', not {self.mixed_precision!r}")
         if self.optimizer not in ("adam", "muon"):

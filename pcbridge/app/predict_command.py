@@ -129,7 +129,7 @@ def _predict_and_write(arguments, pipeline, records: list, output_format: str) -
     import torch
     from tqdm import tqdm
 
-    from modeling_pcbridge.evaluation import RELAXATION_STEPS
+    from pcbridge.evaluation.evaluate import RELAXATION_STEPS
 
     from .molecule_files import open_writer
     from .prediction import predict

@@ -11,24 +11,24 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from .checkpointing import (
+from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
+from pcbridge.training.compilation import compiled
+from pcbridge.training.config import UPDATES_PER_WINDOW, StageConfig, TrainingConfig
+from pcbridge.training.data import make_loader
+from pcbridge.training.deepspeed_zero import ZeroOptimizer
+from pcbridge.training.fsdp import shard, whole
+from pcbridge.training.interruption import StopRequest, TrainingInterrupted, no_process_left
+from pcbridge.training.log import ProgressDisplay, UpdateWindow, peak_memory_gb
+from pcbridge.training.optimizers import learning_rate_factor, make_optimizers
+from pcbridge.training.states import (
     TrainingStateError,
     newest_state,
     read_progress,
     restore_training_state,
     save_training_state,
 )
-from .compilation import compiled
-from .interruption import StopRequest, TrainingInterrupted, no_process_left
-from .modeling_pcbridge import PCBridgeModel
-from .optimizers import learning_rate_factor, make_optimizers
-from .parameter_sharding import shard, whole
-from .training_config import UPDATES_PER_WINDOW, StageConfig, TrainingConfig
-from .training_data import make_loader
-from .training_log import ProgressDisplay, UpdateWindow, peak_memory_gb
-from .training_update import run_update
-from .validation import Validation
-from .zero_optimizer import ZeroOptimizer
+from pcbridge.training.update import run_update
+from pcbridge.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from .bad_numbers import drop_gradients_unless, poison_if_bad
-from .modeling_pcbridge import PCBridgeModel
-from .parameter_sharding import gathered, whole
-from .training_config import StageConfig, TrainingConfig
-from .zero_optimizer import average_gradients
+from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
+from pcbridge.training.bad_numbers import drop_gradients_unless, poison_if_bad
+from pcbridge.training.config import StageConfig, TrainingConfig
+from pcbridge.training.deepspeed_zero import average_gradients
+from pcbridge.training.fsdp import gathered, whole
 
 LOSS_NAMES = (
     "loss",

@@ -18,7 +18,7 @@ EXAMPLES = """examples:
 Each command has its own --help."""
 # Commands with a parser of their own: the module whose `main` reads the rest of the command line, and what it does.
 MODULES = {
-    "evaluate": ("modeling_pcbridge.evaluate_checkpoints", "evaluate checkpoints against DFT structures"),
+    "evaluate": ("pcbridge.evaluation.checkpoints", "evaluate checkpoints against DFT structures"),
     "train": ("train_accelerate", "train a model; on several GPUs use accelerate launch train_accelerate.py"),
     "data prepare": ("dataset_scripts.prepare", "turn a public data set, or your own files, into training shards"),
     "data label": ("dataset_scripts.label_generation", "compute PM6, B3LYP/6-31G* or GFN2-xTB labels"),

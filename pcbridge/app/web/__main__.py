@@ -1,4 +1,4 @@
-"""Start the page: `python -m pcbridge_app.web CHECKPOINT [--host HOST] [--port PORT]`."""
+"""Start the page: `python -m pcbridge.app.web CHECKPOINT [--host HOST] [--port PORT]`."""
 
 from jsonargparse import auto_cli
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from .modeling_pcbridge import PCBridgeModel
+from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 
 logger = logging.getLogger(__name__)
 

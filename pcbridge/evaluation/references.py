@@ -9,8 +9,7 @@ from rdkit import Chem
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import Example, example_from_row, mol_from_row
 from dataset_scripts.rdkit_structures import etkdg_conformers, mmff_minima
-
-from .training_config import EvaluationConfig
+from pcbridge.evaluation.config import EvaluationConfig
 
 
 @dataclass(frozen=True)

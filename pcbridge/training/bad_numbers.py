@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from .losses import LossSettings
-from .modeling_pcbridge import PCBridgeModel
+from modeling_pcbridge.losses import LossSettings
+from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 
 
 class BadLossError(RuntimeError):

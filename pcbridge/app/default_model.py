@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-_APP = Path(__file__).parent
-# A wheel carries the checkpoint inside this package, see pyproject.toml; in a clone it is in checkpoints/.
-_PLACES = (_APP / "released_checkpoint", _APP.parent / "checkpoints" / "consistency")
+_PACKAGE = Path(__file__).parents[1]
+# A wheel carries the checkpoint inside `pcbridge`, see pyproject.toml; in a clone it is in checkpoints/.
+_PLACES = (_PACKAGE / "released_checkpoint", _PACKAGE.parent / "checkpoints" / "consistency")
 
 
 def released_checkpoint() -> Path:

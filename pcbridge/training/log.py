@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .bad_numbers import BadLossError, find_bad_molecules
-from .modeling_pcbridge import PCBridgeModel
-from .parameter_sharding import gathered
-from .training_config import StageConfig, TrainingConfig
-from .training_update import LOSS_NAMES, RECORD_NAMES, MicroBatch
+from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
+from pcbridge.training.bad_numbers import BadLossError, find_bad_molecules
+from pcbridge.training.config import StageConfig, TrainingConfig
+from pcbridge.training.fsdp import gathered
+from pcbridge.training.update import LOSS_NAMES, RECORD_NAMES, MicroBatch
 
 try:
     import resource

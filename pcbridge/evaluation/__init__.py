@@ -1,0 +1,1 @@
+"""Evaluation of structures, energies and forces against references."""

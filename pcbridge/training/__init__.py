@@ -1,0 +1,1 @@
+"""Training: stages, updates, saved states, on any number of processes."""
