@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import report, structures
+from benchmarks import structures, tables
 from benchmarks.molecules import ALKANE_CARBONS, NUM_QM9, load
 from dataset_scripts.mixture import MixtureBatchSampler
 
@@ -241,7 +241,7 @@ def main() -> None:
     result = measure(arguments.quick, arguments.full, arguments.compile, arguments.checkpoint)
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n")
-    report.write(result, arguments.output)
+    tables.write(result, arguments.output)
     print(f"{result['seconds']:.0f} s; see {arguments.output / 'benchmark.md'}")
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import IterableDataset, load_dataset
 from rdkit import Chem, RDLogger
 
 from dataset_scripts.bundled import load_bundled
@@ -33,10 +34,9 @@ from dataset_scripts.collator import mol_from_row
 from dataset_scripts.mixture import MixtureBatchSampler
 from dataset_scripts.own_data import own_source
 from dataset_scripts.qm9 import parse_xyz
+from dataset_scripts.raw_sources import SOURCES
 from dataset_scripts.schema import B3LYP_6_31GD, FEATURES
 from dataset_scripts.sharded import ShardedExamples
-from dataset_scripts.sources import SOURCES
-from dataset_scripts.streaming import stream_shards
 from modeling_pcbridge.constants import HARTREE_TO_EV
 
 NUM_RECORDS = 5_000
@@ -184,20 +184,8 @@ def rate(items: Iterator, parse: Callable | None = None) -> float:
     return count / (time.process_time() - start)
 
 
-def resume_seconds(folder: Path) -> dict:
-    """Wall time until the first row, from the beginning and after `RESUME_ROW` rows."""
-    seconds = {}
-    for name, done in (("first_row_seconds", 0), ("first_row_after_resume_seconds", RESUME_ROW + _ROWS_PER_SHARD // 2)):
-        dataset = stream_shards(folder, "train", seed=0)
-        state = dataset.state_dict()
-        state["examples_iterable"]["shard_idx"], state["examples_iterable"]["shard_example_idx"] = divmod(
-            done, _ROWS_PER_SHARD
-        )
-        dataset.load_state_dict(state)
-        start = time.perf_counter()
-        next(iter(dataset))
-        seconds[name] = time.perf_counter() - start
-    return seconds
+def streamed_rows(folder: Path) -> IterableDataset:
+    return load_dataset("parquet", data_files=str(folder / "train/*.parquet"), split="train", streaming=True)
 
 
 def training_seconds(folder: Path) -> dict:
@@ -218,8 +206,8 @@ def measure(name: str, path: Path) -> dict:
     """What the process of one loader reports."""
     result = {"import_megabytes": peak_megabytes()}
     if name == "prepared_shards":
-        result["rows_per_second"] = rate(islice(stream_shards(path, "train", seed=0), 5 * _ROWS_PER_SHARD))
-        result |= resume_seconds(path) | training_seconds(path)
+        result["rows_per_second"] = rate(islice(streamed_rows(path), 5 * _ROWS_PER_SHARD))
+        result |= training_seconds(path)
     else:
         source = own_source(None, "B3LYP/6-31G*") if name == "own" else SOURCES[name]
         if name == "qm9":

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from dataset_scripts.bad_rows import BadRowError, ExcludedRowError, naming
+from dataset_scripts.raw_sources import RawSource
 from dataset_scripts.rows import make_row, mol_of_smiles_in_order, mol_of_structure
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sdf import mol_of_sdf, read_sdf
-from dataset_scripts.sources import Source
 from dataset_scripts.tables import read_csv, read_parquet
 from dataset_scripts.xyz import atoms_of_frame, read_xyz, text_of_frame
 from modeling_pcbridge.molecular_graph import check_structure_fits, mol_from_smiles
@@ -37,7 +37,7 @@ _LABELS = ("energy", "forces")
 _LEVELS = ("equilibrium_level_of_theory", "energy_level_of_theory")
 
 
-def own_source(equilibrium_level_of_theory: str | None = None, energy_level_of_theory: str | None = None) -> Source:
+def own_source(equilibrium_level_of_theory: str | None = None, energy_level_of_theory: str | None = None) -> RawSource:
     """The source of a user's files, told apart by their endings.
 
     Records may name their levels themselves, then no other than the ones stated here.
@@ -48,7 +48,7 @@ def own_source(equilibrium_level_of_theory: str | None = None, energy_level_of_t
     """
     levels = dict(zip(_LEVELS, (equilibrium_level_of_theory, energy_level_of_theory), strict=True))
     name = f"own (minima: {equilibrium_level_of_theory}, labels: {energy_level_of_theory})"
-    return Source(name, _read, partial(_parse, levels=levels))
+    return RawSource(name, _read, partial(_parse, levels=levels))
 
 
 def _read(path: Path) -> Iterator[tuple[str, str, Any]]:

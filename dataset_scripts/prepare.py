@@ -28,8 +28,8 @@ from tqdm.auto import tqdm
 
 from dataset_scripts.bad_rows import rows_of_records
 from dataset_scripts.own_data import own_source
+from dataset_scripts.raw_sources import SOURCES, RawSource
 from dataset_scripts.schema import FEATURES
-from dataset_scripts.sources import SOURCES, Source
 from dataset_scripts.splits import SPLITS, constitution_of, split_of
 
 # Enough rows for compression and few enough to be held and shuffled in memory when streaming (10 to 40 MB).
@@ -40,7 +40,7 @@ _PIECES_COMPARED, _PIECE_BYTES = 64, 2**20
 
 
 def prepare(
-    source: Source,
+    source: RawSource,
     inputs: list[Path],
     output: Path,
     split: str = "constitution",
@@ -50,7 +50,7 @@ def prepare(
     """Write the shards that are not there yet.
 
     Args:
-        source: a value of `dataset_scripts.sources.SOURCES`, or `dataset_scripts.own_data.own_source(...)`.
+        source: a value of `dataset_scripts.raw_sources.SOURCES`, or `dataset_scripts.own_data.own_source(...)`.
         inputs: original files with different names.
         output: folder of the shards.
         split: "constitution" (`splits.split_of`), "published" (the source's usual split), or "train" (all of it).
@@ -83,7 +83,7 @@ def prepare(
     return _write_summary(output)
 
 
-def _splitter(source: Source, inputs: list[Path], split: str) -> Callable[[dict], str]:
+def _splitter(source: RawSource, inputs: list[Path], split: str) -> Callable[[dict], str]:
     if split == "train":
         return lambda row: "train"
     if split == "constitution":
@@ -95,7 +95,7 @@ def _splitter(source: Source, inputs: list[Path], split: str) -> Callable[[dict]
 
 
 def _prepare_input(
-    source: Source, path: Path, output: Path, split_of_row: Callable[[dict], str], settings: dict
+    source: RawSource, path: Path, output: Path, split_of_row: Callable[[dict], str], settings: dict
 ) -> None:
     records = source.read(path)
     seen: set[bytes] = set()
@@ -147,7 +147,7 @@ def _pass_over(records: Iterator, shards: dict[str, Path], settings: dict, seen:
 
 
 def _write_block(
-    source: Source,
+    source: RawSource,
     records: Iterator,
     shards: dict[str, Path],
     split_of_row: Callable[[dict], str],

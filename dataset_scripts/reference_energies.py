@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 logger = logging.getLogger(__name__)
 
-ReferenceEnergies = dict[int, float]
+EnergyByElement = dict[int, float]
 
 # Molecules at two levels of theory that make it worth to fit their difference alone.
 _MIN_SHARED = 100
@@ -31,7 +31,7 @@ _COLUMNS = [
 ]
 
 
-def fit_reference_energies(atomic_numbers: Sequence[Sequence[int]], energies: Sequence[float]) -> ReferenceEnergies:
+def fit_reference_energies(atomic_numbers: Sequence[Sequence[int]], energies: Sequence[float]) -> EnergyByElement:
     """Per-element energies in eV by least squares, atomic number -> energy.
 
     Args:
@@ -50,7 +50,7 @@ def fit_reference_energies(atomic_numbers: Sequence[Sequence[int]], energies: Se
     return dict(zip(elements, solution.tolist(), strict=True))
 
 
-def fit_by_level_of_theory(rows: Iterable[dict]) -> dict[str, ReferenceEnergies]:
+def fit_by_level_of_theory(rows: Iterable[dict]) -> dict[str, EnergyByElement]:
     """Reference energies at every level of theory in the rows; some thousands of rows a level are enough."""
     molecules, energies = defaultdict(list), defaultdict(list)
     for row in rows:
@@ -60,7 +60,7 @@ def fit_by_level_of_theory(rows: Iterable[dict]) -> dict[str, ReferenceEnergies]
     return {level: fit_reference_energies(molecules[level], energies[level]) for level in molecules}
 
 
-def fit_to_files(paths: Sequence[Path], level_of_theory: str, max_rows: int = 10_000) -> dict[str, ReferenceEnergies]:
+def fit_to_files(paths: Sequence[Path], level_of_theory: str, max_rows: int = 10_000) -> dict[str, EnergyByElement]:
     """Reference energies at every level of theory in Parquet files of the schema, from `max_rows` to twice as many
     minima of each, of all files alike, or from all if there are fewer.
 
@@ -124,7 +124,7 @@ def _differences(minima: list[dict], paths: Iterable[Path], level_of_theory: str
     return found
 
 
-def at_level_of_theory(row: dict, level_of_theory: str, references: dict[str, ReferenceEnergies]) -> dict:
+def at_level_of_theory(row: dict, level_of_theory: str, references: dict[str, EnergyByElement]) -> dict:
     """The row with its labels counted as those of another level of theory.
 
     The references of its own level are taken off its energy and those of the other put on; forces, which no constant

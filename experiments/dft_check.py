@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from dataset_scripts.label_generation import read_lines
 from dataset_scripts.quantum_chemistry import b3lyp_energy_and_forces
-from experiments.settings import EVALUATION
+from experiments.evidence_settings import EVALUATION
 from experiments.statistics import compare
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.graph_batch import pad_graphs, pad_positions

@@ -7,7 +7,7 @@
     python -m experiments.evidence --quick                      # minutes; to see that it runs
 
 What was cut off goes on where it stopped, what is finished is not done again. Runs are in outputs/evidence/, tables
-and plots in experiments/results/. What each setting is: experiments/settings.py.
+and plots in experiments/results/. What each setting is: experiments/evidence_settings.py.
 """
 
 import argparse
@@ -17,8 +17,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from experiments.report import write_evidence
-from experiments.settings import ABLATIONS, DATA_SETTINGS, QUICK_FINE_TUNING, QUICK_TRAINING, SETTINGS
+from experiments.evidence_report import write_evidence
+from experiments.evidence_settings import ABLATIONS, DATA_SETTINGS, QUICK_FINE_TUNING, QUICK_TRAINING, SETTINGS
 from pcbridge.training.run import STAGE1
 
 ROOT = Path(__file__).parents[1]
@@ -69,13 +69,14 @@ class Runner:
     def evaluate(self, checkpoint: Path, output: Path) -> None:
         if not output.exists():
             self._call(
-                ["-m", "experiments.evaluate", f"--checkpoint={checkpoint}", f"--output={output}"], output.parent
+                ["-m", "experiments.evidence_evaluation", f"--checkpoint={checkpoint}", f"--output={output}"],
+                output.parent,
             )
 
     def references(self) -> None:
         output = self.runs / "references.json"
         if not output.exists():
-            self._call(["-m", "experiments.evaluate", "--references", f"--output={output}"], self.runs)
+            self._call(["-m", "experiments.evidence_evaluation", "--references", f"--output={output}"], self.runs)
 
     def _call(self, arguments: list[str], folder: Path) -> None:
         """Raises RuntimeError that names the log if the program fails."""

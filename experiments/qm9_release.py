@@ -11,11 +11,11 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from experiments.dft_check import DFT
+from experiments.evidence_release import FILES
 from experiments.qm9_benchmark import CHECKPOINTS, RESULTS, ROOT
 from experiments.qm9_dft import energies_above
 from experiments.qm9_evaluation import DDIM, central
 from experiments.qm9_report import RELEASED
-from experiments.release import FILES
 
 FOLDER = ROOT / "checkpoints" / "qm9"
 _TEMPLATE = Path(__file__).parent / "qm9_card.md"

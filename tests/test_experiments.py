@@ -10,8 +10,14 @@ from rdkit import Chem, DataStructs
 from rdkit.Chem import rdFingerprintGenerator
 
 from dataset_scripts.bundled import load_bundled
-from experiments.report import SIMILARITY_LIMIT, dissimilar_molecules, only_molecules, over_seeds, recorded_evaluations
-from experiments.settings import ABLATIONS, QUICK_TRAINING, SETTINGS
+from experiments.evidence_report import (
+    SIMILARITY_LIMIT,
+    dissimilar_molecules,
+    only_molecules,
+    over_seeds,
+    recorded_evaluations,
+)
+from experiments.evidence_settings import ABLATIONS, QUICK_TRAINING, SETTINGS
 from experiments.statistics import compare
 from pcbridge.evaluation.report import STRUCTURE_COLUMNS
 from train_accelerate import parse

@@ -16,7 +16,7 @@ from dataset_scripts.bad_rows import BadRowError, ExcludedRowError
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.prepare import prepare
 from dataset_scripts.qm9 import parse_xyz, published_split, read_uncharacterized, row_of_qm9pack
-from dataset_scripts.sources import SOURCES, stream_source
+from dataset_scripts.raw_sources import SOURCES, stream_source
 from dataset_scripts.splits import SPLITS
 from modeling_pcbridge.constants import HARTREE_TO_EV
 

@@ -10,8 +10,8 @@ from dataset_scripts.bad_rows import BadRowError
 from dataset_scripts.label_generation import read_molecules
 from dataset_scripts.labelling import starting_structure
 from dataset_scripts.own_data import own_source
+from dataset_scripts.raw_sources import stream_source
 from dataset_scripts.sdf import mol_of_sdf, read_sdf, sdf_record
-from dataset_scripts.sources import stream_source
 from pcbridge.app import molecule_files
 from pcbridge.app.molecule_files import Failure, Molecule
 
@@ -35,7 +35,7 @@ def test_a_last_record_without_end_mark_is_read_everywhere(record, tmp_path, end
     path = sdf(tmp_path, record + last)
     assert [row["smiles"] for row in stream_source(own_source(), [path])] == ["[NH3+]CC(=O)[O-]"] * 2
     assert [molecule["molecule_id"] for molecule in read_molecules(path)] == ["glycine"] * 2
-    found = list(molecule_files.read_molecules(str(path), "sdf"))
+    found = list(molecule_files.read_records(str(path), "sdf"))
     assert all(isinstance(r, Molecule) for r in found)
     assert [(r.place, r.name) for r in found] == [(f"record {i}", "glycine") for i in (1, 2)]
 
@@ -51,7 +51,7 @@ def test_a_record_cut_off_anywhere_in_its_mol_block_is_refused(record, tmp_path)
         list(stream_source(own_source(), [path]))
     with pytest.raises(ValueError, match="cannot parse"):
         starting_structure(read_molecules(path)[1])
-    good, bad = molecule_files.read_molecules(str(path), "sdf")
+    good, bad = molecule_files.read_records(str(path), "sdf")
     assert isinstance(good, Molecule) and isinstance(bad, Failure) and "cannot read" in bad.error
 
 
@@ -72,4 +72,4 @@ def test_comments_in_smiles_files(tmp_path):
         ("CO", "methyl alcohol"),
         ("CCO", "in_000002"),
     ]
-    assert [record.place for record in molecule_files.read_molecules(str(path), "smi")] == ["line 2", "line 4"]
+    assert [record.place for record in molecule_files.read_records(str(path), "smi")] == ["line 2", "line 4"]

@@ -22,8 +22,8 @@ from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import mol_from_row
 from dataset_scripts.own_data import own_source
 from dataset_scripts.pcqm4mv2 import read_split_dict
+from dataset_scripts.raw_sources import SOURCES, stream_source
 from dataset_scripts.schema import B3LYP_6_31GD, PM6, WB97M_D3BJ_DEF2_TZVPPD
-from dataset_scripts.sources import SOURCES, stream_source
 from modeling_pcbridge.constants import BOHR_TO_ANGSTROM, HARTREE_TO_EV
 
 DATA = Path(__file__).parent / "data"

@@ -15,8 +15,8 @@ import yaml
 from rdkit import Chem
 from starlette.testclient import TestClient
 
-from pcbridge.app.web import prediction, server
-from pcbridge.app.web.prediction import Predictor
+from pcbridge.app.web import server, visit
+from pcbridge.app.web.visit import Predictor
 from pcbridge.evaluation.metrics import heavy_atom_rmsd
 
 ROOT = Path(__file__).parent.parent
@@ -123,7 +123,7 @@ def test_the_reference_lies_over_the_prediction(client, predictor):
 def test_every_reference_is_found_by_its_smiles(predictor):
     assert len(predictor.references) > 360
     for smiles in predictor.references:
-        assert prediction._canonical(predictor.read(smiles)) == smiles
+        assert visit._canonical(predictor.read(smiles)) == smiles
 
 
 @pytest.mark.parametrize("smiles", ["[H][H]", "O", "C", "C#N", "[NH4+]"])
@@ -174,7 +174,7 @@ def test_requests_that_the_page_would_not_send(client, content, headers, status)
 
 
 def test_a_prediction_that_takes_too_long_ends(client, monkeypatch):
-    monkeypatch.setattr(prediction, "MAX_SECONDS", 0.0)
+    monkeypatch.setattr(visit, "MAX_SECONDS", 0.0)
     last = events(client, "CCO")[-1]
     assert last["type"] == "error" and "took more than 0 seconds" in last["message"]
 
@@ -232,7 +232,7 @@ def test_predictions_run_one_at_a_time_and_end_with_their_reader():
 def test_the_first_sample_is_drawn_in_its_principal_frame():
     positions = torch.randn(9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).numpy()
     positions = (positions - positions.mean(0)) * [1.0, 3.0, 2.0]
-    turned = prediction._principal_frame(positions)
+    turned = visit._principal_frame(positions)
     spread = np.square(turned).sum(0)
     assert spread[0] > spread[1] > spread[2]
     assert np.linalg.det(turned[:3]) == pytest.approx(np.linalg.det(positions[:3]))  # not mirrored

@@ -98,7 +98,7 @@ class Prediction:
 Write = Callable[[list[Prediction]], None]
 
 
-def read_molecules(path: str, file_format: str, smiles_column: str = "smiles") -> Iterator[Record]:
+def read_records(path: str, file_format: str, smiles_column: str = "smiles") -> Iterator[Record]:
     """The molecules of a file, or of standard input for "-"; one that cannot be read is a `Failure`.
 
     Args:

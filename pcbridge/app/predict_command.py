@@ -90,11 +90,11 @@ def _check_files(arguments: argparse.Namespace, output_format: str, error) -> No
 def _load(arguments: argparse.Namespace, input_format: str, error) -> tuple:
     """The records of the input, and the pipeline."""
     from .default_model import released_checkpoint
-    from .molecule_files import read_molecules
-    from .prediction import load_pipeline
+    from .molecule_files import read_records
+    from .predict_records import load_pipeline
 
     try:
-        records = list(read_molecules(arguments.input, input_format, arguments.smiles_column))
+        records = list(read_records(arguments.input, input_format, arguments.smiles_column))
         pipeline = load_pipeline(arguments.model or str(released_checkpoint()), arguments.device)
     except (OSError, ValueError, ImportError) as problem:
         error(str(problem))
@@ -132,7 +132,7 @@ def _predict_and_write(arguments, pipeline, records: list, output_format: str) -
     from pcbridge.evaluation.evaluate import RELAXATION_STEPS
 
     from .molecule_files import open_writer
-    from .prediction import predict
+    from .predict_records import predict
 
     batches = predict(
         pipeline,

@@ -5,7 +5,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from dataset_scripts.bundled import CONFIG_NAMES, parquet_path
-from dataset_scripts.reference_energies import ReferenceEnergies, at_level_of_theory, fit_to_files
+from dataset_scripts.reference_energies import EnergyByElement, at_level_of_theory, fit_to_files
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from pcbridge.training.config import SourceConfig
 
@@ -34,7 +34,7 @@ def _shift(names: tuple[str, ...], level: str, own: tuple[tuple[int, float], ...
 
 
 @cache
-def _fitted_references(names: tuple[str, ...], level: str) -> dict[str, ReferenceEnergies]:
+def _fitted_references(names: tuple[str, ...], level: str) -> dict[str, EnergyByElement]:
     paths = [path for name in names if name not in CONFIG_NAMES for path in sorted(Path(name).glob("train/*.parquet"))]
     if set(names) & set(CONFIG_NAMES):
         # All of it, so that displaced structures have their minima beside them.

@@ -20,7 +20,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .prediction import MAX_SAMPLES, Predictor
+from .visit import MAX_SAMPLES, Predictor
 
 MAX_REQUEST_BYTES = 4096
 MAX_REQUEST_SECONDS = 10

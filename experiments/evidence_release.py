@@ -1,6 +1,6 @@
 """Put the trained models of the evidence into checkpoints/, with model cards that state their metrics.
 
-    python -m experiments.release                    # seed 0 of setting "displaced"
+    python -m experiments.evidence_release                    # seed 0 of setting "displaced"
 
 The cards are model_card.md with what was measured, as a table and as `model-index` metadata. Code is
 not copied: the package is beside them here, and `save_pretrained` and `push_to_hub` add it.
@@ -60,7 +60,7 @@ def card(model: str, seed: int, evaluation: dict, record: dict) -> ModelCard:
     metadata = text.data.to_dict() | {"model_name": f"pcbridge-mini-{model}", "eval_results": results}
     seeds = record["settings"][SETTING]["seeds"]
     section = [
-        f"This is the {model} model of training seed {seed}, setting `{SETTING}` of experiments/settings.py.",
+        f"This is the {model} model of training seed {seed}, setting `{SETTING}` of experiments/evidence_settings.py.",
         _LOSSES[model],
         f"{record['num_molecules']} test molecules against their DFT structures, {len(seeds)} training seeds; lengths "
         "in angstrom. All tables: experiments/results/evidence.md.",

@@ -1,7 +1,7 @@
 """Evaluate one checkpoint, or the classical references, as the evidence does; one JSON file.
 
-python -m experiments.evaluate --checkpoint outputs/evidence/displaced/seed0/consistency --output evaluation.json
-python -m experiments.evaluate --references --output references.json
+python -m experiments.evidence_evaluation --checkpoint outputs/evidence/displaced/seed0/consistency --output evaluation.json
+python -m experiments.evidence_evaluation --references --output references.json
 """
 
 import argparse
@@ -13,7 +13,7 @@ import numpy as np
 from rdkit import RDLogger
 
 from dataset_scripts.quantum_chemistry import gfn2_minimum
-from experiments.settings import EVALUATION, QUICK_EVALUATION
+from experiments.evidence_settings import EVALUATION, QUICK_EVALUATION
 from modeling_pcbridge import PCBridgeModel
 from pcbridge.evaluation.evaluate import evaluate_model, evaluate_reference
 from pcbridge.evaluation.references import ReferenceMolecule, mmff_structures, pm6_structures

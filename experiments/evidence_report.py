@@ -11,7 +11,7 @@ from rdkit import Chem, DataStructs
 from rdkit.Chem import rdFingerprintGenerator
 
 from dataset_scripts.bundled import load_bundled
-from experiments.settings import ABLATIONS, DATA_SETTINGS, EVALUATION, SETTINGS
+from experiments.evidence_settings import ABLATIONS, DATA_SETTINGS, EVALUATION, SETTINGS
 from experiments.statistics import PairedComparison, compare
 from pcbridge.evaluation.evaluate import PREDICTION_NAMES
 from pcbridge.evaluation.references import load_references
@@ -66,9 +66,9 @@ _MAIN_METRICS = (
 )
 _CAPTION = (
     "Mean (standard deviation) over training seeds of the means over test molecules. Lengths in angstrom. How each "
-    "setting is trained: experiments/settings.py, configs/evidence.yaml."
+    "setting is trained: experiments/evidence_settings.py, configs/evidence.yaml."
 )
-Evaluations = dict[int, dict[str, dict]]  # seed -> model -> what experiments.evaluate wrote
+Evaluations = dict[int, dict[str, dict]]  # seed -> model -> what experiments.evidence_evaluation wrote
 
 
 def read_evaluations(folder: Path) -> Evaluations:

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Source:
+class RawSource:
     """How the files of a data set become rows; docs/data.md describes each.
 
     Attributes:
@@ -38,22 +38,22 @@ class Source:
 
 
 _SOURCES = (
-    Source("qm9", qm9.read_xyz_archive, qm9.row_of_xyz, published_split=qm9.published_split_of_files),
-    Source("qm9_sdf", qm9.read_sdf_and_csv, qm9.row_of_sdf_and_csv, published_split=qm9.published_split_of_files),
-    Source("qm9_hub", read_parquet, qm9.row_of_hub),
-    Source("pubchemqc_b3lyp", pubchemqc.read_archive, partial(pubchemqc.row_of_file, method="B3LYP@PM6")),
-    Source("pubchemqc_b3lyp_hub", pubchemqc.read_hub_shard, partial(pubchemqc.row_of_hub_record, has_energy=True)),
-    Source("pubchemqc_pm6", pubchemqc.read_archive, partial(pubchemqc.row_of_file, method="PM6")),
-    Source("pubchemqc_pm6_hub", pubchemqc.read_hub_shard, partial(pubchemqc.row_of_hub_record, has_energy=False)),
-    Source("pcqm4mv2", pcqm4mv2.read_sdf_archive, pcqm4mv2.row_of_record, published_split=pcqm4mv2.published_split),
-    Source("spice", spice.read_conformations, spice.row_of_conformation),
-    Source("spice_pubchem", spice.read_conformations, partial(spice.row_of_conformation, subset="PubChem")),
-    Source("qm9pack", read_csv, qm9.row_of_qm9pack, qm9.qm9pack_files, qm9.published_split_of_qm9pack),
+    RawSource("qm9", qm9.read_xyz_archive, qm9.row_of_xyz, published_split=qm9.published_split_of_files),
+    RawSource("qm9_sdf", qm9.read_sdf_and_csv, qm9.row_of_sdf_and_csv, published_split=qm9.published_split_of_files),
+    RawSource("qm9_hub", read_parquet, qm9.row_of_hub),
+    RawSource("pubchemqc_b3lyp", pubchemqc.read_archive, partial(pubchemqc.row_of_file, method="B3LYP@PM6")),
+    RawSource("pubchemqc_b3lyp_hub", pubchemqc.read_hub_shard, partial(pubchemqc.row_of_hub_record, has_energy=True)),
+    RawSource("pubchemqc_pm6", pubchemqc.read_archive, partial(pubchemqc.row_of_file, method="PM6")),
+    RawSource("pubchemqc_pm6_hub", pubchemqc.read_hub_shard, partial(pubchemqc.row_of_hub_record, has_energy=False)),
+    RawSource("pcqm4mv2", pcqm4mv2.read_sdf_archive, pcqm4mv2.row_of_record, published_split=pcqm4mv2.published_split),
+    RawSource("spice", spice.read_conformations, spice.row_of_conformation),
+    RawSource("spice_pubchem", spice.read_conformations, partial(spice.row_of_conformation, subset="PubChem")),
+    RawSource("qm9pack", read_csv, qm9.row_of_qm9pack, qm9.qm9pack_files, qm9.published_split_of_qm9pack),
 )
 SOURCES = {source.name: source for source in _SOURCES}
 
 
-def stream_source(source: Source, inputs: list[Path], on_error: OnError = "raise") -> IterableDataset:
+def stream_source(source: RawSource, inputs: list[Path], on_error: OnError = "raise") -> IterableDataset:
     """The rows of original files, in file order, as they are read.
 
     For a first look, and for sets that are read once; repeated records come repeatedly, and what was left out is
@@ -68,7 +68,7 @@ def stream_source(source: Source, inputs: list[Path], on_error: OnError = "raise
     )
 
 
-def _rows(inputs: list[Path], source: Source, on_error: OnError) -> Iterator[dict]:
+def _rows(inputs: list[Path], source: RawSource, on_error: OnError) -> Iterator[dict]:
     skipped: Counter[str] = Counter()
     for path in inputs:
         yield from rows_of_records(source.read(path), source.parse, on_error, skipped)
