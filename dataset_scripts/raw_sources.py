@@ -57,8 +57,8 @@ def stream_source(source: RawSource, inputs: list[Path], on_error: OnError = "ra
     """The rows of original files, in file order, as they are read.
 
     For a first look, and for sets that are read once; repeated records come repeatedly, and what was left out is
-    counted in a log message at the end. Training wants shuffled rows and a quick resume: materialise
-    with `dataset_scripts.prepare` and use `dataset_scripts.streaming`.
+    counted in a log message at the end. Training wants shuffled rows and a quick resume, for
+    which `dataset_scripts.prepare` writes shards.
 
     Raises:
         BadRowError: while iterating, a damaged record, with on_error="raise".
