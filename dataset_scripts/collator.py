@@ -8,6 +8,7 @@ import torch
 from rdkit import Chem
 
 from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
+from modeling_pcbridge.loss_terms import LabelRows
 from modeling_pcbridge.molecular_graph import MolecularGraph, graph_from_mol, mol_from_smiles, with_structure
 
 
@@ -87,15 +88,18 @@ def order_rows(examples: list[Example]) -> list[Example]:
 def collate(examples: list[Example]) -> dict[str, Any]:
     """The keyword arguments of `PCBridgeModel.forward` for these examples.
 
-    Rows are put in the order of `order_rows`, so that each loss is computed on one slice. Slices are never empty:
-    where no row has a label, one masked row keeps every parameter in the graph on every process.
+    Who has which label is decided here: `has_energy`, `has_forces` and `is_equilibrium`; absent labels are zeros that
+    do not count. Rows are put in the order of `order_rows`, so that each loss is computed on one slice. Slices are
+    never empty: where no row has a label, one masked row keeps every parameter in the graph on every process.
     """
     examples = order_rows(examples)
     batch = pad_graphs([example.graph for example in examples])
     batch_size, num_atoms = batch["atomic_numbers"].shape
     batch["positions"] = pad_positions([example.positions for example in examples])
-    batch["energy"] = torch.full((batch_size,), torch.nan, dtype=torch.float64)
-    batch["forces"] = torch.full((batch_size, num_atoms, 3), torch.nan)
+    batch["energy"] = torch.zeros(batch_size, dtype=torch.float64)
+    batch["forces"] = torch.zeros(batch_size, num_atoms, 3)
+    batch["has_energy"] = torch.tensor([example.energy is not None for example in examples])
+    batch["has_forces"] = torch.tensor([example.forces is not None for example in examples])
     batch["is_equilibrium"] = torch.tensor([example.is_equilibrium for example in examples])
     for i, example in enumerate(examples):
         if example.energy is not None:
@@ -104,8 +108,5 @@ def collate(examples: list[Example]) -> dict[str, Any]:
             batch["forces"][i, : example.graph.num_atoms] = torch.from_numpy(example.forces)
     labelled = [place for place, example in enumerate(examples) if example.is_labelled] or [0]
     structures = [place for place, example in enumerate(examples) if example.is_equilibrium] or [batch_size - 1]
-    rows = {
-        "labelled_rows": slice(labelled[0], labelled[-1] + 1),
-        "structure_rows": slice(structures[0], batch_size),
-    }
-    return {**batch, **rows}
+    rows = LabelRows(slice(labelled[0], labelled[-1] + 1), slice(structures[0], batch_size))
+    return {**batch, "label_rows": rows}

@@ -1,6 +1,6 @@
 """Evaluate one checkpoint, or the classical references, as the evidence does; one JSON file.
 
-python -m experiments.evidence_evaluation --output evaluation.json --checkpoint outputs/evidence/displaced/seed0/consistency
+python -m experiments.evidence_evaluation --output out.json --checkpoint outputs/evidence/displaced/seed0/consistency
 python -m experiments.evidence_evaluation --references --output references.json
 """
 

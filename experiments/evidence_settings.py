@@ -62,7 +62,7 @@ _OFF = {
     "denoising_weight": 1.1,
     "optimality_weight": 0,
     "score_weight": 0,
-    "score_trains_encoder": "false",
+    "distillation_weight": 0,
     "data_precision": 0,
 }
 _EQ_11 = _OFF | {"score_form": "noisy", "score_timesteps": "[5, 300]"}
@@ -81,9 +81,11 @@ ABLATIONS = {
         **_OFF | {"score_form": "denoised", "score_weight": 0.4, "score_timesteps": "[1, 100]"},
     ),
     "eq_10": _ablation("Eq. 10 alone, weight .005", **_OFF | {"optimality_weight": 0.005}),
-    "decoder_only": _ablation("relaxed form, training the structure decoder alone", score_trains_encoder="false"),
-    "no_data_precision": _ablation("relaxed form beside PM6 denoising at full weight", data_precision=0),
-    "with_eq_10": _ablation("relaxed form and Eq. 10, weight .005", optimality_weight=0.005),
+    "decoder_only": _ablation(
+        "distillation that trains the structure decoder alone", distillation_trains_encoder="false"
+    ),
+    "no_data_precision": _ablation("distillation beside PM6 denoising at full weight", data_precision=0),
+    "with_eq_10": _ablation("distillation and Eq. 10, weight .005", optimality_weight=0.005),
 }
 SETTINGS = DATA_SETTINGS | ABLATIONS
 

@@ -1,8 +1,11 @@
 """The losses of the method on a batch: what each asks of the model, before `losses` compares.
 
-Each term is a scalar: the mean over the molecules where `mask` is True, divided by `count` instead where it is given
-(see `losses.reduce_mean`).
+Each term is a scalar: the mean over the molecules where the mask is True, divided by the count instead where one is
+given (see `losses.reduce_mean`).
 """
+
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +13,7 @@ from torch import Tensor
 from .diffusion import centred_noise
 from .graph_batch import GraphBatch
 from .losses import (
+    LossSettings,
     align,
     denoised_point_consistency_loss,
     denoising_loss,
@@ -22,43 +26,83 @@ from .losses import (
 )
 
 
-def label_terms(
-    model, graph: GraphBatch, positions: Tensor, energy: Tensor | None, forces: Tensor | None, settings, counts
-) -> tuple[Tensor | None, Tensor | None]:
-    """Eq. 7, first term, and Eq. 12, from one evaluation of E; None where there is no label or no weight."""
-    energy_term = force_term = None
-    if settings.energy_weight == 0:
-        energy = None
-    if settings.force_weight == 0:
-        forces = None
-    if energy is None and forces is None:
-        return None, None
-    if forces is not None:
-        positions = positions.detach().requires_grad_()
-        interaction, gradient = model.interaction_energy_and_gradient(graph, positions)
+class LabelRows(NamedTuple):
+    """The rows of a batch outside which no label, and no equilibrium structure, occurs; nothing is computed for others.
+
+    Attributes:
+        labelled: where energies and forces may have labels.
+        structures: where `is_equilibrium` may be True.
+    """
+
+    labelled: slice = slice(None)
+    structures: slice = slice(None)
+
+
+class Labels(NamedTuple):
+    """Labels of B structures of N atoms; arguments of `PCBridgeModel.forward`.
+
+    Attributes:
+        energy: (B,) float64, eV.
+        forces: (B, N, 3), eV/angstrom, zero on padding.
+        has_energy, has_forces: (B,) bool; None where every row has the label.
+    """
+
+    energy: Tensor | None
+    forces: Tensor | None
+    has_energy: Tensor | None
+    has_forces: Tensor | None
+
+    def in_use(self, settings: LossSettings) -> "Labels":
+        """Without those that no loss in use compares with."""
+        energy = self.energy if settings.energy_weight > 0 else None
+        return self._replace(energy=energy, forces=self.forces if settings.force_weight > 0 else None)
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """The molecules of a loss term.
+
+    Attributes:
+        graph: B molecules.
+        positions: (B, N, 3), angstrom; centred where the structure decoder is trained.
+        mask: (B,) bool, the molecules that the term is the mean over.
+        count: what the sum over them is divided by, a scalar tensor; None for their number.
+    """
+
+    graph: GraphBatch
+    positions: Tensor
+    mask: Tensor
+    count: Tensor | None = None
+
+
+def energy_term(model, inputs: LossInputs, interaction: Tensor, energy: Tensor) -> Tensor:
+    """Eq. 7, first term, from the interaction energy (B,) and the label `energy` (B,) float64, eV."""
+    # The reference energies go off in float64, before the difference is rounded.
+    label = energy.double() - model.energy_decoder.reference_energies(inputs.graph.atomic_numbers)
+    losses = energy_loss(interaction, label.to(interaction.dtype))
+    return reduce_mean(losses, inputs.mask, inputs.count)
+
+
+def force_term(inputs: LossInputs, forces: Tensor, label: Tensor, settings: LossSettings) -> Tensor:
+    """Eq. 12 or its "norm" form, from predicted and labelled forces, (B, N, 3), eV/angstrom."""
+    label = label.to(forces.dtype)
+    if settings.force_form == "squared":
+        losses = force_loss(forces, label)
     else:
-        interaction = model.interaction_energy(graph, positions)
-    if energy is not None:
-        # The reference energies go off in float64, before the difference is rounded.
-        label = energy.double() - model.energy_decoder.reference_energies(graph.atomic_numbers)
-        mask = ~label.isnan()
-        label = label.nan_to_num().to(interaction.dtype)
-        energy_term = reduce_mean(energy_loss(interaction, label), mask, counts.get("energy"))
-    if forces is not None:
-        mask = ~(forces.isnan() & graph.atom_mask.unsqueeze(-1)).flatten(1).any(1)
-        label = forces.to(gradient.dtype).nan_to_num() * graph.atom_mask.unsqueeze(-1)
-        if settings.force_form == "squared":
-            losses = force_loss(-gradient, label)
-        else:
-            losses = force_norm_loss(-gradient, label, graph.atom_mask)
-        force_term = reduce_mean(losses, mask, counts.get("forces"))
-    return energy_term, force_term
+        losses = force_norm_loss(forces, label, inputs.graph.atom_mask)
+    return reduce_mean(losses, inputs.mask, inputs.count)
 
 
 def denoising_term(
-    model, graph, positions, mask, settings, count, generator, precision: float = 0.0, detach_encoder: bool = False
+    model,
+    inputs: LossInputs,
+    settings: LossSettings,
+    generator: torch.Generator | None,
+    precision: float = 0.0,
+    detach_encoder: bool = False,
 ) -> Tensor:
     """Eq. 7, second term; `precision` as in `denoising_loss`."""
+    graph, positions = inputs.graph, inputs.positions
     uniform = _uniform(positions, generator)
     last = model.config.num_train_timesteps
     timesteps = (last * uniform.pow(settings.denoising_exponent)).long().clamp(max=last - 1) + 1
@@ -67,15 +111,16 @@ def denoising_term(
     denoised = model.denoise(graph, noisy_positions, timesteps, detach_encoder)
     target = align(positions, noisy_positions, graph.atom_mask) if settings.align_targets else positions
     signal_to_noise = model.diffusion.signal_to_noise(timesteps).to(positions.dtype)
-    return reduce_mean(denoising_loss(denoised, target, signal_to_noise, precision), mask, count)
+    return reduce_mean(denoising_loss(denoised, target, signal_to_noise, precision), inputs.mask, inputs.count)
 
 
-def optimality_term(model, graph, positions, mask, settings, count, generator) -> Tensor:
+def optimality_term(model, inputs: LossInputs, settings: LossSettings, generator: torch.Generator | None) -> Tensor:
     """Eqs. 8 to 10, Algorithm B.1."""
+    graph, positions = inputs.graph, inputs.positions
     timesteps = _random_timesteps(positions, settings.optimality_timesteps, generator)
     noise = centred_noise(graph.atom_mask, positions.dtype, generator) * model.config.length_unit
     predicted = model.denoise(graph, noise, timesteps, detach_encoder=True)
-    # sigma^2 ~ U(0, sigma_max^2], one a molecule
+    # sigma^2 ~ U(0, sigma_max^2], one per molecule
     sigma = settings.sigma_max * (1 - _uniform(positions, generator)).sqrt()[:, None, None]
     perturbation = sigma * centred_noise(graph.atom_mask, positions.dtype, generator)
     # Each structure beside its perturbed one, in one evaluation of E.
@@ -84,15 +129,12 @@ def optimality_term(model, graph, positions, mask, settings, count, generator) -
     energy, perturbed_energy = energies.unflatten(0, (-1, 2)).unbind(1)
     force, perturbed_force = forces.unflatten(0, (-1, 2)).unbind(1)
     losses = optimality_consistency_loss(predicted, energy, force, perturbed_energy, perturbed_force)
-    return reduce_mean(losses, mask, count)
+    return reduce_mean(losses, inputs.mask, inputs.count)
 
 
-def score_term(model, graph, positions, mask, settings, count, generator) -> Tensor:
-    """Eq. 11, Algorithm B.2, or one of its other forms."""
-    if settings.score_form == "relaxed":
-        relaxed = model.relax(graph, positions, settings.relaxation_steps)
-        detach_encoder = not settings.score_trains_encoder
-        return denoising_term(model, graph, relaxed, mask, settings, count, generator, detach_encoder=detach_encoder)
+def score_term(model, inputs: LossInputs, settings: LossSettings, generator: torch.Generator | None) -> Tensor:
+    """Eq. 11, Algorithm B.2, or its "denoised" form."""
+    graph, positions = inputs.graph, inputs.positions
     timesteps = _random_timesteps(positions, settings.score_timesteps, generator)
     noise = centred_noise(graph.atom_mask, positions.dtype, generator)
     noisy_positions = model.diffusion.add_noise(positions, noise, timesteps)
@@ -105,7 +147,15 @@ def score_term(model, graph, positions, mask, settings, count, generator) -> Ten
         _, forces = model.detached_energy_and_forces(graph, denoised)
         weights = model.diffusion.signal_to_noise(timesteps).to(positions.dtype)
         losses = denoised_point_consistency_loss(denoised, forces, weights, settings.gradient_step)
-    return reduce_mean(losses, mask, count)
+    return reduce_mean(losses, inputs.mask, inputs.count)
+
+
+def distillation_term(model, inputs: LossInputs, settings: LossSettings, generator: torch.Generator | None) -> Tensor:
+    """Eq. 7, second term, with structures relaxed on E in the place of data; ours, not the paper's."""
+    relaxed = model.relax(inputs.graph, inputs.positions, settings.relaxation_steps)
+    detach_encoder = not settings.distillation_trains_encoder
+    inputs = LossInputs(inputs.graph, relaxed, inputs.mask, inputs.count)
+    return denoising_term(model, inputs, settings, generator, detach_encoder=detach_encoder)
 
 
 def _uniform(positions: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -1,17 +1,29 @@
-"""The losses of the method (Eqs. 7 to 12), one value a molecule, and the settings that switch and weigh them.
+"""The losses of the method (Eqs. 7 to 12), one value per molecule, and the settings that switch and weigh them.
 
 Every function takes tensors and returns (B,) losses; `reduce_mean` averages over the molecules that have the label.
 Energies are in eV, positions in angstrom. Symbols: S is the denoiser, E the energy model, R a structure.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from .errors import InputError, require, require_choices
+
 # Where the ten numbers of the upper triangle of a symmetric 4 x 4 matrix stand.
 _SYMMETRIC = [0, 1, 2, 3, 1, 4, 5, 6, 2, 5, 7, 8, 3, 6, 8, 9]
+
+# Which loss each weight of `LossSettings` weighs, by its name in the model's output.
+LOSS_NAMES = {
+    "energy_weight": "energy_loss",
+    "denoising_weight": "denoising_loss",
+    "force_weight": "force_loss",
+    "optimality_weight": "optimality_consistency_loss",
+    "score_weight": "score_consistency_loss",
+    "distillation_weight": "distillation_loss",
+}
 
 
 @dataclass(frozen=True)
@@ -22,25 +34,27 @@ class LossSettings:
     which is the multi-task setting.
 
     Attributes:
-        energy_weight, denoising_weight, force_weight: Eq. 7 and Eq. 12; paper 1.0, 0.01, not stated.
+        energy_weight, denoising_weight, force_weight: Eq. 7 and Eq. 12; paper 1.0, 0.01, not stated. Where there are
+            no force labels the last has nothing to weigh.
         force_form: "squared" is Eq. 12; "norm" sums the lengths of the force errors instead of their squares.
         optimality_weight, score_weight: Eqs. 8 to 10 and Eq. 11; paper 0.1 and 1.0 in stage 2.
+        distillation_weight: of a term that is not in the paper, and no score matching: structures are relaxed on E by
+            `relaxation_steps` quasi-Newton steps and then denoised like data (Eq. 7), at the time steps of the
+            denoising term. It is what Eq. 11 asks for in the limit kT = 0: the minimum of E without thermal width.
         optimality_timesteps: tau ~ U[first, last] at which pure noise is denoised; paper 400 to 700.
         sigma_max: width of the perturbation eta at most, angstrom; 0.1 in a later configuration of the authors. One
-            width is drawn a molecule; the paper's diag(sigma^2) may mean one a coordinate.
+            width is drawn per molecule; the paper's diag(sigma^2) may mean one per coordinate.
         score_timesteps: tau ~ U[first, last] of the score consistency; paper 5 to 300.
         score_form: "noisy" is Eq. 11, the energy gradient at R_tau over kT. "denoised" asks for the gradient at
-            S(R_tau) instead and pulls S down it by `gradient_step`. "relaxed" is the limit kT = 0: the structures are
-            first relaxed on E by `relaxation_steps` quasi-Newton steps and then denoised like data (Eq. 7), at the
-            time steps of the denoising term. The last two keep the minimum of E without thermal width.
+            S(R_tau) instead and pulls S down it by `gradient_step`; it keeps the minimum of E without thermal width.
         kT: temperature of Eq. 11, eV; paper 0.1.
         gradient_step: step of the "denoised" form, square angstrom per eV, about one over the stiffness of a bond.
-        relaxation_steps: of the "relaxed" form.
-        score_trains_encoder: let the "relaxed" form train the shared encoder too, as the denoising term of Eq. 7 does,
-            and not the structure decoder alone. The relaxed structures are constants either way: no loss of structures
-            can reach them through E.
+        relaxation_steps: of the distillation.
+        distillation_trains_encoder: let the distillation train the shared encoder too, as the denoising term of Eq. 7
+            does, and not the structure decoder alone. The relaxed structures are constants either way: no loss of
+            structures can reach them through E.
         data_precision: angstrom, bounds the weight of the denoising term at small noise (see `denoising_loss`); beside
-            the "relaxed" form, which teaches what is finer than that. 0 is Eq. 7.
+            the distillation, which teaches what is finer than that. 0 is Eq. 7.
         denoising_exponent: the time of the denoising term is T u^exponent with u ~ U(0, 1); 1 is uniform as in the
             paper, larger values train small noise more.
         align_targets: rotate R onto the noisy structure before Eq. 7 compares, as AlphaFold 3 does. The paper does
@@ -49,18 +63,19 @@ class LossSettings:
 
     energy_weight: float = 1.0
     denoising_weight: float = 0.01
-    force_weight: float = 0.0
-    force_form: str = "squared"
+    force_weight: float = 1.0
+    force_form: Literal["squared", "norm"] = "squared"
     optimality_weight: float = 0.0
     score_weight: float = 0.0
+    distillation_weight: float = 0.0
     optimality_timesteps: tuple[int, int] = (400, 700)
     sigma_max: float = 0.1
     score_timesteps: tuple[int, int] = (5, 300)
-    score_form: str = "noisy"
+    score_form: Literal["noisy", "denoised"] = "noisy"
     kT: float = 0.1
     gradient_step: float = 0.03
     relaxation_steps: int = 3
-    score_trains_encoder: bool = False
+    distillation_trains_encoder: bool = False
     data_precision: float = 0.0
     denoising_exponent: float = 1.0
     align_targets: bool = False
@@ -75,11 +90,11 @@ class LossSettings:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name.endswith("_weight")}
 
     def check_timesteps(self, num_train_timesteps: int) -> None:
-        """Raises ValueError if a loss in use asks for a time step that the model does not have."""
+        """Raises InputError if a loss in use asks for a time step that the model does not have."""
         for name in ("optimality", "score"):
             _, last = getattr(self, f"{name}_timesteps")
             if getattr(self, f"{name}_weight") > 0 and last > num_train_timesteps:
-                raise ValueError(f"{name}_timesteps end at {last}, but the model has {num_train_timesteps} time steps")
+                raise InputError(f"{name}_timesteps end at {last}, but the model has {num_train_timesteps} time steps")
 
     def trained_blocks(self) -> dict[str, tuple[str, ...]]:
         """Which blocks of the model each loss in use gives a gradient to."""
@@ -89,27 +104,20 @@ class LossSettings:
             "force": energy,
             "denoising": structure,
             "optimality": ("structure_decoder",),
-            "score": structure if self.score_trains_encoder else ("structure_decoder",),
+            "score": ("structure_decoder",),
+            "distillation": structure if self.distillation_trains_encoder else ("structure_decoder",),
         }
         return {name: trained for name, trained in blocks.items() if getattr(self, f"{name}_weight") > 0}
 
     def __post_init__(self):
-        if self.force_form not in ("squared", "norm"):
-            raise ValueError(f"force_form must be 'squared' or 'norm', not {self.force_form!r}")
-        if self.score_form not in ("noisy", "denoised", "relaxed"):
-            raise ValueError(f"score_form must be 'noisy', 'denoised' or 'relaxed', not {self.score_form!r}")
-        if self.score_trains_encoder and self.score_form != "relaxed":
-            raise ValueError(f"score_trains_encoder needs score_form 'relaxed', not {self.score_form!r}")
+        require_choices(self)
         for name in ("optimality_timesteps", "score_timesteps"):
             first, last = getattr(self, name)
-            if not 1 <= first <= last:
-                raise ValueError(f"{name} must be (first, last) with 1 <= first <= last, not {(first, last)}")
+            require(1 <= first <= last, name, "(first, last) with 1 <= first <= last", (first, last))
         for name in (*self.weights(), "data_precision"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
+            require(getattr(self, name) >= 0, name, "zero or more", getattr(self, name))
         for name in ("kT", "sigma_max", "gradient_step", "relaxation_steps", "denoising_exponent"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+            require(getattr(self, name) > 0, name, "positive", getattr(self, name))
 
 
 def energy_loss(energy: Tensor, label: Tensor) -> Tensor:

@@ -11,9 +11,20 @@ from .configuration_pcbridge import PCBridgeConfig
 from .diffusion import DiffusionSchedule, centre
 from .encoder import PCBridgeEncoder
 from .energy_decoder import EnergyDecoder
+from .errors import InputError
 from .graph_batch import GraphBatch
-from .loss_terms import denoising_term, label_terms, optimality_term, score_term
-from .losses import LossSettings
+from .loss_terms import (
+    LabelRows,
+    Labels,
+    LossInputs,
+    denoising_term,
+    distillation_term,
+    energy_term,
+    force_term,
+    optimality_term,
+    score_term,
+)
+from .losses import LOSS_NAMES, LossSettings
 from .model_hessian import quasi_newton_step
 from .pretrained_pcbridge import PCBridgePreTrainedModel
 from .sampling import METHODS, METHODS_FROM_POSITIONS, OnStep, check_num_steps, sample_structures
@@ -35,9 +46,10 @@ class PCBridgeOutput(ModelOutput):
         denoising_loss: Eq. 7, second term.
         force_loss: Eq. 12, square (eV/angstrom), or its "norm" form, eV/angstrom; summed over the atoms of a molecule.
         optimality_consistency_loss: Eq. 10, eV.
-        score_consistency_loss: Eq. 11, or its "denoised" or "relaxed" form.
-        energy: (B,) float64, total electronic energy, eV.
-        forces: (B, N, 3), minus the gradient of `energy`, eV/angstrom; zero on padding.
+        score_consistency_loss: Eq. 11, or its "denoised" form.
+        distillation_loss: the denoising term of Eq. 7 on structures relaxed on E; not in the paper.
+        energy: (B,) float64, total electronic energy, eV; NaN in rows that no loss asked it of.
+        forces: (B, N, 3), minus the gradient of `energy`, eV/angstrom; zero on padding, NaN as `energy`.
     """
 
     loss: Tensor | None = None
@@ -46,6 +58,7 @@ class PCBridgeOutput(ModelOutput):
     force_loss: Tensor | None = None
     optimality_consistency_loss: Tensor | None = None
     score_consistency_loss: Tensor | None = None
+    distillation_loss: Tensor | None = None
     energy: Tensor | None = None
     forces: Tensor | None = None
 
@@ -91,13 +104,16 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         return self.energy_decoder(node_features, graph.atom_mask)
 
     def interaction_energy_and_gradient(self, graph: GraphBatch, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """`interaction_energy` (B,) and its gradient (B, N, 3), eV/angstrom; both differentiable in the parameters.
+        """`interaction_energy` (B,) and its gradient (B, N, 3), eV/angstrom, at `positions` (B, N, 3).
 
-        `positions` (B, N, 3) must require a gradient.
+        Both are differentiable in the parameters, and constants under `torch.no_grad`.
         """
-        interaction = self.interaction_energy(graph, positions)
-        (gradient,) = torch.autograd.grad(interaction.sum(), positions, create_graph=True)
-        return interaction, gradient
+        is_differentiable = torch.is_grad_enabled()
+        with torch.enable_grad():
+            positions = positions.detach().requires_grad_()
+            interaction = self.interaction_energy(graph, positions)
+            (gradient,) = torch.autograd.grad(interaction.sum(), positions, create_graph=is_differentiable)
+        return (interaction, gradient) if is_differentiable else (interaction.detach(), gradient)
 
     def energy_and_forces(self, graph: GraphBatch, positions: Tensor) -> tuple[Tensor, Tensor]:
         """E_G(R) in eV, (B,) float64, and F = -dE/dR in eV/angstrom, (B, N, 3), at `positions` (B, N, 3).
@@ -172,120 +188,113 @@ class PCBridgeModel(PCBridgePreTrainedModel):
 
     def forward(
         self,
-        atomic_numbers: Tensor,
-        formal_charges: Tensor,
-        atom_mask: Tensor,
-        pair_types: Tensor,
-        stereo_pair_types: Tensor,
-        stereo_quadruples: Tensor,
         positions: Tensor | None = None,
         energy: Tensor | None = None,
         forces: Tensor | None = None,
+        has_energy: Tensor | None = None,
+        has_forces: Tensor | None = None,
         is_equilibrium: Tensor | None = None,
+        label_rows: LabelRows | None = None,
         loss_settings: LossSettings | None = None,
         label_counts: dict[str, Tensor] | None = None,
-        labelled_rows: slice = slice(None),
-        structure_rows: slice = slice(None),
         generator: torch.Generator | None = None,
         return_dict: bool = True,
+        **graph: Tensor,
     ) -> PCBridgeOutput:
-        """Energies and forces, and the losses for the labels that are given.
+        """Energies and forces of structures, and with labels the losses beside them.
 
         Args:
-            atomic_numbers, formal_charges, atom_mask, pair_types, stereo_pair_types, stereo_quadruples: the graphs,
-                see `GraphBatch`.
             positions: (B, N, 3), angstrom, finite also on padding.
-            energy: label, (B,) float64, eV; NaN where absent.
-            forces: label, (B, N, 3), eV/angstrom; NaN where absent.
+            energy: label, (B,) float64, eV.
+            forces: label, (B, N, 3), eV/angstrom, zero on padding.
+            has_energy, has_forces: (B,) bool, the rows whose label counts; by default all. In the others the label
+                must still be finite.
             is_equilibrium: (B,) bool; True where `positions` may train the structure decoder.
-            loss_settings: which losses, how weighed; by default energy, denoising, and force where labelled.
+            label_rows: where labels occur at all; the collator orders its rows for this.
+            loss_settings: which losses, how weighed; by default energy, force and denoising, each where labelled.
             label_counts: what each mean is divided by, see `reduce_mean`; keys `energy`, `forces`, `equilibrium`.
-            labelled_rows, structure_rows: the rows outside which no energy or force label, and no equilibrium
-                structure, occurs; nothing is computed for the others. The collator orders its rows for this.
             generator: of the noise and the time steps.
+            graph: the graphs as the processor returns them, see `GraphBatch`.
 
         Raises:
-            ValueError: no positions, or not (B, N, 3), or time steps of a loss beyond those of the model.
+            InputError: no positions, or not (B, N, 3), or time steps of a loss beyond those of the model.
+            TypeError: an argument that there is not, or a tensor of the graphs is missing.
         """
         if positions is None:
-            raise ValueError("energies, forces and losses need positions; for structures call predict_structure")
-        graph = GraphBatch(atomic_numbers, formal_charges, atom_mask, pair_types, stereo_pair_types, stereo_quadruples)
-        graph.check_positions(positions)
+            raise InputError("energies, forces and losses need positions; for structures call predict_structure")
+        batch = GraphBatch.of_inputs(graph)
+        batch.check_positions(positions)
         if energy is None and forces is None and is_equilibrium is None:
-            predicted_energy, predicted_forces = self.energy_and_forces(graph, positions)
+            predicted_energy, predicted_forces = self.energy_and_forces(batch, positions)
             output = PCBridgeOutput(energy=predicted_energy, forces=predicted_forces)
             return output if return_dict else output.to_tuple()
 
-        settings = loss_settings or LossSettings(force_weight=0.0 if forces is None else 1.0)
+        settings = loss_settings or LossSettings()
         settings.check_timesteps(self.config.num_train_timesteps)
-        if is_equilibrium is None:
-            is_equilibrium = torch.zeros_like(atom_mask[:, 0])
-        counts = label_counts or {}
+        rows, counts = label_rows or LabelRows(), label_counts or {}
         output = PCBridgeOutput()
-        output.energy_loss, output.force_loss = label_terms(
-            self,
-            graph[labelled_rows],
-            positions[labelled_rows],
-            None if energy is None else energy[labelled_rows],
-            None if forces is None else forces[labelled_rows],
-            settings,
-            counts,
-        )
-        structures = (
-            graph[structure_rows],
-            centre(positions, atom_mask).to(self._geometry_dtype)[structure_rows],
-            is_equilibrium[structure_rows],
-            settings,
-            counts.get("equilibrium"),
-            generator,
-        )
-        if settings.denoising_weight > 0:
-            output.denoising_loss = denoising_term(self, *structures, precision=settings.data_precision)
-        if settings.optimality_weight > 0:
-            output.optimality_consistency_loss = optimality_term(self, *structures)
-        if settings.score_weight > 0:
-            output.score_consistency_loss = score_term(self, *structures)
-
-        weighted = (
-            (settings.energy_weight, output.energy_loss),
-            (settings.denoising_weight, output.denoising_loss),
-            (settings.force_weight, output.force_loss),
-            (settings.optimality_weight, output.optimality_consistency_loss),
-            (settings.score_weight, output.score_consistency_loss),
-        )
-        output.loss = sum((weight * term for weight, term in weighted if term is not None), positions.new_zeros(()))
+        labels = Labels(energy, forces, has_energy, has_forces).in_use(settings)
+        if labels.energy is not None or labels.forces is not None:
+            self._add_label_losses(output, batch, positions, labels, rows.labelled, settings, counts)
+        if is_equilibrium is not None:
+            structures = LossInputs(
+                batch[rows.structures],
+                centre(positions, batch.atom_mask).to(self._geometry_dtype)[rows.structures],
+                is_equilibrium[rows.structures],
+                counts.get("equilibrium"),
+            )
+            self._add_structure_losses(output, structures, settings, generator)
+        weighted = [(weight, getattr(output, LOSS_NAMES[name])) for name, weight in settings.weights().items()]
+        terms = [weight * term for weight, term in weighted if term is not None]
+        output.loss = sum(terms, positions.new_zeros(()))
         return output if return_dict else output.to_tuple()
 
-    def multi_task_loss(self, loss_settings: LossSettings | None = None, **batch) -> Tensor:
-        """Eq. 7 on a batch with labels: weighted energy and denoising loss, scalar. Arguments as in `forward`."""
-        settings = loss_settings or LossSettings()
-        return self(
-            **batch,
-            loss_settings=settings.only(
-                energy_weight=settings.energy_weight, denoising_weight=settings.denoising_weight
-            ),
-        ).loss
+    def _add_label_losses(
+        self,
+        output: PCBridgeOutput,
+        graph: GraphBatch,
+        positions: Tensor,
+        labels: Labels,
+        rows: slice,
+        settings: LossSettings,
+        counts: dict[str, Tensor],
+    ) -> None:
+        """Eq. 7, first term, and Eq. 12, from one evaluation of E on `rows`, and its energies and forces."""
+        part, at = graph[rows], positions[rows]
+        everywhere = part.atom_mask[:, 0]
+        if labels.forces is None:
+            interaction = self.interaction_energy(part, at)
+        else:
+            interaction, gradient = self.interaction_energy_and_gradient(part, at)
+            mask = everywhere if labels.has_forces is None else labels.has_forces[rows]
+            inputs = LossInputs(part, at, mask, counts.get("forces"))
+            output.force_loss = force_term(inputs, -gradient, labels.forces[rows], settings)
+            output.forces = torch.full_like(positions, torch.nan, dtype=gradient.dtype)
+            output.forces[rows] = -gradient.detach()
+        if labels.energy is not None:
+            mask = everywhere if labels.has_energy is None else labels.has_energy[rows]
+            inputs = LossInputs(part, at, mask, counts.get("energy"))
+            output.energy_loss = energy_term(self, inputs, interaction, labels.energy[rows])
+        references = self.energy_decoder.reference_energies(part.atomic_numbers)
+        output.energy = torch.full_like(positions[:, 0, 0], torch.nan, dtype=torch.float64)
+        output.energy[rows] = interaction.detach().double() + references
 
-    def force_loss(self, **batch) -> Tensor:
-        """Eq. 12 on a batch with force labels, unweighted scalar. Arguments as in `forward`."""
-        return self(**batch, loss_settings=LossSettings().only(force_weight=1.0)).loss
-
-    def optimality_consistency_loss(self, loss_settings: LossSettings | None = None, **batch) -> Tensor:
-        """Eq. 10 on a batch, unweighted scalar; only the structure decoder gets a gradient. Arguments as in `forward`.
-
-        It uses the graphs of molecules whose `is_equilibrium` is True.
-        """
-        settings = (loss_settings or LossSettings()).only(optimality_weight=1.0)
-        return self(**batch, loss_settings=settings).loss
-
-    def score_consistency_loss(self, loss_settings: LossSettings | None = None, **batch) -> Tensor:
-        """Eq. 11 on a batch, unweighted scalar; the energy decoder gets no gradient. Arguments as in `forward`.
-
-        It uses the structures of molecules whose `is_equilibrium` is True; `loss_settings.score_form` selects the
-        form, and `score_trains_encoder` whether the encoder gets a gradient, beside the structure decoder.
-        """
-        settings = (loss_settings or LossSettings()).only(score_weight=1.0)
-        return self(**batch, loss_settings=settings).loss
+    def _add_structure_losses(
+        self,
+        output: PCBridgeOutput,
+        inputs: LossInputs,
+        settings: LossSettings,
+        generator: torch.Generator | None,
+    ) -> None:
+        """Eq. 7, second term, both consistency losses, and the distillation."""
+        if settings.denoising_weight > 0:
+            output.denoising_loss = denoising_term(self, inputs, settings, generator, settings.data_precision)
+        if settings.optimality_weight > 0:
+            output.optimality_consistency_loss = optimality_term(self, inputs, settings, generator)
+        if settings.score_weight > 0:
+            output.score_consistency_loss = score_term(self, inputs, settings, generator)
+        if settings.distillation_weight > 0:
+            output.distillation_loss = distillation_term(self, inputs, settings, generator)
 
     # --- Inference --------------------------------------------------------------------------------------------------
 

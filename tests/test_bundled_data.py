@@ -132,11 +132,11 @@ def test_collate_marks_absent_labels_and_never_gives_an_empty_slice():
     rows = list(load_bundled("pm6", "train"))
     unlabelled = next(row for row in rows if row["energy"] is None)
     batch = collate([example_from_row(unlabelled, B3LYP_6_31GD)])
-    assert batch["energy"].isnan().all() and batch["forces"].isnan().all()
-    assert batch["labelled_rows"] == slice(0, 1)
+    assert not batch["has_energy"].any() and not batch["has_forces"].any()
+    assert batch["label_rows"].labelled == slice(0, 1)
     displaced = next(iter(load_bundled("pm6_displaced", "train")))
     batch = collate([example_from_row(displaced, B3LYP_6_31GD)])
-    assert batch["structure_rows"] == slice(0, 1) and not batch["is_equilibrium"].any()
+    assert batch["label_rows"].structures == slice(0, 1) and not batch["is_equilibrium"].any()
 
 
 def test_no_label_is_outside_its_slice():
@@ -145,6 +145,6 @@ def test_no_label_is_outside_its_slice():
     examples = [example_from_row(next(iter(load_bundled(name, "train"))), level) for name, level in sources]
     assert sorted((e.is_equilibrium, e.is_labelled) for e in examples) == sorted(product((False, True), repeat=2))
     batch = collate(examples)
-    assert (batch["labelled_rows"], batch["structure_rows"]) == (slice(1, 3), slice(2, 4))
-    assert batch["energy"].isnan().tolist() == [True, False, False, True]
+    assert batch["label_rows"] == (slice(1, 3), slice(2, 4))
+    assert batch["has_energy"].tolist() == [False, True, True, False]
     assert batch["is_equilibrium"].tolist() == [False, False, True, True]

@@ -5,6 +5,7 @@ from conftest import random_positions
 
 from modeling_pcbridge import LossSettings
 
+FORCES_ONLY = LossSettings().only(force_weight=1.0)
 STEP = 1e-5  # angstrom; the error of the central difference is of its square
 
 
@@ -39,15 +40,14 @@ def test_gradient_of_the_force_loss_against_finite_differences(model, graph):
     ):
         parameter = model.get_parameter(name)
         model.zero_grad()
-        model.force_loss(**batch).backward()
+        model(**batch, loss_settings=FORCES_ONLY).loss.backward()
         gradient = parameter.grad.flatten()
         index = gradient.abs().argmax()
         losses = []
         with torch.no_grad():
             for sign in (1, -1):
                 parameter.flatten()[index] += sign * STEP
-                with torch.enable_grad():
-                    losses.append(model.force_loss(**batch).item())
+                losses.append(model(**batch, loss_settings=FORCES_ONLY).loss.item())
                 parameter.flatten()[index] -= sign * STEP
         expected = (losses[0] - losses[1]) / (2 * STEP)
         assert abs(gradient[index].item() - expected) < 1e-5 * abs(expected), name

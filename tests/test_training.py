@@ -86,8 +86,8 @@ def test_script_trains_both_stages_evaluates_and_leaves_everything(tmp_path):
     history = metrics["histories"]["stage1"]
     for name, fraction in (("loss", 0.85), ("energy_loss", 0.6), ("force_loss", 0.9), ("denoising_loss", 0.95)):
         assert history[-1][name] < fraction * history[0][name], name
-    assert {record["score_consistency_loss"] for record in metrics["histories"]["multi-task"]} == {0.0}
-    assert all(record["score_consistency_loss"] > 0 for record in metrics["histories"]["consistency"])
+    assert {record["distillation_loss"] for record in metrics["histories"]["multi-task"]} == {0.0}
+    assert all(record["distillation_loss"] > 0 for record in metrics["histories"]["consistency"])
     assert set(metrics["models"]) == {"multi-task", "consistency"}
     for results in metrics["models"].values():
         assert results["ddim"]["bond_length_error"] > 0 and results["energy"]["pm6_force_mae"] > 0
@@ -265,13 +265,14 @@ def test_reference_energies_leave_small_residuals():
 def test_multi_task_baseline_has_no_consistency_and_as_much_weight_on_structures():
     stage = parse([]).stage2
     baseline = without_consistency(stage)
-    assert stage.losses.score_weight > 0 and stage.losses.score_form == "relaxed"
-    assert (baseline.losses.optimality_weight, baseline.losses.score_weight) == (0.0, 0.0)
+    assert stage.losses.distillation_weight > 0
+    off = ("optimality_weight", "score_weight", "distillation_weight")
+    assert not any(getattr(baseline.losses, name) for name in off)
     assert baseline.losses.data_precision == 0.0
-    assert baseline.losses.denoising_weight == stage.losses.denoising_weight + stage.losses.score_weight
+    assert baseline.losses.denoising_weight == stage.losses.denoising_weight + stage.losses.distillation_weight
     assert baseline.losses.force_weight == stage.losses.force_weight and baseline.sources == stage.sources
-    # The other forms take no weight from the data.
-    other = replace(stage, losses=replace(stage.losses, score_form="denoised", score_trains_encoder=False))
+    # The paper's losses take no weight from the data.
+    other = replace(stage, losses=replace(stage.losses, distillation_weight=0.0, score_weight=1.0))
     assert without_consistency(other).losses.denoising_weight == stage.losses.denoising_weight
 
 

@@ -284,7 +284,7 @@ def test_micro_batch_in_parts_gives_the_same_gradient(tmp_path):
 
         config = small_config(tmp_path, max_grad_norm=1e9)
         values = run_update(accelerator.prepare(model), [micro_batch], 0, stage, config, accelerator, [Keep()])
-        record = dict(zip(RECORD_NAMES, values.tolist(), strict=False))
+        record = dict(zip(RECORD_NAMES, values.record.tolist(), strict=True))
         blocks = [record[f"gradient_norm_{block}"] for block in BLOCKS]
         assert record["gradient_norm"] == pytest.approx(sum(norm**2 for norm in blocks) ** 0.5, rel=1e-5)
         assert blocks[2] == 0 and min(blocks[:2]) > 0
@@ -338,8 +338,8 @@ def test_validation_loss_is_the_loss_of_the_stage_on_other_rows(tmp_path):
         LossSettings().only(denoising_weight=1.0),
         LossSettings().only(optimality_weight=1.0),
         LossSettings().only(score_weight=1.0),
-        LossSettings(score_form="relaxed", score_trains_encoder=True).only(score_weight=1.0),
-        LossSettings(score_form="relaxed").only(score_weight=1.0),
+        LossSettings(distillation_trains_encoder=True).only(distillation_weight=1.0),
+        LossSettings().only(distillation_weight=1.0),
     ],
 )
 def test_the_blocks_said_to_train_are_those_with_a_gradient(losses):

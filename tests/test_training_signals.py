@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import bundled_examples, small_model
@@ -10,8 +11,7 @@ from dataset_scripts.collator import collate
 from modeling_pcbridge import LossSettings
 from modeling_pcbridge.diffusion import centre
 from modeling_pcbridge.graph_batch import GRAPH_KEYS, GraphBatch
-
-CONSISTENCY = LossSettings().only(optimality_weight=0.1, score_weight=1.0)
+from modeling_pcbridge.losses import LOSS_NAMES
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +29,24 @@ def generator() -> torch.Generator:
 
 
 def test_the_batch_has_every_kind_of_row(batch):
-    has_energy = ~batch["energy"].isnan()
-    assert has_energy.tolist() == [True] * 8 + [False] * 4
+    assert batch["has_energy"].tolist() == batch["has_forces"].tolist() == [True] * 8 + [False] * 4
     assert batch["is_equilibrium"].tolist() == [False] * 4 + [True] * 8
-    assert (batch["labelled_rows"], batch["structure_rows"]) == (slice(0, 8), slice(4, 12))
+    assert batch["label_rows"] == (slice(0, 8), slice(4, 12))
 
 
-@pytest.mark.parametrize("form", ["noisy", "denoised", "relaxed"])
-def test_consistency_losses_move_only_the_structure_decoder(batch, form):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        LossSettings().only(optimality_weight=0.1, score_weight=1.0),
+        LossSettings(score_form="denoised").only(optimality_weight=0.1, score_weight=1.0),
+        LossSettings().only(optimality_weight=0.1, distillation_weight=1.0),
+    ],
+    ids=["noisy", "denoised", "distillation"],
+)
+def test_consistency_losses_move_only_the_structure_decoder(batch, settings):
     model = small_model(dtype=torch.float32).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    settings = LossSettings(score_form=form).only(optimality_weight=0.1, score_weight=1.0)
     model(**batch, loss_settings=settings, generator=generator()).loss.backward()
     optimizer.step()
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -51,8 +57,8 @@ def test_consistency_losses_move_only_the_structure_decoder(batch, form):
 
 def test_relaxed_structures_may_train_the_encoder_but_never_the_energy_decoder(batch):
     model = small_model(dtype=torch.float32).train()
-    settings = LossSettings(score_form="relaxed", score_trains_encoder=True)
-    model.score_consistency_loss(**batch, loss_settings=settings, generator=generator()).backward()
+    settings = LossSettings(distillation_trains_encoder=True).only(distillation_weight=1.0)
+    model(**batch, loss_settings=settings, generator=generator()).loss.backward()
     trained = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
     assert trained == {"encoder", "structure_decoder"}
 
@@ -75,7 +81,11 @@ def test_optimality_gradient_arrives_through_the_energy(batch):
     """Descending along the gradient lowers E(R_pred); with a constant energy there is no gradient."""
     model = small_model(dtype=torch.float64).train()
     settings = LossSettings().only(optimality_weight=1.0)
-    loss = model.optimality_consistency_loss(**batch, loss_settings=settings, generator=generator())
+
+    def loss_of_model():
+        return model(**batch, loss_settings=settings, generator=generator()).loss
+
+    loss = loss_of_model()
     loss.backward()
     assert loss.item() > 0
     weight = model.structure_decoder.displacement.weight
@@ -86,19 +96,19 @@ def test_optimality_gradient_arrives_through_the_energy(batch):
     with torch.no_grad():
         for shift in (1e-6, -1e-6):
             weight.flatten()[index] += shift
-            values.append(model.optimality_consistency_loss(**batch, generator=generator()).item())
+            values.append(loss_of_model().item())
             weight.flatten()[index] -= shift
     assert gradient.flatten()[index].item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)
 
     torch.nn.init.zeros_(model.energy_decoder.mlp.down.weight)
     model.zero_grad()
-    model.optimality_consistency_loss(**batch, generator=generator()).backward()
+    loss_of_model().backward()
     assert weight.grad.abs().max() == 0
 
 
 def test_force_loss_moves_the_energy_model_and_not_the_structure_decoder(batch):
     model = small_model(dtype=torch.float32).train()
-    model.force_loss(**batch).backward()
+    model(**batch, loss_settings=LossSettings().only(force_weight=1.0)).loss.backward()
     with_gradient = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert any(name.startswith("encoder.") for name in with_gradient)
     assert any(name.startswith("energy_decoder.") for name in with_gradient)
@@ -132,20 +142,35 @@ def test_absent_labels_contribute_nothing(batch):
     for loss, gradient in gradients[1:]:
         assert loss == pytest.approx(gradients[0][0], rel=1e-12)
         torch.testing.assert_close(gradient, gradients[0][1], rtol=1e-9, atol=1e-12)
-    # A zero in place of an absent label would have been seen.
-    zeros = dict(everything, energy=everything["energy"].nan_to_num(0.0))
-    assert abs(model(**zeros, loss_settings=settings).loss.item() - gradients[0][0]) > 1.0
+    # Counted, the zeros in place of absent labels would be seen.
+    counted = everything | {"has_energy": torch.ones_like(everything["has_energy"])}
+    assert abs(model(**counted, loss_settings=settings).loss.item() - gradients[0][0]) > 1.0
 
 
-def test_public_losses_are_the_terms_of_forward(batch):
+def test_the_loss_is_the_weighted_sum_of_its_terms(batch):
     model = small_model(dtype=torch.float64).train()
-    settings = LossSettings(energy_weight=2.0, denoising_weight=0.5)
+    settings = LossSettings(2.0, 0.5, 3.0, optimality_weight=0.1, score_weight=0.2, distillation_weight=0.3)
     output = model(**batch, loss_settings=settings, generator=generator())
-    assert output.loss.item() == pytest.approx(2.0 * output.energy_loss.item() + 0.5 * output.denoising_loss.item())
-    multi_task = model.multi_task_loss(**batch, loss_settings=settings, generator=generator())
-    assert multi_task.item() == pytest.approx(output.loss.item())
-    force = model(**batch, loss_settings=LossSettings(force_weight=1.0), generator=generator()).force_loss
-    assert model.force_loss(**batch).item() == pytest.approx(force.item())
+    terms = [getattr(output, name).item() for name in LOSS_NAMES.values()]
+    weights = [getattr(settings, name) for name in LOSS_NAMES]
+    assert set(LOSS_NAMES) == set(settings.weights()) and min(terms) > 0
+    assert output.loss.item() == pytest.approx(np.dot(weights, terms))
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad])
+def test_losses_come_with_the_energies_and_forces_they_compare(batch, context):
+    """As metrics of transformers' Trainer need them, which evaluates under no_grad."""
+    model = small_model(dtype=torch.float64)
+    with context():
+        output = model(**batch, loss_settings=LossSettings().only(energy_weight=1.0, force_weight=1.0))
+    graph = {name: batch[name] for name in GRAPH_KEYS}
+    expected = model.predict_energy(**graph, positions=batch["positions"])
+    labelled = slice(0, 8)
+    assert torch.equal(output.energy[labelled], expected.energy[labelled]) and output.energy[8:].isnan().all()
+    torch.testing.assert_close(output.forces[labelled], expected.forces[labelled], rtol=0, atol=1e-12)
+    assert not output.energy.requires_grad and not output.forces.requires_grad
+    errors = (expected.energy - batch["energy"])[labelled].abs().mean()
+    assert output.energy_loss.item() == pytest.approx(errors.item())
 
 
 def test_score_consistency_against_equation_11(batch):
@@ -153,8 +178,9 @@ def test_score_consistency_against_equation_11(batch):
     from modeling_pcbridge.diffusion import centre, centred_noise
 
     model = small_model(dtype=torch.float64)
-    loss = model.score_consistency_loss(**batch, generator=generator())
-    rows = batch["structure_rows"]
+    settings = LossSettings().only(score_weight=1.0)
+    loss = model(**batch, loss_settings=settings, generator=generator()).loss
+    rows = batch["label_rows"].structures
     graph = GraphBatch(**{name: batch[name][rows] for name in GRAPH_KEYS})
     random = generator()
     tau = 5 + (torch.rand(8, generator=random) * 296).long()

@@ -28,8 +28,8 @@ LOSSES = LossSettings(
     force_form="norm",
     optimality_weight=0.01,
     score_weight=0.1,
-    score_form="relaxed",
-    score_trains_encoder=True,
+    distillation_weight=0.1,
+    distillation_trains_encoder=True,
     data_precision=0.1,
 )
 

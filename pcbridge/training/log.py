@@ -7,14 +7,13 @@ import time
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from pcbridge.training.bad_numbers import BadLossError, find_bad_molecules
 from pcbridge.training.config import StageConfig, TrainingConfig
 from pcbridge.training.fsdp import gathered
-from pcbridge.training.update import LOSS_NAMES, RECORD_NAMES, MicroBatch
+from pcbridge.training.update import LOSSES, RECORD_NAMES, MicroBatch, UpdateValues
 
 try:
     import resource
@@ -34,12 +33,11 @@ class UpdateWindow:
 
     def __init__(self, name: str, model: PCBridgeModel, stage: StageConfig, config: TrainingConfig, accelerator):
         self.name, self.model, self.stage, self.config, self.accelerator = name, model, stage, config, accelerator
-        self.updates: list[tuple[int, list[MicroBatch], Tensor]] = []
+        self.updates: list[tuple[int, list[MicroBatch], UpdateValues]] = []
         self.bad_in_a_row = 0
         self.started, self.molecules = time.perf_counter(), 0
 
-    def add(self, step: int, update: list[MicroBatch], values: Tensor) -> None:
-        """`values`: what `run_update` returned."""
+    def add(self, step: int, update: list[MicroBatch], values: UpdateValues) -> None:
         self.updates.append((step, update, values))
         self.molecules += self.config.batch_size * len(update) * self.accelerator.num_processes
 
@@ -49,7 +47,8 @@ class UpdateWindow:
         Raises:
             BadLossError: `config.max_bad_updates` updates in a row were bad.
         """
-        values = torch.stack([values for _, _, values in self.updates])
+        # All in one tensor, for one wait for the device.
+        values = torch.stack([torch.cat([update.record, update.good[None]]) for _, _, update in self.updates])
         stop = torch.full_like(values[:1], float(stop_requested))
         *rows, (stop_count, *_) = self.accelerator.reduce(torch.cat([values, stop]), reduction="sum").tolist()
         good = [row[:-1] for row in rows if row[-1] > 0]
@@ -103,7 +102,7 @@ class ProgressDisplay:
 
     def show(self, step: int, record: dict[str, float], molecules_per_second: float) -> None:
         """`step`: the number of updates done."""
-        losses = {key.removesuffix("_loss"): f"{record[key]:.3g}" for key in LOSS_NAMES if record.get(key)}
+        losses = {key.removesuffix("_loss"): f"{record[key]:.3g}" for key in LOSSES if record.get(key)}
         values = losses | {"molecules/s": f"{molecules_per_second:.0f}"}
         self.bar.set_postfix(values)
         if self.prints_lines and time.perf_counter() - self.last_line > _SECONDS_BETWEEN_LINES:

@@ -183,18 +183,18 @@ def initial_model(config: TrainingConfig) -> PCBridgeModel:
 
 
 def without_consistency(stage: StageConfig) -> StageConfig:
-    """The multi-task baseline: the same stage with both consistency losses off and the denoising term of Eq. 7.
+    """The multi-task baseline: the same stage by Eqs. 7 and 12 alone, without consistency losses and distillation.
 
-    What weight the "relaxed" form gives to relaxed structures goes to the data, so that both models learn from
-    structures as much.
+    What weight the distillation gives to relaxed structures goes to the data, so that both models learn from structures
+    as much.
     """
     losses = stage.losses
-    moved = losses.score_weight if losses.score_form == "relaxed" else 0.0
     multi_task = replace(
         losses,
-        denoising_weight=losses.denoising_weight + moved,
+        denoising_weight=losses.denoising_weight + losses.distillation_weight,
         optimality_weight=0.0,
         score_weight=0.0,
+        distillation_weight=0.0,
         data_precision=0.0,
     )
     return replace(stage, losses=multi_task)

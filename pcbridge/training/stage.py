@@ -20,6 +20,7 @@ from pcbridge.training.fsdp import shard, whole
 from pcbridge.training.interruption import StopRequest, TrainingInterrupted, no_process_left
 from pcbridge.training.log import ProgressDisplay, UpdateWindow, peak_memory_gb
 from pcbridge.training.optimizers import learning_rate_factor, make_optimizers
+from pcbridge.training.progress import Progress
 from pcbridge.training.states import (
     TrainingStateError,
     newest_state,
@@ -32,21 +33,26 @@ from pcbridge.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
-# What a state must have been made with for the run to go on as if it had not been cut.
-_SETTINGS_OF_A_STATE = (
-    "model",
-    "preset",
-    "batch_size",
-    "max_pairs",
-    "init_from",
-    "optimizer",
-    "weight_decay",
-    "max_grad_norm",
-    "mixed_precision",
-    "ema_decay",
-    "validation",
-    "seed",
-)
+# What may differ between a run and the one that goes on from its state; all else decides what the weights become.
+_MAY_CHANGE = {
+    "stage1",  # the stage itself is compared
+    "stage2",
+    "compare_multi_task",
+    "output_dir",
+    "resume",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "max_bad_updates",
+    "gradient_accumulation_steps",  # with the number of processes, below
+    "num_workers",
+    "compile",
+    "trackers",
+    "cpu",
+    "deterministic",
+    "evaluation",
+    "push_to_hub",
+    "hub_model_id",
+}
 
 
 def train_stage(
@@ -72,7 +78,7 @@ def train_stage(
 
 
 class _StageTraining:
-    """What one stage holds while it trains. `progress` is what a saved state remembers beside tensors."""
+    """What one stage holds while it trains."""
 
     def __init__(
         self, name: str, model: PCBridgeModel, stage: StageConfig, config: TrainingConfig, accelerator: Accelerator
@@ -101,29 +107,29 @@ class _StageTraining:
         self.progress = self._first_progress()
         self.prepared = self.trained if is_sharded else accelerator.prepare(self.trained)
         self.window = UpdateWindow(name, self.trained, stage, config, accelerator)
-        self.display = ProgressDisplay(name, stage.num_steps, self.progress["step"], accelerator)
+        self.display = ProgressDisplay(name, stage.num_steps, self.progress.step, accelerator)
 
     def run(self) -> None:
         """All updates that are left."""
         progress, config = self.progress, self.config
-        batches = iter(make_loader(self.stage, self.model, config, self.accelerator, progress["step"]))
+        batches = iter(make_loader(self.stage, self.model, config, self.accelerator, progress.step))
         compilation = compiled(self.trained) if config.compile else nullcontext()
         with compilation, StopRequest() as stop, no_process_left(), closing(batches):  # type: ignore[type-var]
-            while not progress["ended"]:
+            while not progress.ended:
                 self._update([next(batches) for _ in range(config.gradient_accumulation_steps)])
-                progress["ended"] = progress["step"] == self.stage.num_steps
+                progress.ended = progress.step == self.stage.num_steps
                 # Losses are read from the device only every so many updates, because that waits for it. What has to
                 # be known on the host (bad losses, a request to stop) is known then.
-                if progress["step"] % UPDATES_PER_WINDOW and not progress["ended"]:
+                if progress.step % UPDATES_PER_WINDOW and not progress.ended:
                     continue
                 record, stop_now = self.window.read(stop.received)
                 self._note(record)
-                if progress["step"] % config.checkpoint_every == 0 or progress["ended"] or stop_now:
+                if progress.step % config.checkpoint_every == 0 or progress.ended or stop_now:
                     self._save()
-                if stop_now and not progress["ended"]:
+                if stop_now and not progress.ended:
                     self.display.close()
                     raise TrainingInterrupted(
-                        f"{self.name}: stopped on request after {progress['step']} updates; the state is saved"
+                        f"{self.name}: stopped on request after {progress.step} updates; the state is saved"
                     )
         self.display.close()
 
@@ -132,37 +138,38 @@ class _StageTraining:
         self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)  # the next stage wraps the model again
         final = self.average
         if self.validation is not None:
-            final, best = self.validation.best, self.progress["best"]
-            logger.info("%s: keeping update %d, validation loss %.4g", self.name, best["step"], best["loss"])
+            final, best = self.validation.best, self.progress.best
+            assert best is not None  # a stage ends with a validation
+            logger.info("%s: keeping update %d, validation loss %.4g", self.name, best.step, best.loss)
         self.model.load_state_dict({key: whole(tensor) for key, tensor in final.state_dict().items()})
         self.model.eval()
         self.accelerator.free_memory()
-        return self.progress["history"]
+        return self.progress.history
 
     def _update(self, update) -> None:
-        step = self.progress["step"]
+        step = self.progress.step
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = self._learning_rate(step)
         values = run_update(self.prepared, update, step, self.stage, self.config, self.accelerator, self.optimizers)
         self.window.add(step, update, values)
         self._move_average()
         self.display.update()
-        self.progress["step"] = step + 1
+        self.progress.step = step + 1
 
     def _note(self, record: dict[str, float]) -> None:
         """Validate if it is time, and tell history, console and trackers; `record` is empty if all updates were bad."""
         progress = self.progress
-        step = progress["step"] - 1
+        step = progress.step - 1
         record = {"step": step, "learning_rate": self._learning_rate(step), **record}
         validation = self.validation
-        if validation is not None and (progress["step"] % validation.settings.every == 0 or progress["ended"]):
-            record["validation_loss"], ends = validation(self.average, progress)
-            progress["ended"] |= ends
+        if validation is not None and (progress.step % validation.settings.every == 0 or progress.ended):
+            record["validation_loss"], progress.best = validation(self.average, progress.step, progress.best)
+            progress.ended |= validation.is_out_of_patience(progress.best)
         if "loss" not in record and "validation_loss" not in record:
             return
-        progress["history"].append(record)
+        progress.history.append(record)
         rate = self.window.molecules_per_second()
-        self.display.show(progress["step"], record, rate)
+        self.display.show(progress.step, record, rate)
         tracked = record | {"molecules_per_second": rate, "memory_gb": peak_memory_gb(self.accelerator.device)}
         del tracked["step"]
         self.accelerator.log({f"{self.name}/{key}": value for key, value in tracked.items()}, step=step)
@@ -176,7 +183,7 @@ class _StageTraining:
 
         Not torch's `AveragedModel`, whose count of updates goes from host to device, and so waits, at every update.
         """
-        step = self.progress["step"]
+        step = self.progress.step
         decay = min(self.config.ema_decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.trained.parameters()), 1 - decay)
 
@@ -186,31 +193,29 @@ class _StageTraining:
             self.state_folder,
             self.modules,
             self.optimizers,
-            self.progress,
+            asdict(self.progress),
             self.config.keep_checkpoints,
             self.accelerator.is_main_process,
         )
 
-    def _first_progress(self) -> dict:
+    def _first_progress(self) -> Progress:
         """Where to start: at the last state if asked to resume, else at the beginning."""
         config = asdict(self.config)
-        settings = {"stage": asdict(self.stage)} | {key: config[key] for key in _SETTINGS_OF_A_STATE}
+        settings = {"stage": asdict(self.stage)} | {k: v for k, v in config.items() if k not in _MAY_CHANGE}
         # Processes may become fewer or more if each then accumulates more or fewer.
         settings["micro_batches_per_update"] = config["gradient_accumulation_steps"] * self.accelerator.num_processes
-        settings = json.loads(json.dumps(settings))  # as a state gives them back
-        anew = {"step": 0, "ended": False, "history": [], "settings": settings}
-        if self.config.resume is None:
-            return anew
-        state = newest_state(self.state_folder)
+        anew = Progress(json.loads(json.dumps(settings)))  # as a state gives them back
+        state = None if self.config.resume is None else newest_state(self.state_folder)
         if state is None:
             return anew
-        progress = read_progress(state)
-        changed = [key for key, value in settings.items() if progress["settings"].get(key) != value]
+        progress = Progress.from_dict(read_progress(state))
+        names = sorted(anew.settings.keys() | progress.settings.keys())
+        changed = [name for name in names if progress.settings.get(name) != anew.settings.get(name)]
         if changed:
             raise TrainingStateError(
                 f"the training state {state} was made with another {', '.join(changed)}; take another output_dir, or "
                 "resume with the settings of that run"
             )
         restore_training_state(state, self.modules, self.optimizers)
-        logger.info("%s: resumed at update %d", self.name, progress["step"])
+        logger.info("%s: resumed at update %d", self.name, progress.step)
         return progress

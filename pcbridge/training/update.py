@@ -1,6 +1,7 @@
 """One optimiser update: its micro-batches on every process, their losses, gradients and norms."""
 
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -8,27 +9,35 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
 
+from modeling_pcbridge.losses import LOSS_NAMES
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from pcbridge.training.bad_numbers import drop_gradients_unless, poison_if_bad
 from pcbridge.training.config import StageConfig, TrainingConfig
 from pcbridge.training.deepspeed_zero import average_gradients
 from pcbridge.training.fsdp import gathered, whole
 
-LOSS_NAMES = (
-    "loss",
-    "energy_loss",
-    "force_loss",
-    "denoising_loss",
-    "optimality_consistency_loss",
-    "score_consistency_loss",
-)
+# Of an update's record, by their names in the model's output.
+LOSSES = ("loss", *LOSS_NAMES.values())
 BLOCKS = ("encoder", "energy_decoder", "structure_decoder")
 RECORD_NAMES = (
-    *LOSS_NAMES,
+    *LOSSES,
     "padded_share",
     "gradient_norm",
     *(f"gradient_norm_{block}" for block in BLOCKS),
 )
+
+
+class UpdateValues(NamedTuple):
+    """What an update tells, on the device.
+
+    Attributes:
+        record: (len(RECORD_NAMES),) this process's share, so that the sum over processes is the value of the update.
+        good: scalar bool, whether its loss and gradient were finite; else the gradient counted as zero.
+    """
+
+    record: Tensor
+    good: Tensor
+
 
 # A batch, and the ids of its molecules. A micro-batch comes in parts if it would be too large in one.
 Part = tuple[dict, list[str]]
@@ -39,9 +48,7 @@ def count_labels(batches: list[dict], accelerator: Accelerator) -> dict[str, Ten
     """Labels of each kind in `batches` on all processes, as scalar tensors."""
     counts = torch.zeros(3, device=accelerator.device)
     for batch in batches:
-        counts[0] += (~batch["energy"].isnan()).sum()
-        counts[1] += (~batch["forces"][:, 0, 0].isnan()).sum()
-        counts[2] += batch["is_equilibrium"].sum()
+        counts += torch.stack([batch[mask].sum() for mask in ("has_energy", "has_forces", "is_equilibrium")])
     energy, forces, equilibrium = accelerator.reduce(counts, reduction="sum")
     return {"energy": energy, "forces": forces, "equilibrium": equilibrium}
 
@@ -60,13 +67,8 @@ def run_update(
     config: TrainingConfig,
     accelerator: Accelerator,
     optimizers: list[torch.optim.Optimizer],
-) -> Tensor:
-    """Forward, backward and optimiser step over the micro-batches of update number `step` on this process.
-
-    Returns:
-        This process's share of `RECORD_NAMES`, so that the sum over processes is the value of the update, and last
-        1.0 if the update was good, 0.0 if its loss or gradient was not finite. Stays on the device.
-    """
+) -> UpdateValues:
+    """Forward, backward and optimiser step over the micro-batches of update number `step` on this process."""
     # The loader deals micro-batches out in turn, so the same number on all processes together is the same micro-batch
     # on one.
     parts: list[tuple[dict, tuple[int, ...]]] = [
@@ -89,8 +91,7 @@ def run_update(
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    values = torch.cat([totals, shared / accelerator.num_processes])
-    return torch.cat([values.nan_to_num(), good.float().reshape(1)])
+    return UpdateValues(torch.cat([totals, shared / accelerator.num_processes]).nan_to_num(), good)
 
 
 def _accumulate_gradients(
@@ -102,8 +103,8 @@ def _accumulate_gradients(
     config: TrainingConfig,
     accelerator: Accelerator,
 ) -> Tensor:
-    """Forward and backward over `parts`, each a batch and its place in the update; returns `LOSS_NAMES`."""
-    totals = torch.zeros(len(LOSS_NAMES), device=accelerator.device)
+    """Forward and backward over `parts`, each a batch and its place in the update; returns `LOSSES`."""
+    totals = torch.zeros(len(LOSSES), device=accelerator.device)
     for index, (batch, place) in enumerate(parts):
         is_last = index + 1 == len(parts)
         # Gradients are averaged over processes, but the losses are already divided by the label counts of the whole
@@ -113,7 +114,7 @@ def _accumulate_gradients(
                 generator = noise_generator(config.seed, step, *place, device=accelerator.device)
                 output = prepared(**batch, loss_settings=stage.losses, label_counts=counts, generator=generator)
             (poison_if_bad(output.loss) * accelerator.num_processes).backward()
-        terms = [getattr(output, name) for name in LOSS_NAMES]
+        terms = [getattr(output, name) for name in LOSSES]
         totals += torch.stack([totals.new_zeros(()) if term is None else term.detach().float() for term in terms])
     return totals
 

@@ -1,6 +1,7 @@
 """Validation while a stage trains: the stage's own loss on held-out rows, the best weights so far, and pictures."""
 
 import copy
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pcbridge.evaluation.report import plot_structures
 from pcbridge.training.config import StageConfig, TrainingConfig
 from pcbridge.training.data import collate_in_parts, load_sources, sample_rows
 from pcbridge.training.fsdp import gathered
+from pcbridge.training.progress import BestSoFar
 from pcbridge.training.update import count_labels, noise_generator
 
 
@@ -49,23 +51,21 @@ class Validation:
             [send_to_device(batch, accelerator.device) for _, batch in self.batches], accelerator
         )
 
-    def __call__(self, average: PCBridgeModel, progress: dict) -> tuple[float, bool]:
-        """The validation loss of `average` after `progress["step"]` updates, and whether the stage should end here.
-
-        `progress["best"]` holds the step and loss of the weights in `best` and how many validations ago they were.
-        """
-        step, best = progress["step"], progress.get("best")
+    def __call__(self, average: PCBridgeModel, step: int, so_far: BestSoFar | None) -> tuple[float, BestSoFar]:
+        """The validation loss of `average` after `step` updates, and which weights are best now; `best` holds them."""
         with gathered(average):
             loss = self.loss(average)
             if self.settings.num_pictures > 0 and self.accelerator.is_main_process:
                 self._picture(average, step)
         # A loss that is NaN is no standard for later ones.
-        if best is None or loss < best["loss"] or not isfinite(best["loss"]):
-            progress["best"] = best = {"step": step, "loss": loss, "validations_since": 0}
+        if so_far is None or loss < so_far.loss or not isfinite(so_far.loss):
             self.best.load_state_dict(average.state_dict())
-        else:
-            best["validations_since"] += 1
-        return loss, self.settings.patience is not None and best["validations_since"] >= self.settings.patience
+            return loss, BestSoFar(step, loss)
+        return loss, replace(so_far, validations_since=so_far.validations_since + 1)
+
+    def is_out_of_patience(self, so_far: BestSoFar) -> bool:
+        """Whether the stage should end here."""
+        return self.settings.patience is not None and so_far.validations_since >= self.settings.patience
 
     @torch.no_grad()
     def loss(self, model: PCBridgeModel) -> float:
