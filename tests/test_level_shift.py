@@ -14,7 +14,7 @@ from dataset_scripts.bundled import load_bundled
 from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES
 from modeling_pcbridge import PCBridgeConfig, PCBridgeModel
 from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
-from pcbridge.training.data import load_sources
+from pcbridge.training.data import TrainingData
 from pcbridge.training.level_shift import level_shift
 from pcbridge.training.run import initial_model, run
 from train_accelerate import parse
@@ -59,8 +59,8 @@ def test_levels_that_differ_by_constants_of_the_elements_agree_exactly(rows, tmp
     source = SourceConfig(other, only_labelled=True, other_levels="shift")
     config = config_of(SourceConfig(own), source)
     model = model_of(B3LYP_6_31GD)
-    [train] = load_sources([source], "train", model, config)
-    [validation] = load_sources([source], "validation", model, config)
+    [train] = TrainingData(config, model).examples([source], "train")
+    [validation] = TrainingData(config, model).examples([source], "validation")
     train = pickle.loads(pickle.dumps(train))  # as a worker process gets it
     for examples, originals in ((train, [row for row in rows[:-10] for _ in "bc"]), (validation, rows[-10:])):
         assert len(examples) == len(originals)
@@ -73,7 +73,7 @@ def test_minima_and_displaced_structures_of_a_level_are_shifted_alike():
     """The strain of a displaced structure is kept: nothing is fitted to displaced structures."""
     names = ("pm6", "pm6_displaced", "dft_equilibrium")
     # Naming one of the bundled configurations is enough.
-    shift = level_shift(model_of(B3LYP_6_31G2DFP), [SourceConfig("pm6_displaced")])
+    shift = level_shift(["pm6_displaced"], B3LYP_6_31G2DFP, {})
     minima, displaced, dft = ({row["molecule_id"]: row for row in load_bundled(name, "train")} for name in names)
     errors, before = [], []
     for name in displaced.keys() & minima.keys():
@@ -96,7 +96,7 @@ def test_without_rows_at_the_models_level_its_own_reference_energies_count(rows,
         initial_model(config_of(source, model={"energy_level_of_theory": "a"}))
     table = model.energy_decoder.reference_energies.energies
     table[[1, 6, 7, 8]] = torch.tensor([-10.0, -1000.0, -1500.0, -2000.0], dtype=table.dtype)
-    [examples] = load_sources([source], "train", model, config)
+    [examples] = TrainingData(config, model).examples([source], "train")
     residuals = []
     for example, row in zip(examples, rows, strict=True):
         if 9 in row["atomic_numbers"]:  # fluorine has no reference
@@ -113,7 +113,7 @@ def test_a_level_without_minima_keeps_only_forces(rows, tmp_path, caplog):
     displaced = [at("b", row) | {"equilibrium_level_of_theory": None} for row in rows[:5]]
     source = SourceConfig(write(tmp_path / "displaced", train=displaced), other_levels="shift")
     config = config_of(source, SourceConfig("dft_equilibrium"))
-    [examples] = load_sources([source], "train", model_of(B3LYP_6_31G2DFP), config)
+    [examples] = TrainingData(config, model_of(B3LYP_6_31G2DFP)).examples([source], "train")
     assert all(example.energy is None and example.forces is not None for example in examples)
     assert "no energy of a minimum at b" in caplog.text
 

@@ -190,7 +190,7 @@ def test_the_average_of_a_short_run_has_left_the_first_weights(tmp_path, monkeyp
     run(config)
     average = load_file(tmp_path / "stage1" / "model.safetensors")
     torch.manual_seed(config.seed)
-    first = initial_model(config).state_dict()
+    first = initial_model(config)[0].state_dict()
     names = [name for name, tensor in stages[0].items() if tensor.is_floating_point() and "layers" in name]
     left = sum((average[name] - stages[0][name]).square().sum() for name in names)
     whole = sum((first[name] - stages[0][name]).square().sum() for name in names)
@@ -223,7 +223,7 @@ def test_elements_without_any_energy_are_named(tmp_path, caplog):
     (tmp_path / "data" / "train").mkdir(parents=True)
     rows.to_parquet(tmp_path / "data" / "train" / "0.parquet")
     stage = replace(small_config(tmp_path).stage1, sources=[SourceConfig(str(tmp_path / "data"))])
-    model = initial_model(small_config(tmp_path, stage1=stage))
+    model, _ = initial_model(small_config(tmp_path, stage1=stage))
     assert "has atomic numbers [9], so total energies of molecules with them will be far off" in caplog.text
     assert (model.energy_decoder.reference_energies.energies[[1, 6, 7, 8]] < -10).all()
 

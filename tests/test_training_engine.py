@@ -177,24 +177,26 @@ def test_resuming_with_other_settings_is_refused(tmp_path):
 
 
 def test_bad_numbers_are_reported_by_molecule_and_end_the_run_in_the_end(tmp_path, monkeypatch, caplog):
-    load = data.load_sources
-
-    def with_bad_rows(count: int):
-        def load_bad(*arguments):
-            [examples] = load(*arguments)
-            # Beyond float32, so that the loss is infinite; no label in a file can be NaN.
-            return [[replace(example, energy=1e39) for example in examples[:count]] + examples[count:]]
-
-        return load_bad
-
     config = small_config(tmp_path, max_bad_updates=3)
     few = replace(config.stage1, sources=[replace(LABELLED[0], max_rows=40)])
-    monkeypatch.setattr(data, "load_sources", with_bad_rows(1))
+    ids = [example.molecule_id for example in data.load_source(few.sources[0], "train", "B3LYP/6-31G*")]
+    collate = data.collate_in_parts
+
+    def with_bad_rows(count: int):
+        def collate_bad(examples, max_pairs):
+            # Beyond float32, so that the loss is infinite; no label in a file can be NaN.
+            return collate(
+                [replace(e, energy=1e39) if e.molecule_id in ids[:count] else e for e in examples], max_pairs
+            )
+
+        return collate_bad
+
+    monkeypatch.setattr(data, "collate_in_parts", with_bad_rows(1))
     history = run(replace(config, stage1=few))["histories"]["stage1"]
-    bad = data.load_source(few.sources[0], "train", "B3LYP/6-31G*")[0].molecule_id
+    bad = ids[0]
     assert f"is NaN or infinite (molecules {bad}); its gradient counts as zero" in caplog.text
     assert all(0 < value < 1e6 for record in history for key, value in record.items() if key.endswith("loss") and value)
-    monkeypatch.setattr(data, "load_sources", with_bad_rows(40))
+    monkeypatch.setattr(data, "collate_in_parts", with_bad_rows(40))
     with pytest.raises(BadLossError, match="that is 3 in a row"):
         run(replace(config, stage1=few))
     # Validation goes on where there is no good update to tell of.
@@ -325,7 +327,9 @@ def test_validation_loss_is_the_loss_of_the_stage_on_other_rows(tmp_path):
     config = small_config(tmp_path, validation=ValidationConfig(10, num_pictures=0), batch_size=32)
     stage = replace(config.stage1, losses=LossSettings(force_weight=0.5, denoising_weight=0.0))
     model = small_model()
-    loss = Validation(model, stage, config, tmp_path, Accelerator(cpu=True)).loss(model)
+    loss = Validation(model, data.TrainingData(config, model), stage, config, tmp_path, Accelerator(cpu=True)).loss(
+        model
+    )
     examples = [e for source in LABELLED for e in data.load_source(source, "validation", "B3LYP/6-31G*")]
     [(batch, _)] = data.collate_in_parts(examples, None)
     assert loss == pytest.approx(model(**batch, loss_settings=stage.losses).loss.item(), rel=1e-4)

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from modeling_pcbridge import LossSettings
 from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig, ValidationConfig
+from pcbridge.training.data import TrainingData
 from pcbridge.training.run import refuse_unsupported_sharding
 from pcbridge.training.stage import train_stage
 
@@ -67,7 +68,7 @@ def main(folder: Path, micro_batches: int, optimizer: str, dtype: str) -> None:
         validation=ValidationConfig(every=10, max_molecules=3, num_pictures=1),
     )
     model = small_model(num_structure_layers=1, dtype=getattr(torch, dtype))
-    history = train_stage("stage", model, stage, config, accelerator)
+    history = train_stage("stage", model, TrainingData(config, model), stage, config, accelerator)
     if accelerator.is_main_process:
         save_file(model.state_dict(), folder / "model.safetensors")
         (folder / "history.json").write_text(json.dumps([accelerator.num_processes, history]))

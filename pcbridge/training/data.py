@@ -4,7 +4,7 @@ import logging
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, partial
+from functools import cached_property, partial
 from itertools import islice
 from math import isqrt
 from pathlib import Path
@@ -40,27 +40,52 @@ def sample_rows(rows: Sequence[Example], count: int | None) -> list[Example]:
     return [rows[start + offset] for start in starts.tolist() for offset in range(length)]
 
 
-def load_sources(
-    sources: Iterable[SourceConfig], split: str, model: PCBridgeModel, config: TrainingConfig
-) -> list[Sequence[Example]]:
-    """The examples of each source, with labels at the model's level of theory."""
-    level = model.config.energy_level_of_theory
-    examples = []
-    for source in sources:
-        shift = level_shift(model, config.sources) if source.other_levels == "shift" else None
-        examples.append(load_source(source, split, level, config.max_pairs, shift))
-        _check_elements(source, examples[-1], model)
-    return examples
+class TrainingData:
+    """The examples of a run: every source and split is read once, with labels at the model's level of theory.
+
+    Args:
+        config: of the run.
+        model: whose level of theory and elements the examples have to fit.
+    """
+
+    def __init__(self, config: TrainingConfig, model: PCBridgeModel):
+        self.config = config
+        self.level = model.config.energy_level_of_theory
+        self.supported_elements = set(model.config.supported_elements)
+        self._own_references = element_energies(model)
+        self._examples: dict[tuple[SourceConfig, str], Sequence[Example]] = {}
+
+    def examples(self, sources: Iterable[SourceConfig], split: str) -> list[Sequence[Example]]:
+        """The examples of each source.
+
+        Raises:
+            ValueError: an unknown source, one without any row, or with elements that the model does not know.
+        """
+        return [self._of_source(source, split) for source in sources]
+
+    def _of_source(self, source: SourceConfig, split: str) -> Sequence[Example]:
+        if (source, split) not in self._examples:
+            shift = self._shift if source.other_levels == "shift" else None
+            examples = load_source(source, split, self.level, self.config.max_pairs, shift)
+            unknown = sorted(elements_of(examples) - self.supported_elements)
+            if unknown:
+                raise ValueError(
+                    f"data source {source.name} has atomic numbers {unknown}, which the model does not support; leave "
+                    "these molecules out, or train a new model with --model '{supported_elements: [...]}'"
+                )
+            self._examples[source, split] = examples
+        return self._examples[source, split]
+
+    @cached_property
+    def _shift(self) -> Callable[[dict], dict]:
+        names = {source.name for source in self.config.sources}
+        return level_shift(names, self.level, self._own_references)
 
 
-def _check_elements(source: SourceConfig, examples: Sequence[Example], model: PCBridgeModel) -> None:
-    """Raises ValueError if the source has elements that the model does not know."""
-    unknown = sorted(elements_of(examples) - set(model.config.supported_elements))
-    if unknown:
-        raise ValueError(
-            f"data source {source.name} has atomic numbers {unknown}, which the model does not support; leave these "
-            "molecules out, or train a new model with --model '{supported_elements: [...]}'"
-        )
+def element_energies(model: PCBridgeModel) -> dict[int, float]:
+    """The reference energies of a model, eV: atomic number -> energy, of those that are not zero."""
+    energies = model.energy_decoder.reference_energies.energies.tolist()
+    return {atomic_number: energy for atomic_number, energy in enumerate(energies) if energy != 0}
 
 
 def elements_of(examples: Sequence[Example]) -> set[int]:
@@ -70,7 +95,6 @@ def elements_of(examples: Sequence[Example]) -> set[int]:
     return set().union(*(example.graph.atomic_numbers.tolist() for example in examples))
 
 
-@cache
 def load_source(
     source: SourceConfig,
     split: str,
@@ -78,7 +102,7 @@ def load_source(
     max_pairs: int | None = None,
     shift: Callable[[dict], dict] | None = None,
 ) -> Sequence[Example]:
-    """The examples of one source: of bundled data in memory, graph features computed once a process; else read from
+    """The examples of one source: of bundled data in memory, graph features computed once; else read from
     its shards as they are asked for.
 
     Molecules that alone have more than `max_pairs` pairs of atoms are left out, with a warning that counts them.
@@ -146,11 +170,11 @@ def _bundled_examples(
     for row in map(shift, rows) if shift else rows:
         if len(examples) == source.max_rows:
             break
-        example = example_from_row(row, energy_level_of_theory)
-        if source.only_labelled and example.energy is None:
+        has_energy = row["energy"] is not None and row["energy_level_of_theory"] == energy_level_of_theory
+        if source.only_labelled and not has_energy:
             continue
-        if max_atoms is None or example.graph.num_atoms <= max_atoms:
-            examples.append(example)
+        if max_atoms is None or len(row["atomic_numbers"]) <= max_atoms:
+            examples.append(example_from_row(row, energy_level_of_theory))
             label_levels[row["energy_level_of_theory"]] += 1
         else:
             num_too_large += 1
@@ -213,10 +237,10 @@ def collate_in_parts(examples: list[Example], max_pairs: int | None) -> list[tup
 
 
 def make_loader(
-    stage: StageConfig, model: PCBridgeModel, config: TrainingConfig, accelerator: Accelerator, start_step: int
+    stage: StageConfig, data: TrainingData, config: TrainingConfig, accelerator: Accelerator, start_step: int
 ) -> DataLoader:
     """The batches of a stage from update `start_step` on; each process gets every so many-th micro-batch."""
-    sources = load_sources(stage.sources, "train", model, config)
+    sources = data.examples(stage.sources, "train")
     check_losses_have_rows(stage, sources)
     batches_per_update = config.gradient_accumulation_steps * accelerator.num_processes
     sampler = MixtureBatchSampler(

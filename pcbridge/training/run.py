@@ -20,7 +20,7 @@ from pcbridge.evaluation.checkpoints import evaluate_checkpoints
 from pcbridge.evaluation.report import plot_losses
 from pcbridge.training.card import card_of_run
 from pcbridge.training.config import StageConfig, TrainingConfig
-from pcbridge.training.data import elements_of, load_sources, reference_energies_of, sample_rows
+from pcbridge.training.data import TrainingData, elements_of, reference_energies_of, sample_rows
 from pcbridge.training.stage import train_stage
 from pcbridge.training.states import set_aside
 
@@ -49,14 +49,14 @@ def run(config: TrainingConfig) -> dict:
             set_aside(output_dir / "training_state" / name)
     accelerator.wait_for_everyone()
 
-    model = initial_model(config)
+    model, data = initial_model(config)
     if config.evaluation is not None:  # an evaluation that cannot be done is told before hours of training
         check_num_steps("ddim", config.evaluation.num_inference_steps, model.config.num_train_timesteps)
     histories: dict[str, list[dict]] = {}
     models: dict[str, Path] = {}
     stages: dict[str, StageConfig] = {}
     if config.stage1 is not None:
-        histories[STAGE1] = train_stage(STAGE1, model, config.stage1, config, accelerator)
+        histories[STAGE1] = train_stage(STAGE1, model, data, config.stage1, config, accelerator)
         stages[STAGE1] = config.stage1
         models[STAGE1] = save_checkpoint(model, output_dir / STAGE1, config, stages, accelerator)
     if config.stage2 is not None:
@@ -67,7 +67,7 @@ def run(config: TrainingConfig) -> dict:
             branches = {MULTI_TASK: without_consistency(config.stage2), **branches}
         for name, stage in branches.items():
             model.load_state_dict(start)
-            histories[name] = train_stage(name, model, stage, config, accelerator)
+            histories[name] = train_stage(name, model, data, stage, config, accelerator)
             models[name] = save_checkpoint(model, output_dir / name, config, stages | {name: stage}, accelerator)
 
     metrics: dict = {"config": asdict(config), "histories": histories}
@@ -161,12 +161,14 @@ def _refuse_unsupported_deepspeed(plugin, config: TrainingConfig) -> None:
         )
 
 
-def initial_model(config: TrainingConfig) -> PCBridgeModel:
-    """A new model with reference energies fitted to the training labels, or the one of `init_from`."""
+def initial_model(config: TrainingConfig) -> tuple[PCBridgeModel, TrainingData]:
+    """The model of `init_from`, or a new one with reference energies fitted to the training labels; and its data."""
     if config.init_from is not None:
-        return PCBridgeModel.from_pretrained(config.init_from)
+        model = PCBridgeModel.from_pretrained(config.init_from)
+        return model, TrainingData(config, model)
     model = PCBridgeModel(PCBridgeConfig.from_preset(config.preset, **config.model))
-    sources = load_sources(config.sources, "train", model, config)
+    data = TrainingData(config, model)
+    sources = data.examples(config.sources, "train")
     references = reference_energies_of([row for source in sources for row in sample_rows(source, _REFERENCE_ROWS)])
     table = model.energy_decoder.reference_energies.energies
     for atomic_number, energy in references.items():
@@ -179,7 +181,7 @@ def initial_model(config: TrainingConfig) -> PCBridgeModel:
             _REFERENCE_ROWS,
             missing,
         )
-    return model
+    return model, data
 
 
 def without_consistency(stage: StageConfig) -> StageConfig:

@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from pcbridge.training.compilation import compiled
 from pcbridge.training.config import UPDATES_PER_WINDOW, StageConfig, TrainingConfig
-from pcbridge.training.data import make_loader
+from pcbridge.training.data import TrainingData, make_loader
 from pcbridge.training.deepspeed_zero import ZeroOptimizer
 from pcbridge.training.fsdp import shard, whole
 from pcbridge.training.interruption import StopRequest, TrainingInterrupted, no_process_left
@@ -56,7 +56,12 @@ _MAY_CHANGE = {
 
 
 def train_stage(
-    name: str, model: PCBridgeModel, stage: StageConfig, config: TrainingConfig, accelerator: Accelerator
+    name: str,
+    model: PCBridgeModel,
+    data: TrainingData,
+    stage: StageConfig,
+    config: TrainingConfig,
+    accelerator: Accelerator,
 ) -> list[dict]:
     """Train `model` in place through one stage; it ends with the moving average of its weights.
 
@@ -72,7 +77,7 @@ def train_stage(
         TrainingInterrupted: SIGTERM came; the state is saved.
         TrainingStateError: a state cannot be written or read, or is one of another configuration.
     """
-    training = _StageTraining(name, model, stage, config, accelerator)
+    training = _StageTraining(name, model, data, stage, config, accelerator)
     training.run()
     return training.finish()
 
@@ -81,9 +86,16 @@ class _StageTraining:
     """What one stage holds while it trains."""
 
     def __init__(
-        self, name: str, model: PCBridgeModel, stage: StageConfig, config: TrainingConfig, accelerator: Accelerator
+        self,
+        name: str,
+        model: PCBridgeModel,
+        data: TrainingData,
+        stage: StageConfig,
+        config: TrainingConfig,
+        accelerator: Accelerator,
     ):
-        self.name, self.model, self.stage, self.config, self.accelerator = name, model, stage, config, accelerator
+        self.name, self.model, self.data, self.stage, self.config = name, model, data, stage, config
+        self.accelerator = accelerator
         uses_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         # Sharding is for good, so a copy is trained then, and `model` stays whole for the next stage.
         is_sharded = accelerator.is_fsdp2 or uses_deepspeed
@@ -93,7 +105,7 @@ class _StageTraining:
         self.validation = None
         if config.validation is not None:
             pictures = Path(config.output_dir) / "pictures" / name
-            self.validation = Validation(self.trained, stage, config, pictures, accelerator)
+            self.validation = Validation(self.trained, data, stage, config, pictures, accelerator)
             self.modules["best"] = self.validation.best
         if accelerator.is_fsdp2:
             for module in self.modules.values():
@@ -112,7 +124,7 @@ class _StageTraining:
     def run(self) -> None:
         """All updates that are left."""
         progress, config = self.progress, self.config
-        batches = iter(make_loader(self.stage, self.model, config, self.accelerator, progress.step))
+        batches = iter(make_loader(self.stage, self.data, config, self.accelerator, progress.step))
         compilation = compiled(self.trained) if config.compile else nullcontext()
         with compilation, StopRequest() as stop, no_process_left(), closing(batches):  # type: ignore[type-var]
             while not progress.ended:

@@ -15,7 +15,7 @@ from pcbridge.evaluation.config import EvaluationConfig
 from pcbridge.evaluation.references import load_references
 from pcbridge.evaluation.report import plot_structures
 from pcbridge.training.config import StageConfig, TrainingConfig
-from pcbridge.training.data import collate_in_parts, load_sources, sample_rows
+from pcbridge.training.data import TrainingData, collate_in_parts, sample_rows
 from pcbridge.training.fsdp import gathered
 from pcbridge.training.progress import BestSoFar
 from pcbridge.training.update import count_labels, noise_generator
@@ -26,19 +26,26 @@ class Validation:
 
     Args:
         model: of the stage; `best` starts as a copy of it.
+        data: of the run.
         stage: its sources' validation splits and its losses make the validation loss.
         config: with `validation` set.
         folder: where pictures go.
     """
 
     def __init__(
-        self, model: PCBridgeModel, stage: StageConfig, config: TrainingConfig, folder: Path, accelerator: Accelerator
+        self,
+        model: PCBridgeModel,
+        data: TrainingData,
+        stage: StageConfig,
+        config: TrainingConfig,
+        folder: Path,
+        accelerator: Accelerator,
     ):
         assert config.validation is not None
         self.settings, self.stage, self.folder = config.validation, stage, folder
         self.config, self.accelerator = config, accelerator
         self.best = copy.deepcopy(model)
-        sources = load_sources(stage.sources, "validation", model, config)
+        sources = data.examples(stage.sources, "validation")
         examples = [example for source in sources for example in sample_rows(source, self.settings.max_molecules)]
         examples = sorted(examples, key=lambda example: example.graph.num_atoms)
         size = config.batch_size
