@@ -5,10 +5,9 @@ python -m experiments.qm9_release
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard
 
 from experiments.dft_check import DFT
 from experiments.evidence_release import FILES
@@ -16,18 +15,40 @@ from experiments.qm9_benchmark import CHECKPOINTS, RESULTS, ROOT
 from experiments.qm9_dft import energies_above
 from experiments.qm9_evaluation import DDIM, central
 from experiments.qm9_report import RELEASED
+from pcbridge.training.card import losses_section, render_card
+from pcbridge.training.config import StageConfig
+from pcbridge.training.run import STAGE1
+from train_accelerate import parse
 
 FOLDER = ROOT / "checkpoints" / "qm9"
-_TEMPLATE = Path(__file__).parent / "qm9_card.md"
+_INTRODUCTION = """\
+Predicts the DFT equilibrium structure of a molecule from its graph, brings a cheap structure (MMFF94, PM6) of it
+to DFT level, and predicts the total electronic energy and forces of any structure, with one shared encoder.
+Energies and structures both come from DFT here."""
+_USE = """\
+A structure that is given is refined and its conformer kept: for an RDKit molecule `mol` with a conformer,
+`model.predict_structure(**processor([mol]), method="mean_shift", num_inference_steps=40)`. From the graph,
+`mean_shift_steps=10` takes the noise out of samples."""
+_DATA = """\
+QM9 (Ramakrishnan et al. 2014) as the PyPI package qm9pack has it: structures and energies of 110,000 molecules, a
+random split of the sizes that conformation benchmarks use (`dataset_scripts/qm9.py`). No forces and no other structures
+than minima."""
+_LIMITS = """\
+- Elements other than H, C, N, O, F. Molecules of more than nine heavy atoms are outside the training data.
+- Radicals, open shells, several fragments, metals. Charged molecules are accepted but hardly in the data.
+- It gives one conformer per sample, of the kind that QM9 has (one per molecule), not a Boltzmann ensemble. Refinement
+  keeps the conformer that it is given.
+- Forces and energies away from minima: none were in the data. Relaxations and dynamics want `checkpoints/consistency`,
+  which was trained on forces of displaced structures.
+- Stereo marks other than tetrahedral centres and double bonds (allenes, atropisomers, helices) are not seen."""
 _PLOTS = {
     "qm9_errors.png": "D-MAE from the graph: against the number of atoms, and its distribution",
     "qm9_refinement.png": "Distribution of D-MAE before and after refinement",
 }
 
 
-def card(record: dict) -> ModelCard:
-    """The card from what `experiments.qm9_benchmark` measured (results/qm9.json)."""
-    template = ModelCard.load(_TEMPLATE)
+def metrics_section(record: dict) -> tuple[str, list[EvalResult]]:
+    """What `experiments.qm9_benchmark` measured (results/qm9.json): Markdown and metadata."""
     measured = record["models"][RELEASED]
     values = {
         "at DFT structures: energy MAE (eV)": measured["at_minima"]["energy_mae"],
@@ -71,9 +92,30 @@ def card(record: dict) -> ModelCard:
         *table,
         *(line for name, title in _PLOTS.items() for line in ("", f"![{title}]({name})")),
     ]
-    metadata = template.data.to_dict() | {"model_name": "pcbridge-qm9", "eval_results": results}
-    body = template.text.rstrip() + "\n\n" + "\n".join(text) + "\n"
-    return ModelCard(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n{body}")
+    return "\n".join(text), results
+
+
+def stages() -> dict[str, StageConfig]:
+    """What trained the released model: stage 1 only."""
+    stage1 = parse(["--config", str(ROOT / "configs/qm9.yaml")]).stage1
+    assert stage1 is not None
+    return {STAGE1: stage1}
+
+
+def card(metrics: str, results: list[EvalResult]) -> ModelCard:
+    """The card of the released model."""
+    return render_card(
+        title="PCBridge QM9",
+        model_name="pcbridge-qm9",
+        introduction=_INTRODUCTION,
+        use=_USE,
+        level_of_theory="B3LYP/6-31G(2df,p), the level of QM9, learned at minima only",
+        losses=losses_section(stages()),
+        data=_DATA,
+        limits=_LIMITS,
+        metrics=metrics,
+        eval_results=results,
+    )
 
 
 def main() -> None:
@@ -82,7 +124,7 @@ def main() -> None:
         shutil.copyfile(CHECKPOINTS[RELEASED] / name, FOLDER / name)
     for name in _PLOTS:
         shutil.copyfile(RESULTS / name, FOLDER / name)
-    card(json.loads((RESULTS / "qm9.json").read_text())).save(FOLDER / "README.md")
+    card(*metrics_section(json.loads((RESULTS / "qm9.json").read_text()))).save(FOLDER / "README.md")
     print(f"{FOLDER}: {sum(file.stat().st_size for file in FOLDER.iterdir()) / 1e6:.1f} MB")
 
 

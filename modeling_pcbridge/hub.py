@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, HfApi, ModelCard
+from huggingface_hub import CommitInfo, HfApi
 
 from .modeling_pcbridge import PCBridgeModel
 from .pipeline_pcbridge import PCBridgePipeline
 from .processing_pcbridge import PCBridgeProcessor
 
-CARD, METRICS, RESULTS = "README.md", "metrics.json", "results.md"
+CARD, METRICS = "README.md", "metrics.json"
 
 
 class HubPushError(RuntimeError):
@@ -44,7 +44,7 @@ def push_checkpoint(
     Args:
         folder: a checkpoint: config, weights, processor and, if there is one, its card `README.md`.
         repo_id: "owner/name", or a name in the account of the token (`hf auth login` or `HF_TOKEN`).
-        metrics_dir: output folder of the run; its `metrics.json` goes along and its `results.md` into the card.
+        metrics_dir: output folder of the run, whose `metrics.json` goes along.
         private: of a repository that is made new.
         revision: an existing branch, by default main.
 
@@ -61,22 +61,13 @@ def push_checkpoint(
         pipeline.save_pretrained(staged)  # adds the code that a folder may lack
         if (folder / CARD).exists():
             shutil.copyfile(folder / CARD, staged / CARD)
-        if metrics_dir is not None:
-            _add_metrics(staged, Path(metrics_dir))
+        if metrics_dir is not None and (Path(metrics_dir) / METRICS).exists():
+            shutil.copyfile(Path(metrics_dir) / METRICS, staged / METRICS)
         repo_id = create_repository(repo_id, private)
         with _as_push_error(f"the push to {repo_id} failed, nothing of it is visible there"):
             return HfApi().upload_folder(
                 repo_id=repo_id, folder_path=staged, revision=revision, commit_message="Upload PCBridge checkpoint"
             )
-
-
-def _add_metrics(staged: Path, metrics_dir: Path) -> None:
-    if (metrics_dir / METRICS).exists():
-        shutil.copyfile(metrics_dir / METRICS, staged / METRICS)
-    if (staged / CARD).exists() and (metrics_dir / RESULTS).exists():
-        card = ModelCard.load(staged / CARD)
-        card.text = card.text.split("## Metrics")[0] + "## Metrics\n\n" + (metrics_dir / RESULTS).read_text()
-        card.save(staged / CARD)
 
 
 @contextmanager

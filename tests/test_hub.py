@@ -106,14 +106,13 @@ def energy_of_water(folder: Path, processor) -> float:
 
 def test_round_trip_with_revisions(hub, checkpoint, processor, tmp_path):
     (tmp_path / "metrics.json").write_text('{"mae": 0.1}')
-    (tmp_path / "results.md").write_text("| bond error | 0.01 |\n")
     first = push_checkpoint(checkpoint, REPO, metrics_dir=tmp_path)
     first_energy = energy_of_water(checkpoint, processor)
     files = hub.repositories[REPO].commits[first.oid]
     assert list(hub.repositories[REPO].commits) == [FIRST_COMMIT, first.oid]  # one commit for everything
     code = {"modeling_pcbridge.py", "processing_pcbridge.py", "pipeline_pcbridge.py", "configuration_pcbridge.py"}
     assert code | {"config.json", "processor_config.json", "metrics.json"} < set(files)
-    assert files["README.md"].decode() == CARD.replace("none yet\n", "| bond error | 0.01 |\n")
+    assert files["README.md"].decode() == CARD and json.loads(files["metrics.json"]) == {"mae": 0.1}
     assert files["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()
 
     small_model(seed=1, dtype=torch.float32).save_pretrained(checkpoint)

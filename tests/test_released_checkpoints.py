@@ -9,11 +9,14 @@ import torch
 from conftest import small_model
 from huggingface_hub import ModelCard
 
+from experiments import evidence_release, qm9_release
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
 from pcbridge.evaluation.config import EvaluationConfig
 from pcbridge.evaluation.metrics import bond_length_error
 from pcbridge.evaluation.references import load_references, pm6_structures
+from pcbridge.training.card import losses_section
+from pcbridge.training.run import CONSISTENCY, MULTI_TASK
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINTS = ROOT / "checkpoints"
@@ -37,6 +40,18 @@ def test_cards_state_metrics_and_limits(name):
     assert card.data.model_name == f"pcbridge-mini-{name}" and card.data.library_name == "transformers"
     for words in ("What it cannot do", "B3LYP/6-31G*", "Elements other than H, C, N, O, F", "training seeds", "Wh"):
         assert words in card.text
+
+
+def test_cards_say_which_losses_trained_the_model():
+    """As the configurations that trained them say it; only the consistency model saw the distillation."""
+    texts = {name: ModelCard.load(CHECKPOINTS / name / "README.md").text for name in (MULTI_TASK, CONSISTENCY, "qm9")}
+    for name in (MULTI_TASK, CONSISTENCY):
+        assert losses_section(evidence_release.stages_of(name)) in texts[name]
+    assert losses_section(qm9_release.stages()) in texts["qm9"]
+    for name, text in texts.items():
+        assert "Of the paper's consistency losses" in text and "did not train it" in text
+        assert ("distillation" in text) == (name == CONSISTENCY)
+    assert (ROOT / "model_card.md").read_bytes() == (CHECKPOINTS / CONSISTENCY / "README.md").read_bytes()
 
 
 @pytest.fixture(scope="module")

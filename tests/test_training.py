@@ -199,16 +199,20 @@ def test_the_average_of_a_short_run_has_left_the_first_weights(tmp_path, monkeyp
 
 def test_the_card_says_what_the_run_was_trained_on(tmp_path):
     config = small_config(tmp_path, init_from="me/mine")
-    card = card_of_run(
-        PCBridgeConfig(energy_level_of_theory="wB97M-D3BJ/def2-TZVPPD", supported_elements=[1, 6, 16]),
-        config,
-        {"stage1": config.stage1},
-    )
-    assert "at wB97M-D3BJ/def2-TZVPPD. Forces" in card and "Elements other than H, C, S." in card
+    model = PCBridgeConfig(energy_level_of_theory="wB97M-D3BJ/def2-TZVPPD", supported_elements=[1, 6, 16])
+    card = card_of_run(model, config, {"stage1": config.stage1}, "| bond error | .01 |").text
+    assert "at wB97M-D3BJ/def2-TZVPPD.\nForces" in card and "Elements other than H, C, S." in card
     assert (
-        "weights of `me/mine`" in card and "- stage1: 22 updates of 8 molecules a process from `pm6` (weight 1)" in card
+        "weights of `me/mine`" in card
+        and "- stage1: 22 updates of 8 molecules per process from `pm6` (weight 1)" in card
     )
-    assert "3,037" not in card and "B3LYP" not in card and "## Use" in card and "## Metrics" in card
+    assert (
+        "3,037" not in card
+        and "B3LYP" not in card
+        and "## Use" in card
+        and "## Metrics\n\n| bond error | .01 |" in card
+    )
+    assert "score consistency at the denoised point (not Eq. 11) 0.1" in card and "Of the paper" not in card
 
 
 def test_elements_that_the_model_does_not_know_are_refused(tmp_path):

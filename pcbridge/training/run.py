@@ -17,7 +17,7 @@ from modeling_pcbridge.pipeline_pcbridge import PCBridgePipeline
 from modeling_pcbridge.processing_pcbridge import PCBridgeProcessor
 from modeling_pcbridge.sampling import check_num_steps
 from pcbridge.evaluation.checkpoints import evaluate_checkpoints
-from pcbridge.evaluation.report import plot_losses
+from pcbridge.evaluation.report import plot_losses, results_markdown
 from pcbridge.training.card import card_of_run
 from pcbridge.training.config import StageConfig, TrainingConfig
 from pcbridge.training.data import TrainingData, elements_of, reference_energies_of, sample_rows
@@ -68,7 +68,9 @@ def run(config: TrainingConfig) -> dict:
         for name, stage in branches.items():
             model.load_state_dict(start)
             histories[name] = train_stage(name, model, data, stage, config, accelerator)
-            models[name] = save_checkpoint(model, output_dir / name, config, stages | {name: stage}, accelerator)
+            trained_by = {key: of_key for key, of_key in stages.items() if key == STAGE1} | {name: stage}
+            models[name] = save_checkpoint(model, output_dir / name, config, trained_by, accelerator)
+            stages[name] = stage
 
     metrics: dict = {"config": asdict(config), "histories": histories}
     # The other processes leave here: an evaluation may take longer than a process group waits.
@@ -79,6 +81,10 @@ def run(config: TrainingConfig) -> dict:
             metrics |= evaluate_checkpoints(
                 final, config.output_dir, config.evaluation, config.seed, str(accelerator.device)
             )
+            for name in final:
+                trained_by = {key: stage for key, stage in stages.items() if key in (STAGE1, name)}
+                card = card_of_run(model.config, config, trained_by, results_markdown(metrics))
+                card.save(models[name] / "README.md")
         (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=1))
         if hub_model_id is not None:
             last = list(models.values())[-1]  # the consistency model, or that of stage 1 alone
@@ -209,6 +215,6 @@ def save_checkpoint(
     if accelerator.is_main_process:
         processor = PCBridgeProcessor(model.config.supported_elements)
         PCBridgePipeline(model, processor=processor, device=model.device).save_pretrained(folder)
-        (folder / "README.md").write_text(card_of_run(model.config, config, stages))
+        card_of_run(model.config, config, stages).save(folder / "README.md")
     accelerator.wait_for_everyone()
     return folder
