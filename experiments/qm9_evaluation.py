@@ -5,7 +5,8 @@ on the molecules they share.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from tqdm.auto import tqdm
 
 from experiments.qm9_molecules import STARTS, CheapStructures
 from modeling_pcbridge import PCBridgeModel
-from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
+from modeling_pcbridge.graph_batch import pad_graphs
+from pcbridge.evaluation.batches import energies_and_forces, moved
 from pcbridge.evaluation.evaluate import structure_record
 from pcbridge.evaluation.metrics import distances_to_others
 from pcbridge.evaluation.references import ReferenceMolecule, etkdg_structures, mmff_structures
@@ -110,18 +112,8 @@ def refinement(
 
 def refine(model: PCBridgeModel, references: list[ReferenceMolecule], starts: list[np.ndarray]) -> list[np.ndarray]:
     """`starts` (N, 3) of each molecule refined by the model."""
-    refined = []
-    for batch in _batches(list(zip(references, starts, strict=True))):
-        graphs = pad_graphs([reference.example.graph for reference, _ in batch])
-        positions = pad_positions([start for _, start in batch])
-        found = model.predict_structure(
-            **graphs,
-            positions=positions,
-            method="mean_shift",
-            num_inference_steps=REFINEMENT_STEPS,
-        ).positions[:, 0]
-        refined += [x[: len(start)].double().numpy() for x, (_, start) in zip(found, batch, strict=True)]
-    return refined
+    shift = partial(model.mean_shift, num_steps=REFINEMENT_STEPS)
+    return moved(model, [reference.example.graph for reference in references], starts, _BATCH, shift)
 
 
 def at_minima(model: PCBridgeModel, references: list[ReferenceMolecule]) -> dict[str, float]:
@@ -130,14 +122,11 @@ def at_minima(model: PCBridgeModel, references: list[ReferenceMolecule]) -> dict
     Returns:
         `energy_mae`, eV, and `force_left`, eV/angstrom: the root mean square of a force component, which DFT has zero.
     """
-    errors, squares = [], []
-    for batch in _batches(references):
-        graphs = pad_graphs([reference.example.graph for reference in batch])
-        positions = pad_positions([reference.positions for reference in batch])
-        predicted = model.predict_energy(**graphs, positions=positions)
-        errors += np.abs(predicted.energy.numpy() - [reference.example.energy for reference in batch]).tolist()
-        squares += predicted.forces[graphs["atom_mask"]].square().flatten().tolist()
-    return {"energy_mae": float(np.mean(errors)), "force_left": float(np.mean(squares)) ** 0.5}
+    graphs = [reference.example.graph for reference in references]
+    energies, forces = energies_and_forces(model, graphs, [reference.positions for reference in references], _BATCH)
+    errors = np.abs(energies - [reference.example.energy for reference in references])
+    squares = np.square(np.concatenate(forces))
+    return {"energy_mae": float(errors.mean()), "force_left": float(squares.mean()) ** 0.5}
 
 
 def summary(records: Records, statistic: Callable[[np.ndarray], float] = np.mean) -> dict[str, float]:
@@ -152,8 +141,3 @@ def _records(references: list[ReferenceMolecule], structures: list[np.ndarray]) 
         reference.example.molecule_id: structure_record(reference, positions[None])
         for reference, positions in zip(references, structures, strict=True)
     }
-
-
-def _batches(items: list) -> Iterator[list]:
-    for start in range(0, len(items), _BATCH):
-        yield items[start : start + _BATCH]

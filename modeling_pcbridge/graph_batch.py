@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,11 @@ class GraphBatch:
             raise TypeError(f"no {missing[0]}; give what the processor returns, with **")
         return cls(**inputs)
 
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """As keyword arguments of a model's method; `of_inputs` inverts it."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     def check_positions(self, positions: Tensor) -> None:
         """Raises ValueError unless `positions` is (B, N, 3)."""
         expected = (*self.atomic_numbers.shape, 3)
@@ -86,7 +92,7 @@ class GraphBatch:
         return self._map(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
 
     def _map(self, function) -> "GraphBatch":
-        return GraphBatch(**{field.name: function(getattr(self, field.name)) for field in fields(self)})
+        return GraphBatch(**{name: function(tensor) for name, tensor in self.inputs.items()})
 
 
 GRAPH_KEYS = tuple(field.name for field in fields(GraphBatch))

@@ -9,14 +9,13 @@ from functools import partial
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
 from tqdm.auto import tqdm
 
 from dataset_scripts.bundled import load_bundled
-from dataset_scripts.collator import Example, collate, example_from_row
-from modeling_pcbridge.graph_batch import GRAPH_KEYS, GraphBatch, pad_graphs, pad_positions
+from dataset_scripts.collator import example_from_row
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
-from modeling_pcbridge.molecular_graph import stereo_is_right
+from modeling_pcbridge.molecular_graph import MolecularGraph, stereo_is_right
+from pcbridge.evaluation.batches import energies_and_forces, moved, padded_batches, unpadded
 from pcbridge.evaluation.config import EvaluationConfig
 from pcbridge.evaluation.metrics import (
     bond_angle_error,
@@ -97,23 +96,34 @@ def evaluate_model(model: PCBridgeModel, evaluation: EvaluationConfig, seed: int
     """
     model.eval()
     references, pm6 = load_references(evaluation), pm6_structures(evaluation)
+    graphs = [reference.example.graph for reference in references]
     starts = [pm6(reference) for reference in references]
-    reference_energies = _model_energies(model, [r.example for r in references], evaluation.batch_size)
-    predictions = {method: _predict(model, references, starts, method, evaluation, seed) for method in SAMPLING_METHODS}
-    moved = partial(_moved, model, references, batch_size=evaluation.batch_size)
+    size = evaluation.batch_size
+    reference_energies, _ = energies_and_forces(model, graphs, [r.positions for r in references], size)
+    structures = {method: _sampled(model, graphs, starts, method, evaluation, seed) for method in SAMPLING_METHODS}
+
+    def all_moved(samples: list[np.ndarray], move: Callable) -> list[np.ndarray]:
+        return _by_molecule(samples, moved(model, *_flat(graphs, samples), size, move))
+
     relax = partial(model.relax, num_steps=RELAXATION_STEPS)
     shift, shift_sample = (
         partial(model.mean_shift, num_steps=_MEAN_SHIFT_STEPS[name]) for name in ("mean_shift", "ddim_mean_shift")
     )
-    ddim, refined = ([samples for samples, _ in predictions[name]] for name in ("ddim", "refine"))
-    predictions["mean_shift"] = moved(starts, shift)
-    predictions["ddim_mean_shift"] = moved(ddim, shift_sample)
+    structures["mean_shift"] = all_moved(starts, shift)
+    structures["ddim_mean_shift"] = all_moved(structures["ddim"], shift_sample)
+    structures["refine_relaxed"] = all_moved(structures["refine"], relax)
+    relaxed = all_moved(structures["ddim"], relax)
+
+    def with_energies(samples: list[np.ndarray]) -> Predictions:
+        energies, _ = energies_and_forces(model, *_flat(graphs, samples), size)
+        return list(zip(samples, _by_molecule(samples, energies), strict=True))
+
+    predictions = {name: with_energies(samples) for name, samples in structures.items()}
     predictions["lowest_energy"] = _lowest_energy(predictions["ddim"])
     predictions["lowest_energy_mean_shift"] = _lowest_energy(predictions["ddim_mean_shift"])
-    predictions["refine_relaxed"] = moved(refined, relax)
-    predictions["lowest_energy_relaxed"] = _lowest_energy(moved(ddim, relax))
+    predictions["lowest_energy_relaxed"] = _lowest_energy(with_energies(relaxed))
     results: dict[str, dict] = {"per_molecule": {"molecule_id": [r.example.molecule_id for r in references]}}
-    results["per_molecule"]["reference_energy"] = reference_energies
+    results["per_molecule"]["reference_energy"] = reference_energies.tolist()
     for method, predicted in predictions.items():
         records = []
         for reference, start, reference_energy, (samples, energies) in zip(
@@ -135,68 +145,48 @@ def evaluate_model(model: PCBridgeModel, evaluation: EvaluationConfig, seed: int
     return results
 
 
-def _predict(
+def _sampled(
     model: PCBridgeModel,
-    references: list[ReferenceMolecule],
+    graphs: list[MolecularGraph],
     starts: list[np.ndarray],
     method: str,
     evaluation: EvaluationConfig,
     seed: int,
-) -> Predictions:
-    """The samples of a method; `starts` (1, N, 3) a molecule are the structures that "refine" starts from."""
+) -> list[np.ndarray]:
+    """The samples (S, N, 3) of each molecule by a method; `starts` (1, N, 3) are where "refine" begins."""
     generator = torch.Generator().manual_seed(seed)
     # Refined structures differ by hundredths of an angstrom; one of them is enough.
     num_samples = 1 if method == "refine" else evaluation.num_samples
-    chunk = max(evaluation.batch_size // num_samples, 1)
-    predictions: Predictions = []
-    for start in tqdm(range(0, len(references), chunk), desc=f"evaluate {method}"):
-        batch = references[start : start + chunk]
-        graphs = pad_graphs([reference.example.graph for reference in batch])
-        start_positions = pad_positions([structures[0] for structures in starts[start : start + chunk]])
-        graphs, start_positions = send_to_device((graphs, start_positions), model.device)
-        positions = model.predict_structure(
-            **graphs,
-            positions=start_positions,
+    samples: list[np.ndarray] = []
+    batches = padded_batches(
+        model, graphs, [start[0] for start in starts], max(evaluation.batch_size // num_samples, 1)
+    )
+    for graph, positions in tqdm(batches, desc=f"evaluate {method}"):
+        drawn = model.predict_structure(
+            **graph.inputs,
+            positions=positions,
             method=method,
             num_inference_steps=evaluation.num_inference_steps,
             num_samples=num_samples,
             eta=evaluation.eta,
             generator=generator,
         ).positions
-        repeated = {key: values.repeat_interleave(num_samples, 0) for key, values in graphs.items()}
-        predictions += _with_energies(model, batch, repeated, positions.flatten(0, 1))
-    return predictions
+        repeated = unpadded(graph.repeat(num_samples), drawn.flatten(0, 1))
+        samples += [np.stack(repeated[first : first + num_samples]) for first in range(0, len(repeated), num_samples)]
+    return samples
 
 
-def _moved(
-    model: PCBridgeModel,
-    references: list[ReferenceMolecule],
-    structures: list[np.ndarray],
-    move: Callable[[GraphBatch, torch.Tensor], torch.Tensor],
-    batch_size: int,
-) -> Predictions:
-    """Every sample after `move`, such as `model.relax`; `structures` holds (S, N, 3) a molecule."""
-    chunk = max(batch_size // len(structures[0]), 1)
-    predictions: Predictions = []
-    for start in range(0, len(references), chunk):
-        batch, samples = references[start : start + chunk], structures[start : start + chunk]
-        graphs = pad_graphs([r.example.graph for r, of_one in zip(batch, samples, strict=True) for _ in of_one])
-        positions = pad_positions([x for of_one in samples for x in of_one])
-        graphs, positions = send_to_device((graphs, positions), model.device)
-        predictions += _with_energies(model, batch, graphs, move(GraphBatch(**graphs), positions))
-    return predictions
+def _flat(graphs: list[MolecularGraph], structures: list[np.ndarray]) -> tuple[list[MolecularGraph], list[np.ndarray]]:
+    """All samples (S, N, 3) of all molecules one after another, each beside its graph."""
+    pairs = [(graph, sample) for graph, samples in zip(graphs, structures, strict=True) for sample in samples]
+    return [graph for graph, _ in pairs], [sample for _, sample in pairs]
 
 
-def _with_energies(
-    model: PCBridgeModel, batch: list[ReferenceMolecule], graphs: dict[str, torch.Tensor], positions: torch.Tensor
-) -> Predictions:
-    """Padded `positions` (molecules * samples, N, 3) by molecule, without padding, beside their energies."""
-    energies, _ = model.energy_and_forces(GraphBatch(**graphs), positions)
-    energies = energies.unflatten(0, (len(batch), -1)).cpu().numpy()
-    samples = positions.unflatten(0, (len(batch), -1)).cpu().double().numpy()
-    return [
-        (samples[row, :, : reference.example.graph.num_atoms], energies[row]) for row, reference in enumerate(batch)
-    ]
+def _by_molecule(structures: list[np.ndarray], values: Sequence | np.ndarray) -> list[np.ndarray]:
+    """What was computed for `_flat` samples, gathered by molecule again: (S, ...) each."""
+    ends = np.cumsum([len(samples) for samples in structures])
+    starts = [0, *ends[:-1]]
+    return [np.stack(list(values[start:end])) for start, end in zip(starts, ends, strict=True)]
 
 
 def _lowest_energy(predictions: Predictions) -> Predictions:
@@ -214,32 +204,15 @@ def evaluate_energy(model: PCBridgeModel, evaluation: EvaluationConfig) -> dict[
         rows = load_bundled(name, evaluation.split)
         examples = [example_from_row(row, model.config.energy_level_of_theory) for row in rows]
         examples = [example for example in examples if example.energy is not None and example.forces is not None]
-        energy_errors: list[float] = []
-        force_errors: list[float] = []
-        for start in range(0, len(examples), evaluation.batch_size):
-            batch = collate(examples[start : start + evaluation.batch_size])
-            inputs = send_to_device({key: batch[key] for key in (*GRAPH_KEYS, "positions")}, model.device)
-            positions = inputs.pop("positions")
-            energy, forces = model.energy_and_forces(GraphBatch(**inputs), positions)
-            energy_errors += (energy.cpu() - batch["energy"]).abs().tolist()
-            errors = (forces.cpu() - batch["forces"]).abs()[batch["atom_mask"]]
-            force_errors += errors.flatten().tolist()
+        energies, forces = energies_and_forces(
+            model, [e.graph for e in examples], [e.positions for e in examples], evaluation.batch_size
+        )
+        energy_errors = [abs(energy - e.energy) for energy, e in zip(energies, examples, strict=True)]
+        force_errors = [np.abs(force - e.forces).ravel() for force, e in zip(forces, examples, strict=True)]
         summary[f"{name}_energy_mae"] = float(np.mean(energy_errors)) if examples else None
-        summary[f"{name}_force_mae"] = float(np.mean(force_errors)) if examples else None
+        summary[f"{name}_force_mae"] = float(np.concatenate(force_errors).mean()) if examples else None
         summary[f"{name}_num_structures"] = len(examples)
     return summary
-
-
-def _model_energies(model: PCBridgeModel, examples: Sequence[Example], batch_size: int) -> list[float]:
-    energies: list[float] = []
-    for start in range(0, len(examples), batch_size):
-        chunk = examples[start : start + batch_size]
-        graphs = pad_graphs([example.graph for example in chunk])
-        positions = pad_positions([example.positions for example in chunk])
-        graphs, positions = send_to_device((graphs, positions), model.device)
-        energy, _ = model.energy_and_forces(GraphBatch(**graphs), positions)
-        energies += energy.tolist()
-    return energies
 
 
 def evaluate_reference(
