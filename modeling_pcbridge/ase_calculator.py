@@ -25,11 +25,13 @@ class PCBridgeCalculator(Calculator):
             default bonds and stereo marks are perceived from the first positions.
         total_charge: elementary charges, for perceiving bonds.
         device: where to compute; by default where the model is.
+        level_of_theory: of energy and forces, one of the model's `config.energy_levels_of_theory`; by default the
+            first. `calculator.level_of_theory` names it.
 
     Raises:
-        ValueError: when computing: no bonds fit the positions, the atoms are not those of `molecule` or of the first
-            computation, the first positions do not fit the bonds of `molecule`, an element is not supported, or the
-            atoms are periodic.
+        ValueError: the model has not learned the level of theory; or when computing: no bonds fit the positions, the
+            atoms are not those of `molecule` or of the first computation, the first positions do not fit the bonds of
+            `molecule`, an element is not supported, or the atoms are periodic.
         PropertyNotImplementedError: any property but energy and forces was asked for.
     """
 
@@ -41,10 +43,13 @@ class PCBridgeCalculator(Calculator):
         molecule: str | Chem.Mol | None = None,
         total_charge: int = 0,
         device: str | torch.device | None = None,
+        level_of_theory: str | None = None,
     ):
         super().__init__()
         self.model = model if isinstance(model, PCBridgeModel) else PCBridgeModel.from_pretrained(model)
         self.model.to(device or self.model.device).eval()
+        self.level_of_theory = level_of_theory or self.model.config.energy_level_of_theory
+        self._level = torch.tensor([self.model.config.energy_level_index(self.level_of_theory)])
         self.total_charge = total_charge
         self._graph: GraphBatch | None = None
         self._unchecked: Chem.Mol | None = None  # a molecule whose bonds no positions have been compared with
@@ -75,7 +80,7 @@ class PCBridgeCalculator(Calculator):
                 raise ValueError(f"the atoms do not fit the molecule in its order: {error}") from error
             self._unchecked = None  # later structures may be stretched on purpose
         positions = torch.as_tensor(atoms.positions, device=self.model.device)[None]
-        energies, forces = self.model.energy_and_forces(self._graph, positions)
+        energies, forces = self.model.energy_and_forces(self._graph, positions, self._level.to(self.model.device))
         energy = energies.item()
         self.results = {"energy": energy, "free_energy": energy, "forces": forces[0].double().cpu().numpy()}
 

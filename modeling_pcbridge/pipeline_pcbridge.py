@@ -21,7 +21,8 @@ class PCBridgePipeline(Pipeline):
         pipe(["CCO", "c1ccoc1"], batch_size=32, num_samples=5)
 
     Molecules are whatever `PCBridgeProcessor` takes; a list, a generator or a single one. Options of
-    `PCBridgeModel.predict_structure` go to the constructor or to the call.
+    `PCBridgeModel.predict_structure`, and `level_of_theory` of energies and forces (by default the model's first), go
+    to the constructor or to the call.
 
     Returns:
         For each molecule of N atoms and S samples a dictionary of arrays: `atomic_numbers` (N,), `positions`
@@ -52,11 +53,13 @@ class PCBridgePipeline(Pipeline):
     def preprocess(self, molecules) -> dict[str, Tensor]:
         return dict(self.processor(molecules))
 
-    def _forward(self, inputs: dict[str, Tensor], **options) -> dict[str, Tensor]:
+    def _forward(self, inputs: dict[str, Tensor], level_of_theory: str | None = None, **options) -> dict[str, Tensor]:
         structures = self.model.predict_structure(**inputs, **options)
         shape = structures.positions.shape[:2]  # molecules, samples
         graphs = {key: tensor.repeat_interleave(shape[1], 0) for key, tensor in inputs.items() if key != "positions"}
-        result = self.model.predict_energy(**graphs, positions=structures.positions.flatten(0, 1))
+        result = self.model.predict_energy(
+            **graphs, positions=structures.positions.flatten(0, 1), level_of_theory=level_of_theory
+        )
         return {
             "atomic_numbers": inputs["atomic_numbers"],
             "positions": structures.positions,

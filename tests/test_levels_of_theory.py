@@ -125,3 +125,29 @@ def test_configurations_from_before_there_were_several_levels():
     assert "energy_level_of_theory" not in config.to_dict()
     with pytest.raises(ValueError, match="one or more different names"):
         PCBridgeConfig(energy_levels_of_theory=["a", "a"])
+
+
+def test_calculator_and_command_line_name_the_level(rows, processor, tmp_path, capsys):
+    from ase import Atoms
+
+    from modeling_pcbridge.ase_calculator import PCBridgeCalculator
+    from pcbridge.app.command_line import main
+
+    model = small_model(dtype=torch.float32, energy_levels_of_theory=LEVELS)
+    model.energy_decoder.reference_energies.by_level[1, 1:] = -7.0
+    atoms = Atoms("OHH", [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+    energies = []
+    for level in LEVELS:
+        atoms.calc = PCBridgeCalculator(model, level_of_theory=level)
+        assert atoms.calc.level_of_theory == level
+        energies.append(atoms.get_potential_energy())
+    assert abs(energies[0] - energies[1]) > 10
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    (tmp_path / "water.smi").write_text("O water\n")
+    command = ["predict", str(tmp_path / "water.smi"), "--model", str(tmp_path / "model"), "--steps", "2"]
+    assert main([*command, "--level-of-theory", "b", "--output", str(tmp_path / "water.sdf")]) == 0
+    assert "PCBridge of b" in (tmp_path / "water.sdf").read_text()
+    with pytest.raises(SystemExit):
+        main([*command, "--level-of-theory", "PBE"])
+    assert "has not learned energies at 'PBE'" in capsys.readouterr().err

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=_positive, default=20, metavar="N", help="model evaluations a structure (default: 20)")
     add("--seed", type=int, default=0, help="of the noise (default: 0)")
     add("--batch-size", type=_positive, default=64, metavar="N", help="structures at once (default: 64)")
+    add("--level-of-theory", metavar="NAME", help="of energies, if the model has several (default: its first)")
     add("--device", help="such as cpu or cuda (default: a GPU where there is one)")
     add("--smiles-column", default="smiles", metavar="NAME", help="of a CSV file (default: smiles)")
     add("--input-format", choices=sorted(set(INPUT_FORMATS.values())), help="(default: by the file's name, else smi)")
@@ -55,6 +56,11 @@ def run(arguments: argparse.Namespace, error) -> int:
     disable_progress_bar()
     records, pipeline = _load(arguments, input_format, error)
     _check_numbers(arguments, pipeline.model.config.num_train_timesteps, error)
+    if arguments.level_of_theory is not None:
+        try:
+            pipeline.model.config.energy_level_index(arguments.level_of_theory)
+        except ValueError as problem:
+            error(f"--level-of-theory: {problem}")
 
     start = time.perf_counter()
     try:
@@ -139,6 +145,7 @@ def _predict_and_write(arguments, pipeline, records: list, output_format: str) -
         records,
         molecules_at_once=max(1, arguments.batch_size // arguments.num_samples),
         rank_by=arguments.rank_by,
+        level_of_theory=arguments.level_of_theory,
         method=arguments.method,
         num_samples=arguments.num_samples,
         num_inference_steps=arguments.steps,

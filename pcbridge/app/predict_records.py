@@ -27,7 +27,12 @@ def load_pipeline(model: str, device: str | None = None) -> PCBridgePipeline:
 
 
 def predict(
-    pipeline: PCBridgePipeline, records: list[Record], molecules_at_once: int, rank_by: str | None, **options
+    pipeline: PCBridgePipeline,
+    records: list[Record],
+    molecules_at_once: int,
+    rank_by: str | None,
+    level_of_theory: str | None = None,
+    **options,
 ) -> Iterator[tuple[list[Prediction], list[Failure]]]:
     """Predictions and failures, a batch of molecules at a time, in the order of `records`.
 
@@ -36,24 +41,30 @@ def predict(
         rank_by: "energy", lowest first; "centrality", closest to the other structures first, which on QM9 is the
             better guess at the one that is asked for; None, as they come. Structures that violate a stereo mark are
             last with either.
+        level_of_theory: of energies and forces; by default the model's first.
         options: of `PCBridgeModel.predict_structure`.
 
     Yields:
         All predictions of some molecules, and the failures of the other molecules of the batch.
     """
+    level_of_theory = level_of_theory or pipeline.model.config.energy_level_of_theory
     from_positions = options.get("method") in METHODS_FROM_POSITIONS
     for first in range(0, len(records), molecules_at_once):
         batch = [_checked(record, pipeline, from_positions) for record in records[first : first + molecules_at_once]]
         molecules = [record for record in batch if isinstance(record, Molecule)]
         failures = [record for record in batch if isinstance(record, Failure)]
-        results = pipeline([m.mol for m in molecules], batch_size=len(molecules), **options) if molecules else []
+        results = _results(pipeline, molecules, level_of_theory=level_of_theory, **options)
         predictions: list[Prediction] = []
         for molecule, result in zip(molecules, results, strict=True):
             if np.isfinite(result["energy"]).all():
-                predictions += _samples(molecule, result, rank_by, pipeline.model.config.energy_level_of_theory)
+                predictions += _samples(molecule, result, rank_by, level_of_theory)
             else:
                 failures.append(molecule.failed("the predicted energy is not finite"))
         yield predictions, failures
+
+
+def _results(pipeline: PCBridgePipeline, molecules: list[Molecule], **options) -> list[dict]:
+    return pipeline([m.mol for m in molecules], batch_size=len(molecules), **options) if molecules else []
 
 
 def _checked(record: Record, pipeline: PCBridgePipeline, from_positions: bool) -> Record:
