@@ -30,8 +30,6 @@ from .pretrained_pcbridge import PCBridgePreTrainedModel
 from .sampling import METHODS, METHODS_FROM_POSITIONS, OnStep, check_num_steps, sample_structures
 from .structure_decoder import StructureDecoder
 
-# Length of the longest displacement of a molecule at most, in units of the preconditioning. Trained models: up to 5.
-_LARGEST_DISPLACEMENT = 6.0
 # Chosen on validation molecules: bonds get sharper down to here.
 _LAST_MEAN_SHIFT_TIMESTEP = 3
 
@@ -141,16 +139,17 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         With `detach_encoder` only the structure decoder's parameters get a gradient, as the consistency losses need.
         """
         noisy_positions = noisy_positions.to(self._geometry_dtype)
+        num_atoms = graph.atom_mask.sum(-1)[:, None, None].double()
         c_in, c_skip, c_out = (
             factor.to(noisy_positions.dtype)
-            for factor in self.diffusion.preconditioning(timesteps, self.config.position_std)
+            for factor in self.diffusion.preconditioning(timesteps, self.config.position_std_of(num_atoms))
         )
         inputs = c_in * noisy_positions
         with torch.set_grad_enabled(torch.is_grad_enabled() and not detach_encoder):
             node_features, pairs = self.encoder(graph, inputs, timesteps)
         displacements = self.structure_decoder(graph, node_features, pairs, inputs)
         # Preconditioned targets have unit variance; what is far beyond is an extrapolation gone wrong.
-        longest = displacements.square().sum(-1).amax(-1)[:, None, None] / _LARGEST_DISPLACEMENT**2
+        longest = displacements.square().sum(-1).amax(-1)[:, None, None] / self.config.largest_displacement**2
         displacements = displacements * longest.clamp(min=1).rsqrt()
         return c_skip * noisy_positions + c_out * displacements
 
