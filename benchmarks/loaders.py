@@ -191,7 +191,7 @@ def streamed_rows(folder: Path) -> IterableDataset:
 def training_seconds(folder: Path) -> dict:
     """Wall time until training has its index of the shards, and its first batch after `RESUME_ROW` rows."""
     start = time.perf_counter()
-    examples = ShardedExamples(folder, "train", B3LYP_6_31GD)
+    examples = ShardedExamples(folder, "train", [B3LYP_6_31GD])
     indexed = time.perf_counter()
     sampler = MixtureBatchSampler(
         [examples.sizes], [1.0], 32, 10**9, seed=0, start_batch=RESUME_ROW // 32, shard_lengths=[examples.shard_lengths]

@@ -1,5 +1,6 @@
 """From rows of the schema to padded batches: graph features once a row, then stacking and row order."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,11 @@ from modeling_pcbridge.molecular_graph import MolecularGraph, graph_from_mol, mo
 
 @dataclass(frozen=True)
 class Example:
-    """One row, ready to be batched: its graph as compact integers and its labels, absent ones None."""
+    """One row, ready to be batched: its graph as compact integers and its labels, absent ones None.
+
+    Attributes:
+        level: of theory of the labels, as its place in the levels that the model learns.
+    """
 
     molecule_id: str
     graph: MolecularGraph
@@ -22,30 +27,32 @@ class Example:
     energy: float | None
     forces: np.ndarray | None
     is_equilibrium: bool
+    level: int = 0
 
     @property
     def is_labelled(self) -> bool:
         return self.energy is not None or self.forces is not None
 
 
-def example_from_row(row: dict, energy_level_of_theory: str) -> Example:
+def example_from_row(row: dict, levels_of_theory: Sequence[str]) -> Example:
     """The example of a row of `dataset_scripts.schema.FEATURES`.
 
-    Energies and forces of another level of theory than `energy_level_of_theory` count as absent. Forces at a minimum of
-    that level are zero by definition, and are labels even where the source does not list them.
+    Energies and forces of other levels of theory than `levels_of_theory` count as absent. Forces at a minimum of one of
+    these levels are zero by definition, and are labels even where the source does not list them.
 
     Raises:
         ValueError: the row's graph, positions and labels do not fit each other, or a number is not finite.
     """
+    assert not isinstance(levels_of_theory, str)
     name = row["molecule_id"]
     try:
         graph = graph_from_mol(mol_from_row(row))
     except ValueError as error:
         raise ValueError(f"molecule {name}: {error}") from error
-    same_level = row["energy_level_of_theory"] == energy_level_of_theory
-    forces = row["forces"] if same_level else None
-    energy = row["energy"] if same_level else None
-    if forces is None and row["equilibrium_level_of_theory"] == energy_level_of_theory:
+    level, energy, forces = row["energy_level_of_theory"], row["energy"], row["forces"]
+    if level not in levels_of_theory:
+        level, energy, forces = row["equilibrium_level_of_theory"], None, None
+    if forces is None and level in levels_of_theory and row["equilibrium_level_of_theory"] == level:
         forces = np.zeros((graph.num_atoms, 3))
     if energy is not None and not np.isfinite(energy):
         raise ValueError(f"molecule {name}: the energy is {energy}; absent labels must be null")
@@ -56,6 +63,7 @@ def example_from_row(row: dict, energy_level_of_theory: str) -> Example:
         energy=energy,
         forces=None if forces is None else _vectors(forces, graph.num_atoms, f"molecule {name}: forces"),
         is_equilibrium=row["equilibrium_level_of_theory"] is not None,
+        level=levels_of_theory.index(level) if level in levels_of_theory else 0,
     )
 
 
@@ -100,6 +108,7 @@ def collate(examples: list[Example]) -> dict[str, Any]:
     batch["forces"] = torch.zeros(batch_size, num_atoms, 3)
     batch["has_energy"] = torch.tensor([example.energy is not None for example in examples])
     batch["has_forces"] = torch.tensor([example.forces is not None for example in examples])
+    batch["label_levels"] = torch.tensor([example.level for example in examples])
     batch["is_equilibrium"] = torch.tensor([example.is_equilibrium for example in examples])
     for i, example in enumerate(examples):
         if example.energy is not None:

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -31,15 +31,14 @@ class ShardedExamples(Sequence[Example]):
         shard_lengths: rows that count, by shard.
         num_too_large: rows that `max_atoms` left out.
         label_levels: rows that count by the level of theory of their labels, None for no label.
-        has_labels: whether any row that counts has a label at `energy_level_of_theory`, with `shift` at any level.
+        has_labels: whether any row that counts has a label at one of `levels_of_theory`.
         has_structures: whether any row that counts is a minimum.
 
     Args:
         folder, split: where the shards are.
-        energy_level_of_theory: see `example_from_row`.
-        only_labelled: count rows with an energy at that level only, with `shift` at any level.
+        levels_of_theory: see `example_from_row`.
+        only_labelled: count rows with an energy at one of these levels only.
         max_atoms: count molecules with at most so many atoms only.
-        shift: gives rows of other levels of theory labels at this one (`reference_energies.at_level_of_theory`).
 
     Raises:
         ValueError: no shards, or no row that counts.
@@ -49,12 +48,11 @@ class ShardedExamples(Sequence[Example]):
         self,
         folder: Path,
         split: str,
-        energy_level_of_theory: str,
+        levels_of_theory: Sequence[str],
         only_labelled: bool = False,
         max_atoms: int | None = None,
-        shift: Callable[[dict], dict] | None = None,
     ):
-        self.level, self.shift = energy_level_of_theory, shift
+        self.levels_of_theory = tuple(levels_of_theory)
         self.paths = sorted((folder / split).glob("*.parquet"))
         if not self.paths:
             raise ValueError(f"no Parquet shards in {folder / split}; dataset_scripts.prepare makes them")
@@ -74,8 +72,8 @@ class ShardedExamples(Sequence[Example]):
             counts = np.ones(len(num_atoms), dtype=bool)
             if only_labelled:
                 labelled = columns["energy"].is_valid()
-                if shift is None:
-                    labelled = pc.and_(labelled, pc.equal(columns["energy_level_of_theory"], pa.scalar(self.level)))
+                known = pc.is_in(columns["energy_level_of_theory"], pa.array(self.levels_of_theory))
+                labelled = pc.and_(labelled, known)
                 counts &= pc.fill_null(labelled, False).to_numpy()
             if max_atoms is not None:
                 self.num_too_large += int((counts & (num_atoms > max_atoms)).sum())
@@ -91,10 +89,11 @@ class ShardedExamples(Sequence[Example]):
         self.shard_lengths = [len(of_shard) for of_shard in sizes]
         self._ends = list(accumulate(self.shard_lengths))
         if not len(self.sizes):
-            raise ValueError(f"no row of {folder / split} counts (labels at {self.level}, sizes)")
+            raise ValueError(
+                f"no row of {folder / split} counts (labels at {' or '.join(self.levels_of_theory)}, sizes)"
+            )
         # Forces at a minimum are zero, see `example_from_row`.
-        labels = {level for level in self.label_levels if level == self.level or (shift and level is not None)}
-        self.has_labels = bool(labels) or self.level in minimum_levels
+        self.has_labels = any(level in self.label_levels or level in minimum_levels for level in self.levels_of_theory)
         self.has_structures = bool(minimum_levels - {None})
         self._make_caches()
 
@@ -118,7 +117,7 @@ class ShardedExamples(Sequence[Example]):
         chosen = self._chosen[shard]
         table = self._read(self.paths[shard])
         [contents] = table.slice(row if chosen is None else chosen[row], 1).to_pylist()
-        return example_from_row(contents if self.shift is None else self.shift(contents), self.level)
+        return example_from_row(contents, self.levels_of_theory)
 
     def __getstate__(self) -> dict:
         """Worker processes get the index, not what is in memory."""

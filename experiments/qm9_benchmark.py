@@ -39,6 +39,7 @@ def _continuation(begin: str, seed: int, num_steps: int) -> list[str]:
     return [
         f"--init_from={CHECKPOINTS[begin]}",
         "--stage2=null",
+        "--model={}",  # no head for the displaced structures of stage 2
         f"--seed={seed}",
         f"--stage1.num_steps={num_steps}",
         "--stage1.learning_rate=0.003",

@@ -57,7 +57,7 @@ def load_molecules(folder: Path, split: str, number: int | None) -> list[Referen
     order = np.random.RandomState(_ORDER_SEED).permutation(len(rows))
     order = [i for i in order if rows[i]["molecule_id"] not in seen][:number]
     return [
-        ReferenceMolecule(example_from_row(rows[i], rows[i]["energy_level_of_theory"]), mol_from_row(rows[i]))
+        ReferenceMolecule(example_from_row(rows[i], [rows[i]["energy_level_of_theory"]]), mol_from_row(rows[i]))
         for i in order
     ]
 

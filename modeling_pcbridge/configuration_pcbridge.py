@@ -6,6 +6,8 @@ from typing import ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .errors import InputError
+
 # The sizes of Ren et al., Appendix B.2, and the elements of PubChemQC's CHNOPSFClNaKMgCa subset. Sizes only: unlike the
 # paper's, the denoiser is preconditioned (Karras et al. 2022), distances also multiply attention weights, the diffusion
 # time gates the distances instead of entering attention by an outer product, and the structure decoder is not
@@ -72,7 +74,8 @@ class PCBridgeConfig(PreTrainedConfig):
             optimality loss trains, U[400, 700] in the paper.
         refinement_timestep: t whose noise "refine" adds to a structure; 30 is .07 `length_unit`s with the paper's
             schedule, a few times the difference between PM6 and DFT bond lengths.
-        energy_level_of_theory: the method whose total electronic energy the model predicts.
+        energy_levels_of_theory: the methods whose total electronic energies the model predicts, each by a head and
+            reference energies of its own; the first is the model's own, by which it relaxes, ranks and teaches.
     """
 
     model_type = "pcbridge"
@@ -96,9 +99,11 @@ class PCBridgeConfig(PreTrainedConfig):
     position_std: float | int | None = None
     denoising_timestep: int = 550
     refinement_timestep: int = 30
-    energy_level_of_theory: str = "B3LYP/6-31G*"
+    energy_levels_of_theory: list[str] = field(default_factory=lambda: ["B3LYP/6-31G*"])
 
     def __post_init__(self, **kwargs):
+        if "energy_level_of_theory" in kwargs:  # of checkpoints from before there could be several
+            self.energy_levels_of_theory = [kwargs.pop("energy_level_of_theory")]
         unknown = sorted(name for name in kwargs if name not in _TRANSFORMERS_FIELDS and not name.startswith("_"))
         if unknown:
             raise ValueError(f"PCBridgeConfig has no field {', '.join(unknown)}")
@@ -133,6 +138,9 @@ class PCBridgeConfig(PreTrainedConfig):
         for name in ("denoising_timestep", "refinement_timestep"):
             if not 1 <= getattr(self, name) <= self.num_train_timesteps:
                 raise ValueError(f"{name} must lie in 1..num_train_timesteps, not {getattr(self, name)}")
+        levels = self.energy_levels_of_theory
+        if not levels or len(set(levels)) < len(levels):
+            raise InputError(f"energy_levels_of_theory must be one or more different names, not {levels}")
         if not self.supported_elements or not all(1 <= z <= 118 for z in self.supported_elements):
             raise ValueError(f"supported_elements must be atomic numbers in 1..118, not {self.supported_elements}")
 
@@ -148,6 +156,22 @@ class PCBridgeConfig(PreTrainedConfig):
         short for 30 heavy atoms, and half as much again as any real molecule needs where `position_std` follows N.
         """
         return 12.0 if self.position_std is None else 6.0
+
+    @property
+    def energy_level_of_theory(self) -> str:
+        """The model's own level of theory."""
+        return self.energy_levels_of_theory[0]
+
+    def energy_level_index(self, level_of_theory: str) -> int:
+        """The place of a level in `energy_levels_of_theory`.
+
+        Raises:
+            InputError: the model has not learned it.
+        """
+        if level_of_theory not in self.energy_levels_of_theory:
+            known = ", ".join(self.energy_levels_of_theory)
+            raise InputError(f"the model has not learned energies at {level_of_theory!r}, only at {known}")
+        return self.energy_levels_of_theory.index(level_of_theory)
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "PCBridgeConfig":

@@ -1,28 +1,67 @@
-"""The energy decoder: total electronic energy from invariant node features (Eq. 6)."""
+"""The energy decoder: total electronic energies from invariant node features, one head per level of theory (Eq. 6)."""
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from .attention import FeedForward
 from .float64_buffers import Float64Buffers
 from .pair_features import NUM_ELEMENTS
 
 
 class ReferenceEnergies(Float64Buffers):
-    """Per-element reference energies in eV, fitted to the training labels by least squares.
+    """Per-element reference energies of each level of theory in eV, fitted to the training labels by least squares.
 
     They carry thousands of eV, so they are added in float64; the network learns only the remaining few eV.
+
+    Attributes:
+        energies: (levels * NUM_ELEMENTS,), the elements of one level after those of the other; 0 where unknown.
     """
 
     energies: Tensor
 
-    def __init__(self):
+    def __init__(self, num_levels: int):
         super().__init__()
-        self.register_buffer("energies", torch.zeros(NUM_ELEMENTS, dtype=torch.float64))
+        self.register_buffer("energies", torch.zeros(num_levels * NUM_ELEMENTS, dtype=torch.float64))
 
-    def forward(self, atomic_numbers: Tensor) -> Tensor:
-        """Sum over the atoms (B, N) of each molecule, (B,) float64; padding (atomic number 0) counts zero."""
+    @property
+    def by_level(self) -> Tensor:
+        """(levels, NUM_ELEMENTS), a view to read and write by level and atomic number."""
+        return self.energies.view(-1, NUM_ELEMENTS)
+
+    def forward(self, atomic_numbers: Tensor, levels: Tensor | None = None) -> Tensor:
+        """Sum over the atoms (B, N) of each molecule, (B,) float64; padding (atomic number 0) counts zero.
+
+        Args:
+            atomic_numbers: (B, N).
+            levels: (B,) which level of each molecule; None for the first.
+        """
+        if levels is not None:
+            atomic_numbers = atomic_numbers + levels.unsqueeze(-1) * NUM_ELEMENTS
         return self.energies[atomic_numbers].sum(-1)
+
+
+class LevelHeads(nn.Module):
+    """An MLP of its own per level of theory, (..., C) -> one number: linear, GELU, linear.
+
+    The layers of all heads lie side by side in two linear maps, so that they are as many operations as one head.
+    """
+
+    def __init__(self, hidden_size: int, num_levels: int):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.up = nn.Linear(hidden_size, num_levels * hidden_size)
+        self.activation = nn.GELU(approximate="tanh")
+        self.down = nn.Linear(hidden_size, num_levels)
+
+    def forward(self, features: Tensor, levels: Tensor | None = None) -> Tensor:
+        """(B, N) from (B, N, C), by the head `levels` (B,) of each molecule; None for the first."""
+        size = self.hidden_size
+        if levels is None:
+            hidden = self.activation(linear(features, self.up.weight[:size], self.up.bias[:size]))
+            return linear(hidden, self.down.weight[:1], self.down.bias[:1]).squeeze(-1)
+        hidden = self.activation(self.up(features)).unflatten(-1, (-1, size))  # (B, N, levels, C)
+        outputs = (hidden * self.down.weight).sum(-1) + self.down.bias
+        return outputs.take_along_dim(levels[:, None, None], dim=-1).squeeze(-1)
 
 
 class EnergyDecoder(nn.Module):
@@ -30,13 +69,21 @@ class EnergyDecoder(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.mlp = FeedForward(config.hidden_size, config.hidden_size, 1)
-        self.reference_energies = ReferenceEnergies()
+        num_levels = len(config.energy_levels_of_theory)
+        self.mlp = LevelHeads(config.hidden_size, num_levels)
+        self.reference_energies = ReferenceEnergies(num_levels)
 
-    def forward(self, node_features: Tensor, atom_mask: Tensor) -> Tensor:
-        """Interaction energy, without reference energies: (B,), eV, at least float32."""
+    def forward(self, node_features: Tensor, atom_mask: Tensor, levels: Tensor | None = None) -> Tensor:
+        """Interaction energy, without reference energies: (B,), eV, at least float32.
+
+        Args:
+            node_features: (B, N, C).
+            atom_mask: (B, N) bool.
+            levels: (B,) int64, the level of theory of each molecule as its place in
+                `config.energy_levels_of_theory`; None for the first, the model's own.
+        """
         with torch.autocast(node_features.device.type, enabled=False):
             # bfloat16 has three digits; the readout and the sum over atoms stay in the weights' own precision.
-            contributions = self.mlp(node_features.to(self.mlp.up.weight.dtype)).squeeze(-1)
+            contributions = self.mlp(node_features.to(self.mlp.up.weight.dtype), levels)
             contributions = contributions.to(torch.promote_types(contributions.dtype, torch.float32))
             return (contributions * atom_mask).sum(-1)

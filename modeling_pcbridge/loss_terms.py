@@ -45,12 +45,15 @@ class Labels(NamedTuple):
         energy: (B,) float64, eV.
         forces: (B, N, 3), eV/angstrom, zero on padding.
         has_energy, has_forces: (B,) bool; None where every row has the label.
+        levels: (B,) int64, the level of theory of each row as its place in `config.energy_levels_of_theory`; None for
+            the first.
     """
 
     energy: Tensor | None
     forces: Tensor | None
     has_energy: Tensor | None
     has_forces: Tensor | None
+    levels: Tensor | None
 
     def in_use(self, settings: LossSettings) -> "Labels":
         """Without those that no loss in use compares with."""
@@ -75,10 +78,8 @@ class LossInputs:
     count: Tensor | None = None
 
 
-def energy_term(model, inputs: LossInputs, interaction: Tensor, energy: Tensor) -> Tensor:
-    """Eq. 7, first term, from the interaction energy (B,) and the label `energy` (B,) float64, eV."""
-    # The reference energies go off in float64, before the difference is rounded.
-    label = energy.double() - model.energy_decoder.reference_energies(inputs.graph.atomic_numbers)
+def energy_term(inputs: LossInputs, interaction: Tensor, label: Tensor) -> Tensor:
+    """Eq. 7, first term, from the interaction energy (B,) and the label of it, (B,) float64, eV."""
     losses = energy_loss(interaction, label.to(interaction.dtype))
     return reduce_mean(losses, inputs.mask, inputs.count)
 

@@ -95,13 +95,17 @@ class PCBridgeModel(PCBridgePreTrainedModel):
 
     # --- The two functions of the model: E(R) and S_t(R_t) ------------------------------------------------------
 
-    def interaction_energy(self, graph: GraphBatch, positions: Tensor) -> Tensor:
+    # `levels` (B,) int64 are places in `config.energy_levels_of_theory`; None is the first, the model's own.
+
+    def interaction_energy(self, graph: GraphBatch, positions: Tensor, levels: Tensor | None = None) -> Tensor:
         """E_G(R) without the reference energies, (B,), eV; differentiable in parameters and positions (B, N, 3)."""
         timesteps = torch.zeros(len(positions), dtype=torch.int64, device=positions.device)
         node_features, _ = self.encoder(graph, positions.to(self._geometry_dtype), timesteps)
-        return self.energy_decoder(node_features, graph.atom_mask)
+        return self.energy_decoder(node_features, graph.atom_mask, levels)
 
-    def interaction_energy_and_gradient(self, graph: GraphBatch, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def interaction_energy_and_gradient(
+        self, graph: GraphBatch, positions: Tensor, levels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """`interaction_energy` (B,) and its gradient (B, N, 3), eV/angstrom, at `positions` (B, N, 3).
 
         Both are differentiable in the parameters, and constants under `torch.no_grad`.
@@ -109,25 +113,29 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         is_differentiable = torch.is_grad_enabled()
         with torch.enable_grad():
             positions = positions.detach().requires_grad_()
-            interaction = self.interaction_energy(graph, positions)
+            interaction = self.interaction_energy(graph, positions, levels)
             (gradient,) = torch.autograd.grad(interaction.sum(), positions, create_graph=is_differentiable)
         return (interaction, gradient) if is_differentiable else (interaction.detach(), gradient)
 
-    def energy_and_forces(self, graph: GraphBatch, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def energy_and_forces(
+        self, graph: GraphBatch, positions: Tensor, levels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """E_G(R) in eV, (B,) float64, and F = -dE/dR in eV/angstrom, (B, N, 3), at `positions` (B, N, 3).
 
         Both are detached, also from the parameters. Works under `torch.no_grad` and `torch.inference_mode`.
         """
-        interaction, forces = self.detached_energy_and_forces(graph, positions)
-        return interaction.double() + self.energy_decoder.reference_energies(graph.atomic_numbers), forces
+        interaction, forces = self.detached_energy_and_forces(graph, positions, levels)
+        return interaction.double() + self.energy_decoder.reference_energies(graph.atomic_numbers, levels), forces
 
-    def detached_energy_and_forces(self, graph: GraphBatch, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def detached_energy_and_forces(
+        self, graph: GraphBatch, positions: Tensor, levels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Interaction energy (B,) and forces (B, N, 3) as constants: no parameter of the energy model is reached."""
         with torch.inference_mode(False), torch.enable_grad():
             graph = graph.outside_inference_mode()
             positions = positions.clone() if positions.is_inference() else positions
             positions = positions.detach().requires_grad_()
-            interaction = self.interaction_energy(graph, positions)
+            interaction = self.interaction_energy(graph, positions, levels)
             (gradient,) = torch.autograd.grad(interaction.sum(), positions)
         return interaction.detach(), -gradient
 
@@ -192,6 +200,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         forces: Tensor | None = None,
         has_energy: Tensor | None = None,
         has_forces: Tensor | None = None,
+        label_levels: Tensor | None = None,
         is_equilibrium: Tensor | None = None,
         label_rows: LabelRows | None = None,
         loss_settings: LossSettings | None = None,
@@ -208,6 +217,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             forces: label, (B, N, 3), eV/angstrom, zero on padding.
             has_energy, has_forces: (B,) bool, the rows whose label counts; by default all. In the others the label
                 must still be finite.
+            label_levels: (B,) int64, the level of theory of each row's labels as its place in
+                `config.energy_levels_of_theory`; by default the first, the model's own.
             is_equilibrium: (B,) bool; True where `positions` may train the structure decoder.
             label_rows: where labels occur at all; the collator orders its rows for this.
             loss_settings: which losses, how weighed; by default energy, force and denoising, each where labelled.
@@ -232,7 +243,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         settings.check_timesteps(self.config.num_train_timesteps)
         rows, counts = label_rows or LabelRows(), label_counts or {}
         output = PCBridgeOutput()
-        labels = Labels(energy, forces, has_energy, has_forces).in_use(settings)
+        labels = Labels(energy, forces, has_energy, has_forces, label_levels).in_use(settings)
         if labels.energy is not None or labels.forces is not None:
             self._add_label_losses(output, batch, positions, labels, rows.labelled, settings, counts)
         if is_equilibrium is not None:
@@ -260,11 +271,14 @@ class PCBridgeModel(PCBridgePreTrainedModel):
     ) -> None:
         """Eq. 7, first term, and Eq. 12, from one evaluation of E on `rows`, and its energies and forces."""
         part, at = graph[rows], positions[rows]
+        levels = None if labels.levels is None else labels.levels[rows]
+        # They go off in float64, before the difference is rounded.
+        references = self.energy_decoder.reference_energies(part.atomic_numbers, levels)
         everywhere = part.atom_mask[:, 0]
         if labels.forces is None:
-            interaction = self.interaction_energy(part, at)
+            interaction = self.interaction_energy(part, at, levels)
         else:
-            interaction, gradient = self.interaction_energy_and_gradient(part, at)
+            interaction, gradient = self.interaction_energy_and_gradient(part, at, levels)
             mask = everywhere if labels.has_forces is None else labels.has_forces[rows]
             inputs = LossInputs(part, at, mask, counts.get("forces"))
             output.force_loss = force_term(inputs, -gradient, labels.forces[rows], settings)
@@ -273,8 +287,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         if labels.energy is not None:
             mask = everywhere if labels.has_energy is None else labels.has_energy[rows]
             inputs = LossInputs(part, at, mask, counts.get("energy"))
-            output.energy_loss = energy_term(self, inputs, interaction, labels.energy[rows])
-        references = self.energy_decoder.reference_energies(part.atomic_numbers)
+            output.energy_loss = energy_term(inputs, interaction, labels.energy[rows] - references)
         output.energy = torch.full_like(positions[:, 0, 0], torch.nan, dtype=torch.float64)
         output.energy[rows] = interaction.detach().double() + references
 
@@ -297,24 +310,33 @@ class PCBridgeModel(PCBridgePreTrainedModel):
 
     # --- Inference --------------------------------------------------------------------------------------------------
 
-    def predict_energy(self, positions: Tensor | None = None, **graph: Tensor) -> PCBridgeOutput:
+    def predict_energy(
+        self, positions: Tensor | None = None, level_of_theory: str | None = None, **graph: Tensor
+    ) -> PCBridgeOutput:
         """Total electronic energy and forces of structures; takes the processor's output.
 
-        The energy is the total electronic energy at the level of theory of the training labels
-        (`config.energy_level_of_theory`), nuclear repulsion included.
+        Args:
+            positions: (B, N, 3), angstrom.
+            level_of_theory: one of `config.energy_levels_of_theory`; by default the first. The energy is the total
+                electronic energy at that level, nuclear repulsion included.
 
         Returns:
             `.energy` (B,) float64, eV, and `.forces` (B, N, 3), eV/angstrom, zero on padding.
 
         Raises:
-            ValueError: no positions, or not (B, N, 3).
+            InputError: no positions, or not (B, N, 3), or a level that the model has not learned.
         """
         if positions is None:
-            raise ValueError("predict_energy needs positions; give the processor molecules that have a conformer")
+            raise InputError("predict_energy needs positions; give the processor molecules that have a conformer")
         batch = GraphBatch.of_inputs(graph)
         batch.check_positions(positions)
+        index = 0 if level_of_theory is None else self.config.energy_level_index(level_of_theory)
+        levels = torch.full_like(batch.atomic_numbers[:, 0], index)
         rows = torch.arange(len(positions), device=positions.device)
-        turns = [self.energy_and_forces(batch[some], positions[some]) for some in rows.split(batch.rows_at_once)]
+        turns = [
+            self.energy_and_forces(batch[some], positions[some], levels[some] if index else None)
+            for some in rows.split(batch.rows_at_once)
+        ]
         energy, forces = (torch.cat(parts) for parts in zip(*turns, strict=True))
         return PCBridgeOutput(energy=energy, forces=forces)
 

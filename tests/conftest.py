@@ -67,7 +67,7 @@ def bundled_examples(name: str, split: str, count: int, only_labelled: bool = Fa
     """The first `count` examples of the bundled data."""
     examples = []
     for row in load_bundled(name, split):
-        example = example_from_row(row, B3LYP_6_31GD)
+        example = example_from_row(row, [B3LYP_6_31GD])
         if example.is_labelled or not only_labelled:
             examples.append(example)
         if len(examples) == count:

@@ -52,7 +52,7 @@ def test_larger_molecules_are_minima_without_energies_in_the_same_splits():
         assert {split_of(constitution_of(molecule)) for molecule in molecules} == {split}
         constitutions.append({Chem.MolToSmiles(molecule, isomericSmiles=False) for molecule in molecules})
         for row in rows.select(range(20)):
-            example = example_from_row(row, B3LYP_6_31GD)
+            example = example_from_row(row, [B3LYP_6_31GD])
             lengths = np.linalg.norm(example.positions[:, None] - example.positions, axis=-1)[example.graph.bonded]
             assert lengths.min() > 0.8 and lengths.max() < 1.75
     assert len(set.union(*constitutions)) == sum(map(len, constitutions))
@@ -67,16 +67,16 @@ def test_levels_of_theory_travel_with_the_labels():
     for row in load_bundled("dft_equilibrium", "validation"):
         assert row["equilibrium_level_of_theory"] == B3LYP_6_31G2DFP and row["forces"] is None
         # Another level than the model's: not a label for it.
-        assert example_from_row(row, B3LYP_6_31GD).energy is None
+        assert example_from_row(row, [B3LYP_6_31GD]).energy is None
 
 
 def test_forces_at_minima_of_the_models_level_are_zero_and_others_absent():
     row = next(iter(load_bundled("dft_equilibrium", "test")))
-    minimum = example_from_row(row, row["equilibrium_level_of_theory"])
+    minimum = example_from_row(row, [row["equilibrium_level_of_theory"]])
     np.testing.assert_array_equal(minimum.forces, np.zeros((len(row["positions"]), 3)))
-    assert example_from_row(row, "B3LYP/6-31G*").forces is None
+    assert example_from_row(row, ["B3LYP/6-31G*"]).forces is None
     moved = row | {"equilibrium_level_of_theory": None}
-    assert example_from_row(moved, row["energy_level_of_theory"]).forces is None
+    assert example_from_row(moved, [row["energy_level_of_theory"]]).forces is None
 
 
 def test_units_by_known_molecules():
@@ -125,24 +125,24 @@ def test_bad_rows_are_named(change, reason):
     rows = [row for split in SPLITS for row in load_bundled("pm6", split)]
     water = next(row for row in rows if row["smiles"] == "O")
     with pytest.raises(ValueError, match=f"molecule qm9_000003: .*{reason}"):
-        example_from_row(water | change, B3LYP_6_31GD)
+        example_from_row(water | change, [B3LYP_6_31GD])
 
 
 def test_collate_marks_absent_labels_and_never_gives_an_empty_slice():
     rows = list(load_bundled("pm6", "train"))
     unlabelled = next(row for row in rows if row["energy"] is None)
-    batch = collate([example_from_row(unlabelled, B3LYP_6_31GD)])
+    batch = collate([example_from_row(unlabelled, [B3LYP_6_31GD])])
     assert not batch["has_energy"].any() and not batch["has_forces"].any()
     assert batch["label_rows"].labelled == slice(0, 1)
     displaced = next(iter(load_bundled("pm6_displaced", "train")))
-    batch = collate([example_from_row(displaced, B3LYP_6_31GD)])
+    batch = collate([example_from_row(displaced, [B3LYP_6_31GD])])
     assert batch["label_rows"].structures == slice(0, 1) and not batch["is_equilibrium"].any()
 
 
 def test_no_label_is_outside_its_slice():
     """Labels of another level leave rows with nothing: before the labelled ones, not among them."""
     sources = [("pm6", B3LYP_6_31GD), ("pm6_displaced", B3LYP_6_31GD), ("pm6_displaced", PM6), ("pm6", GFN2_XTB)]
-    examples = [example_from_row(next(iter(load_bundled(name, "train"))), level) for name, level in sources]
+    examples = [example_from_row(next(iter(load_bundled(name, "train"))), [level]) for name, level in sources]
     assert sorted((e.is_equilibrium, e.is_labelled) for e in examples) == sorted(product((False, True), repeat=2))
     batch = collate(examples)
     assert batch["label_rows"] == (slice(1, 3), slice(2, 4))

@@ -102,7 +102,7 @@ def test_parquet_has_the_projects_rows(smiles_file, tmp_path):
     ]  # fmt: skip
     model, processor = PCBridgeModel.from_pretrained(CHECKPOINT), PCBridgeProcessor()
     for row in rows:
-        example = example_from_row(row, "PCBridge of B3LYP/6-31G*")
+        example = example_from_row(row, ["PCBridge of B3LYP/6-31G*"])
         assert example.is_labelled and not example.is_equilibrium
         mol = (row["atomic_numbers"], row["positions"], row["total_charge"])
         assert model.predict_energy(**processor([mol])).energy.item() == pytest.approx(row["energy"], abs=1e-3)

@@ -16,7 +16,7 @@ CHECKPOINT = ROOT / "checkpoints" / "consistency"
 @pytest.fixture(scope="module")
 def inputs() -> dict:
     rows = [row for row in load_bundled("pm6", "validation") if row["energy"] is not None][::4]
-    batch = collate([example_from_row(row, "B3LYP/6-31G*") for row in rows])
+    batch = collate([example_from_row(row, ["B3LYP/6-31G*"]) for row in rows])
     return {key: batch[key] for key in (*GRAPH_KEYS, "positions")}
 
 
@@ -55,7 +55,7 @@ def test_fp16_is_closer_and_needs_no_loss_scaling(inputs):
     energy, force = errors(inputs, torch.float32, torch.float16)
     assert 1e-4 < energy < 0.012 and 1e-4 < force < 0.02
     rows = [row for row in load_bundled("pm6_displaced", "train") if row["energy"] is not None][:4]
-    batch = collate([example_from_row(row, "B3LYP/6-31G*") for row in rows])
+    batch = collate([example_from_row(row, ["B3LYP/6-31G*"]) for row in rows])
     model = PCBridgeModel.from_pretrained(CHECKPOINT).train()
 
     def gradient(dtype: torch.dtype | None, scale: float = 1.0) -> torch.Tensor:

@@ -41,10 +41,10 @@ def folder(rows, tmp_path_factory) -> Path:
 
 
 def test_rows_are_those_of_the_shards(rows, folder):
-    sharded = ShardedExamples(folder, "train", LEVEL)
+    sharded = ShardedExamples(folder, "train", [LEVEL])
     assert sharded.shard_lengths == [25, 0, 25, 10]
     for got, row in zip(sharded, rows, strict=True):
-        expected = example_from_row(row, LEVEL)
+        expected = example_from_row(row, [LEVEL])
         assert (got.molecule_id, got.energy) == (expected.molecule_id, expected.energy)
         np.testing.assert_array_equal(got.positions, expected.positions)
     assert sharded.sizes.tolist() == [len(row["atomic_numbers"]) for row in rows]
@@ -56,17 +56,17 @@ def test_rows_are_those_of_the_shards(rows, folder):
 
 def test_only_rows_that_count(rows, folder):
     labelled = [row["molecule_id"] for row in rows if row["energy"] is not None]
-    assert [e.molecule_id for e in ShardedExamples(folder, "train", LEVEL, only_labelled=True)] == labelled
+    assert [e.molecule_id for e in ShardedExamples(folder, "train", [LEVEL], only_labelled=True)] == labelled
     assert 0 < len(labelled) < 60
-    small = ShardedExamples(folder, "train", LEVEL, max_atoms=12)
+    small = ShardedExamples(folder, "train", [LEVEL], max_atoms=12)
     assert [e.graph.num_atoms for e in small] == [n for n in map(len, (r["atomic_numbers"] for r in rows)) if n <= 12]
     assert small.num_too_large == 60 - len(small)
     with pytest.raises(ValueError, match="no row of"):
-        ShardedExamples(folder, "train", "CCSD(T)", only_labelled=True)
+        ShardedExamples(folder, "train", ["CCSD(T)"], only_labelled=True)
     with pytest.raises(ValueError, match="no Parquet shards"):
-        ShardedExamples(folder, "test", LEVEL)
+        ShardedExamples(folder, "test", [LEVEL])
     with pytest.raises(ValueError, match=r"no data source 'nowhere': neither a bundled configuration \(pm6"):
-        load_source(SourceConfig("nowhere"), "train", LEVEL)
+        load_source(SourceConfig("nowhere"), "train", [LEVEL])
 
 
 def test_losses_without_rows_are_told(rows, folder, tmp_path, caplog):
@@ -87,7 +87,7 @@ def test_losses_without_rows_are_told(rows, folder, tmp_path, caplog):
     stage = small_config(tmp_path).stage1
     for max_rows in (None, 5):
         sources = {
-            name: load_source(SourceConfig(str(tmp_path / name), max_rows=max_rows), "train", LEVEL) for name in sets
+            name: load_source(SourceConfig(str(tmp_path / name), max_rows=max_rows), "train", [LEVEL]) for name in sets
         }
         assert "labels of 5 rows are at PBE, not at B3LYP/6-31G*" in caplog.text
         check_losses_have_rows(stage, sources.values())

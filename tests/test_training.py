@@ -258,7 +258,7 @@ def test_learning_rate_warms_up_and_decays_to_zero():
 
 
 def test_reference_energies_leave_small_residuals():
-    examples = load_source(SourceConfig("pm6", only_labelled=True), "train", "B3LYP/6-31G*")
+    examples = load_source(SourceConfig("pm6", only_labelled=True), "train", ["B3LYP/6-31G*"])
     energies = reference_energies_of(examples)
     assert set(energies) == {1, 6, 7, 8, 9}
     assert energies[6] == pytest.approx(-38.0 * 27.2114, rel=0.01)

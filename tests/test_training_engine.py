@@ -179,7 +179,7 @@ def test_resuming_with_other_settings_is_refused(tmp_path):
 def test_bad_numbers_are_reported_by_molecule_and_end_the_run_in_the_end(tmp_path, monkeypatch, caplog):
     config = small_config(tmp_path, max_bad_updates=3)
     few = replace(config.stage1, sources=[replace(LABELLED[0], max_rows=40)])
-    ids = [example.molecule_id for example in data.load_source(few.sources[0], "train", "B3LYP/6-31G*")]
+    ids = [example.molecule_id for example in data.load_source(few.sources[0], "train", ["B3LYP/6-31G*"])]
     collate = data.collate_in_parts
 
     def with_bad_rows(count: int):
@@ -263,7 +263,7 @@ def test_peak_memory_is_in_gigabytes():
 
 def test_micro_batch_in_parts_gives_the_same_gradient(tmp_path):
     """Losses without noise, in float64: the limit on pairs changes memory, not the update."""
-    examples = data.load_source(LABELLED[1], "train", "B3LYP/6-31G*")[:24]
+    examples = data.load_source(LABELLED[1], "train", ["B3LYP/6-31G*"])[:24]
     gradients, shares = [], []
     for max_pairs in (None, 700):
         accelerator = Accelerator(cpu=True)
@@ -297,8 +297,8 @@ def test_micro_batch_in_parts_gives_the_same_gradient(tmp_path):
 
 
 def test_molecules_over_the_limit_are_left_out_with_a_sentence(caplog):
-    everything = data.load_source(LABELLED[0], "train", "B3LYP/6-31G*")
-    kept = data.load_source(LABELLED[0], "train", "B3LYP/6-31G*", max_pairs=15**2 + 1)
+    everything = data.load_source(LABELLED[0], "train", ["B3LYP/6-31G*"])
+    kept = data.load_source(LABELLED[0], "train", ["B3LYP/6-31G*"], max_pairs=15**2 + 1)
     assert max(example.graph.num_atoms for example in kept) == 15
     assert f"left out {len(everything) - len(kept)} molecules of more than 15 atoms" in caplog.text
 
@@ -330,7 +330,7 @@ def test_validation_loss_is_the_loss_of_the_stage_on_other_rows(tmp_path):
     loss = Validation(model, data.TrainingData(config, model), stage, config, tmp_path, Accelerator(cpu=True)).loss(
         model
     )
-    examples = [e for source in LABELLED for e in data.load_source(source, "validation", "B3LYP/6-31G*")]
+    examples = [e for source in LABELLED for e in data.load_source(source, "validation", ["B3LYP/6-31G*"])]
     [(batch, _)] = data.collate_in_parts(examples, None)
     assert loss == pytest.approx(model(**batch, loss_settings=stage.losses).loss.item(), rel=1e-4)
 
@@ -348,7 +348,7 @@ def test_validation_loss_is_the_loss_of_the_stage_on_other_rows(tmp_path):
 )
 def test_the_blocks_said_to_train_are_those_with_a_gradient(losses):
     model = small_model()
-    (batch, _), *_ = data.collate_in_parts(data.load_source(LABELLED[0], "train", "B3LYP/6-31G*")[:6], None)
+    (batch, _), *_ = data.collate_in_parts(data.load_source(LABELLED[0], "train", ["B3LYP/6-31G*"])[:6], None)
     model(**batch, loss_settings=losses, generator=torch.Generator().manual_seed(0)).loss.backward()
     blocks = {block for trained in losses.trained_blocks().values() for block in trained}
     for name in BLOCKS:

@@ -61,7 +61,7 @@ class Subject:
     def batch_from_parquet(self, batch):
         """From the rows of a Parquet file, everything anew."""
         rows = load_bundled("pm6", "train").select(range(len(batch["energy"])))
-        collate([example_from_row(row, "B3LYP/6-31G*") for row in rows])
+        collate([example_from_row(row, ["B3LYP/6-31G*"]) for row in rows])
 
     def _step(self, batch, settings):
         self.optimizer.zero_grad()

@@ -3,12 +3,7 @@
 from dataclasses import dataclass
 
 from dataset_scripts.splits import SPLITS
-
-
-def require(is_right: bool, name: str, what: str, value) -> None:
-    """Raises ValueError that says what option `name` must be, unless it `is_right`."""
-    if not is_right:
-        raise ValueError(f"{name} must be {what}, not {value}")
+from modeling_pcbridge.errors import require
 
 
 @dataclass(frozen=True)

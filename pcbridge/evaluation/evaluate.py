@@ -202,7 +202,7 @@ def evaluate_energy(model: PCBridgeModel, evaluation: EvaluationConfig) -> dict[
     summary: dict[str, float | None] = {}
     for name in ("pm6", "pm6_displaced"):
         rows = load_bundled(name, evaluation.split)
-        examples = [example_from_row(row, model.config.energy_level_of_theory) for row in rows]
+        examples = [example_from_row(row, [model.config.energy_level_of_theory]) for row in rows]
         examples = [example for example in examples if example.energy is not None and example.forces is not None]
         energies, forces = energies_and_forces(
             model, [e.graph for e in examples], [e.positions for e in examples], evaluation.batch_size

@@ -32,7 +32,7 @@ def load_references(evaluation: EvaluationConfig) -> list[ReferenceMolecule]:
         chosen = np.linspace(0, len(rows) - 1, min(evaluation.max_molecules, len(rows))).round().astype(int)
         rows = rows.select(chosen)
     references = [
-        ReferenceMolecule(example_from_row(row, row["energy_level_of_theory"]), mol_from_row(row)) for row in rows
+        ReferenceMolecule(example_from_row(row, [row["energy_level_of_theory"]]), mol_from_row(row)) for row in rows
     ]
     return sorted(references, key=lambda reference: reference.example.graph.num_atoms)
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from modeling_pcbridge.errors import require, require_choices
 from modeling_pcbridge.losses import LossSettings
-from pcbridge.evaluation.config import EvaluationConfig, require
+from pcbridge.evaluation.config import EvaluationConfig
 
 # Losses are read from the device, and anything is decided on the host, only every so many updates.
 UPDATES_PER_WINDOW = 10
@@ -17,17 +18,14 @@ class SourceConfig:
     Attributes:
         name: a configuration of `dataset_scripts.bundled`, or a folder of shards that `dataset_scripts.prepare` wrote.
         weight: share of the rows of a batch.
-        only_labelled: leave out rows without an energy at the model's level of theory.
+        only_labelled: leave out rows without an energy at one of the model's levels of theory.
         max_rows: take only the first so many rows, to try something out.
-        other_levels: labels at another level of theory than the model's are dropped; or kept, with the energy shifted
-            by the difference of the elements' reference energies at the two levels (docs/data.md).
     """
 
     name: str
     weight: float = 1.0
     only_labelled: bool = False
     max_rows: int | None = None
-    other_levels: Literal["drop", "shift"] = "drop"
 
     def __post_init__(self):
         require(self.weight > 0, "weight", "positive", self.weight)
@@ -94,7 +92,8 @@ class TrainingConfig:
         preset: sizes of the model, see `PCBridgeConfig.from_preset`.
         model: fields of `PCBridgeConfig` that differ from the preset.
         init_from: checkpoint to start from, a folder or a hub name; needed when stage 1 is left out. The model is the
-            checkpoint's then, and `preset` and `model` are not used.
+            checkpoint's then, and `preset` and `model` are not used, but for `model.energy_levels_of_theory`: levels
+            that the checkpoint has not get heads that start as copies of its first.
         compare_multi_task: also train stage 2 without the consistency losses, from the same stage-1 weights and on
             the same batches: the paper's baseline.
         output_dir: where everything goes.
@@ -145,12 +144,12 @@ class TrainingConfig:
     max_pairs: int | None = None
     gradient_accumulation_steps: int = 1
     num_workers: int = 0
-    optimizer: str = "adam"
+    optimizer: Literal["adam", "muon"] = "adam"
     weight_decay: float = 0.0
     max_grad_norm: float = 10.0
     ema_decay: float = 0.998
     compile: bool = False
-    mixed_precision: str = "no"
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     trackers: list[str] = field(default_factory=list)
     seed: int = 0
     cpu: bool = False
@@ -161,6 +160,7 @@ class TrainingConfig:
     hub_model_id: str | None = None
 
     def __post_init__(self):
+        require_choices(self)
         if self.stage1 is None and self.stage2 is None:
             raise ValueError("both stages are left out; there is nothing to train")
         if self.stage1 is None and self.init_from is None:
@@ -174,10 +174,6 @@ class TrainingConfig:
         require(self.max_pairs is None or self.max_pairs > 0, "max_pairs", "positive", self.max_pairs)
         require(self.max_grad_norm > 0, "max_grad_norm", "positive", self.max_grad_norm)
         require(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1", self.ema_decay)
-        if self.mixed_precision not in ("no", "bf16", "fp16"):
-            raise ValueError(f"mixed_precision must be 'no', 'bf16' or 'fp16', not {self.mixed_precision!r}")
-        if self.optimizer not in ("adam", "muon"):
-            raise ValueError(f"optimizer must be 'adam' or 'muon', not {self.optimizer!r}")
         if self.push_to_hub and self.hub_model_id is None:
             raise ValueError("push_to_hub needs hub_model_id")
 

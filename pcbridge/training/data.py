@@ -3,8 +3,8 @@
 import logging
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property, partial
+from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import islice
 from math import isqrt
 from pathlib import Path
@@ -20,7 +20,6 @@ from dataset_scripts.reference_energies import fit_reference_energies
 from dataset_scripts.sharded import ShardedExamples
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
-from pcbridge.training.level_shift import level_shift
 
 logger = logging.getLogger(__name__)
 
@@ -41,18 +40,17 @@ def sample_rows(rows: Sequence[Example], count: int | None) -> list[Example]:
 
 
 class TrainingData:
-    """The examples of a run: every source and split is read once, with labels at the model's level of theory.
+    """The examples of a run: every source and split is read once, with labels at the model's levels of theory.
 
     Args:
         config: of the run.
-        model: whose level of theory and elements the examples have to fit.
+        model: whose levels of theory and elements the examples have to fit.
     """
 
     def __init__(self, config: TrainingConfig, model: PCBridgeModel):
-        self.config = config
-        self.level = model.config.energy_level_of_theory
+        self.max_pairs = config.max_pairs
+        self.levels_of_theory = tuple(model.config.energy_levels_of_theory)
         self.supported_elements = set(model.config.supported_elements)
-        self._own_references = element_energies(model)
         self._examples: dict[tuple[SourceConfig, str], Sequence[Example]] = {}
 
     def examples(self, sources: Iterable[SourceConfig], split: str) -> list[Sequence[Example]]:
@@ -65,8 +63,7 @@ class TrainingData:
 
     def _of_source(self, source: SourceConfig, split: str) -> Sequence[Example]:
         if (source, split) not in self._examples:
-            shift = self._shift if source.other_levels == "shift" else None
-            examples = load_source(source, split, self.level, self.config.max_pairs, shift)
+            examples = load_source(source, split, self.levels_of_theory, self.max_pairs)
             unknown = sorted(elements_of(examples) - self.supported_elements)
             if unknown:
                 raise ValueError(
@@ -75,17 +72,6 @@ class TrainingData:
                 )
             self._examples[source, split] = examples
         return self._examples[source, split]
-
-    @cached_property
-    def _shift(self) -> Callable[[dict], dict]:
-        names = {source.name for source in self.config.sources}
-        return level_shift(names, self.level, self._own_references)
-
-
-def element_energies(model: PCBridgeModel) -> dict[int, float]:
-    """The reference energies of a model, eV: atomic number -> energy, of those that are not zero."""
-    energies = model.energy_decoder.reference_energies.energies.tolist()
-    return {atomic_number: energy for atomic_number, energy in enumerate(energies) if energy != 0}
 
 
 def elements_of(examples: Sequence[Example]) -> set[int]:
@@ -96,17 +82,13 @@ def elements_of(examples: Sequence[Example]) -> set[int]:
 
 
 def load_source(
-    source: SourceConfig,
-    split: str,
-    energy_level_of_theory: str,
-    max_pairs: int | None = None,
-    shift: Callable[[dict], dict] | None = None,
+    source: SourceConfig, split: str, levels_of_theory: Sequence[str], max_pairs: int | None = None
 ) -> Sequence[Example]:
     """The examples of one source: of bundled data in memory, graph features computed once; else read from
     its shards as they are asked for.
 
-    Molecules that alone have more than `max_pairs` pairs of atoms are left out, with a warning that counts them.
-    `shift` gives rows of other levels of theory labels at this one; without it those labels count as absent.
+    Molecules that alone have more than `max_pairs` pairs of atoms are left out, with a warning that counts them; labels
+    of other levels of theory than those count as absent, with another.
 
     Raises:
         ValueError: an unknown source, or one without any row.
@@ -114,13 +96,9 @@ def load_source(
     max_atoms = None if max_pairs is None else isqrt(max_pairs)
     examples: Sequence[Example]
     if source.name in CONFIG_NAMES:
-        examples, num_too_large, label_levels = _bundled_examples(
-            source, split, energy_level_of_theory, max_atoms, shift
-        )
+        examples, num_too_large, label_levels = _bundled_examples(source, split, levels_of_theory, max_atoms)
     elif Path(source.name).is_dir():
-        examples = ShardedExamples(
-            Path(source.name), split, energy_level_of_theory, source.only_labelled, max_atoms, shift
-        )
+        examples = ShardedExamples(Path(source.name), split, levels_of_theory, source.only_labelled, max_atoms)
         num_too_large, label_levels = examples.num_too_large, examples.label_levels
         if source.max_rows is not None:
             examples = list(islice(examples, source.max_rows))
@@ -138,60 +116,51 @@ def load_source(
             max_atoms,
         )
     for level, count in label_levels.items():
-        if shift is None and level not in (None, energy_level_of_theory):
+        if level is not None and level not in levels_of_theory:
             logger.warning(
-                "%s, %s: the labels of %d rows are at %s, not at %s as the model's, and count as absent; with "
-                "other_levels: shift they are kept, and --model '{energy_level_of_theory: %s}' makes a new model of "
-                "that level",
+                "%s, %s: the labels of %d rows are at %s, not at %s as the model's, and count as absent; "
+                "--model '{energy_levels_of_theory: [...]}' gives a model a head for each level",
                 source.name,
                 split,
                 count,
                 level,
-                energy_level_of_theory,
-                level,
+                " or ".join(levels_of_theory),
             )
     if not examples:
-        raise ValueError(f"data source {source} has no rows at {energy_level_of_theory}")
+        raise ValueError(f"data source {source} has no rows at {' or '.join(levels_of_theory)}")
     return examples
 
 
 def _bundled_examples(
-    source: SourceConfig,
-    split: str,
-    energy_level_of_theory: str,
-    max_atoms: int | None,
-    shift: Callable[[dict], dict] | None,
+    source: SourceConfig, split: str, levels_of_theory: Sequence[str], max_atoms: int | None
 ) -> tuple[list[Example], int, Counter[str | None]]:
     """Up to `source.max_rows` examples, how many molecules before the last of them were too large, levels of labels."""
-    rows = load_bundled(source.name, split)
     examples: list[Example] = []
     num_too_large = 0
     label_levels: Counter[str | None] = Counter()
-    for row in map(shift, rows) if shift else rows:
+    for row in load_bundled(source.name, split):
         if len(examples) == source.max_rows:
             break
-        has_energy = row["energy"] is not None and row["energy_level_of_theory"] == energy_level_of_theory
+        has_energy = row["energy"] is not None and row["energy_level_of_theory"] in levels_of_theory
         if source.only_labelled and not has_energy:
             continue
         if max_atoms is None or len(row["atomic_numbers"]) <= max_atoms:
-            examples.append(example_from_row(row, energy_level_of_theory))
+            examples.append(example_from_row(row, levels_of_theory))
             label_levels[row["energy_level_of_theory"]] += 1
         else:
             num_too_large += 1
     return examples, num_too_large, label_levels
 
 
-def reference_energies_of(examples: Sequence[Example]) -> dict[int, float]:
-    """Per-element energies in eV, by least squares over the energy labels: atomic number -> energy.
-
-    Raises:
-        ValueError: no example has an energy.
+def reference_energies_of(examples: Sequence[Example], level: int = 0) -> dict[int, float]:
+    """Per-element energies in eV, by least squares over the energy labels of a level: atomic number -> energy; empty
+    where no example has one.
     """
     labelled = [
-        (example.graph.atomic_numbers.tolist(), example.energy) for example in examples if example.energy is not None
+        (e.graph.atomic_numbers.tolist(), e.energy) for e in examples if e.energy is not None and e.level == level
     ]
     if not labelled:
-        raise ValueError("no training row has an energy at the model's level, so reference energies cannot be fitted")
+        return {}
     return fit_reference_energies([numbers for numbers, _ in labelled], [energy for _, energy in labelled])
 
 

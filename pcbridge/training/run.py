@@ -1,5 +1,6 @@
 """A whole run: stages, evaluation, and everything a run leaves in its output folder."""
 
+import copy
 import json
 import logging
 import os
@@ -168,26 +169,64 @@ def _refuse_unsupported_deepspeed(plugin, config: TrainingConfig) -> None:
 
 
 def initial_model(config: TrainingConfig) -> tuple[PCBridgeModel, TrainingData]:
-    """The model of `init_from`, or a new one with reference energies fitted to the training labels; and its data."""
-    if config.init_from is not None:
+    """The model of `init_from`, or a new one, and its data; levels that are new have reference energies fitted to it.
+
+    Raises:
+        ValueError: no training row has an energy at a new level of theory.
+    """
+    known: list[str] = []
+    if config.init_from is None:
+        model = PCBridgeModel(PCBridgeConfig.from_preset(config.preset, **config.model))
+    else:
         model = PCBridgeModel.from_pretrained(config.init_from)
-        return model, TrainingData(config, model)
-    model = PCBridgeModel(PCBridgeConfig.from_preset(config.preset, **config.model))
+        known = model.config.energy_levels_of_theory
+        model = with_levels_of_theory(model, config.model.get("energy_levels_of_theory", known))
     data = TrainingData(config, model)
+    for index, level in enumerate(model.config.energy_levels_of_theory):
+        if level not in known:
+            _fit_references(model, data, config, index)
+    return model, data
+
+
+def _fit_references(model: PCBridgeModel, data: TrainingData, config: TrainingConfig, index: int) -> None:
+    level = model.config.energy_levels_of_theory[index]
     sources = data.examples(config.sources, "train")
-    references = reference_energies_of([row for source in sources for row in sample_rows(source, _REFERENCE_ROWS)])
-    table = model.energy_decoder.reference_energies.energies
+    rows = [row for source in sources for row in sample_rows(source, _REFERENCE_ROWS)]
+    references = reference_energies_of(rows, index)
+    if not references:
+        raise ValueError(f"no training row has an energy at {level}, so its reference energies cannot be fitted")
     for atomic_number, energy in references.items():
-        table[atomic_number] = energy
+        model.energy_decoder.reference_energies.by_level[index, atomic_number] = energy
     missing = sorted(set().union(*map(elements_of, sources)) - set(references))
     if missing:
         logger.warning(
-            "no energy among %d rows of each source has atomic numbers %s, so total energies of molecules with them "
-            "will be far off",
+            "no energy at %s among %d rows of each source has atomic numbers %s, so total energies of molecules with "
+            "them will be far off",
+            level,
             _REFERENCE_ROWS,
             missing,
         )
-    return model, data
+
+
+@torch.no_grad()
+def with_levels_of_theory(model: PCBridgeModel, levels: list[str]) -> PCBridgeModel:
+    """The same model with heads for `levels`; those it has keep theirs, others start from a copy of its first."""
+    known = model.config.energy_levels_of_theory
+    if levels == known:
+        return model
+    places = [known.index(level) if level in known else 0 for level in levels]
+    config = copy.deepcopy(model.config)
+    config.energy_levels_of_theory = levels
+    extended = PCBridgeModel(config)
+    state = model.state_dict()
+    for name in ("mlp.up.weight", "mlp.up.bias", "mlp.down.weight", "mlp.down.bias", "reference_energies.energies"):
+        of_levels = state[f"energy_decoder.{name}"].unflatten(0, (len(known), -1))
+        state[f"energy_decoder.{name}"] = of_levels[places].flatten(0, 1)
+    extended.load_state_dict(state)
+    for index, level in enumerate(levels):
+        if level not in known:
+            extended.energy_decoder.reference_energies.by_level[index] = 0.0
+    return extended
 
 
 def without_consistency(stage: StageConfig) -> StageConfig:

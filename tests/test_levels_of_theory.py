@@ -1,0 +1,127 @@
+"""Labels of several levels of theory train one encoder, each by a head and reference energies of its own."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import small_model
+from test_training import small_config
+
+from dataset_scripts.bundled import load_bundled
+from dataset_scripts.collator import collate, example_from_row
+from dataset_scripts.schema import B3LYP_6_31GD, FEATURES
+from modeling_pcbridge import LossSettings, PCBridgeConfig, PCBridgeModel
+from modeling_pcbridge.graph_batch import GRAPH_KEYS
+from pcbridge.training.config import SourceConfig, StageConfig
+from pcbridge.training.run import initial_model, run, with_levels_of_theory
+
+LEVELS = [B3LYP_6_31GD, "b"]
+# What an atom of each element has less at level b, eV.
+SHIFTS = {1: 1.5, 6: 20.0, 7: 30.0, 8: 40.0, 9: 50.0}
+
+
+def at_b(row: dict) -> dict:
+    """The row with its labels as those of level b: other by constants of the elements."""
+    energy = row["energy"] - sum(SHIFTS[z] for z in row["atomic_numbers"])
+    return row | {"energy": energy, "energy_level_of_theory": "b"}
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    return [row for row in load_bundled("pm6", "train") if row["energy"] is not None][:200]
+
+
+@pytest.fixture(scope="module")
+def two_levels(rows, tmp_path_factory) -> SourceConfig:
+    """The same molecules at both levels, in one folder."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "train").mkdir()
+    table = pa.Table.from_pylist(rows + [at_b(row) for row in rows], schema=FEATURES.arrow_schema)
+    pq.write_table(table, folder / "train" / "part.parquet")
+    return SourceConfig(str(folder))
+
+
+def config_of(source: SourceConfig, folder: Path = Path("unused"), **changes):
+    model = {**small_config(folder).model, "energy_levels_of_theory": LEVELS}
+    stage = StageConfig(20, 3e-3, 2, [source], LossSettings(force_weight=0.5, force_form="norm"))
+    return small_config(folder, **{"stage1": stage, "model": model, **changes})
+
+
+def test_reference_energies_take_up_what_levels_differ_by(rows, two_levels):
+    model, data = initial_model(config_of(two_levels))
+    own, other = model.energy_decoder.reference_energies.by_level
+    for atomic_number in {z for row in rows for z in row["atomic_numbers"]}:
+        assert (own - other)[atomic_number].item() == pytest.approx(SHIFTS[atomic_number], abs=1e-6)
+    [examples] = data.examples([two_levels], "train")
+    assert [example.level for example in examples] == [0] * len(rows) + [1] * len(rows)
+
+
+def test_each_label_trains_the_head_of_its_level_and_the_encoder(rows):
+    model = small_model(energy_levels_of_theory=LEVELS)
+    batch = collate([example_from_row(at_b(row), LEVELS) for row in rows[:4]])
+    model(**batch, loss_settings=LossSettings().only(energy_weight=1.0, force_weight=1.0)).loss.backward()
+    for weight in (model.energy_decoder.mlp.up.weight, model.energy_decoder.mlp.down.weight):
+        own, other = weight.grad.chunk(2)
+        assert (own == 0).all() and other.abs().max() > 0
+    assert model.encoder.pair_projection.filter_weight.grad.abs().max() > 0
+
+
+def test_a_level_is_asked_for_by_name(rows):
+    model = small_model(energy_levels_of_theory=LEVELS)
+    model.energy_decoder.reference_energies.by_level[1, 1:] = -7.0
+    batch = collate([example_from_row(rows[k], LEVELS) for k in (0, 50)])
+    inputs = {key: batch[key] for key in (*GRAPH_KEYS, "positions")}
+    own, other = (model.predict_energy(**inputs, level_of_theory=level) for level in LEVELS)
+    assert torch.equal(own.energy, model.predict_energy(**inputs).energy)
+    assert (own.energy - other.energy).abs().min() > 1 and (own.forces - other.forces).abs().max() > 1e-3
+    # Rows of one batch may be at different levels.
+    mixed = model(**batch | {"label_levels": torch.tensor([0, 1])}).energy
+    torch.testing.assert_close(mixed, torch.stack([own.energy[0], other.energy[1]]), rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="has not learned energies at 'PBE', only at B3LYP"):
+        model.predict_energy(**inputs, level_of_theory="PBE")
+
+
+def test_a_trained_model_gets_a_level_more_and_keeps_what_it_knows(rows):
+    model = small_model(dtype=torch.float32)
+    model.energy_decoder.reference_energies.by_level[0, 1:] = -3.0
+    batch = collate([example_from_row(row, LEVELS) for row in rows[:3]])
+    inputs = {key: batch[key] for key in (*GRAPH_KEYS, "positions")}
+    extended = with_levels_of_theory(model, ["b", B3LYP_6_31GD]).eval()
+    before = model.predict_energy(**inputs)
+    after = extended.predict_energy(**inputs, level_of_theory=B3LYP_6_31GD)
+    torch.testing.assert_close(after.energy, before.energy, rtol=0, atol=1e-4)
+    # The new head starts as a copy; its reference energies are to be fitted.
+    torch.testing.assert_close(extended.predict_energy(**inputs).forces, before.forces, rtol=0, atol=1e-4)
+    assert (extended.energy_decoder.reference_energies.by_level[0] == 0).all()
+
+
+def test_labels_of_levels_that_the_model_has_not_are_told(two_levels, caplog):
+    config = config_of(two_levels, model=small_config(Path("unused")).model)
+    [examples] = initial_model(config)[1].examples([two_levels], "train")
+    assert "the labels of 200 rows are at b, not at B3LYP/6-31G* as the model's" in caplog.text
+    assert sum(example.is_labelled for example in examples) == 200
+    with pytest.raises(ValueError, match="no training row has an energy at c"):
+        initial_model(config_of(two_levels, model=config.model | {"energy_levels_of_theory": [B3LYP_6_31GD, "c"]}))
+
+
+def test_a_run_at_two_levels_and_one_that_adds_a_level(two_levels, tmp_path):
+    run(config_of(two_levels, tmp_path / "two"))
+    trained = PCBridgeModel.from_pretrained(tmp_path / "two" / "stage1")
+    assert trained.config.energy_levels_of_theory == LEVELS
+    run(config_of(two_levels, tmp_path / "one", model=small_config(tmp_path).model))
+    more = config_of(two_levels, tmp_path / "more", init_from=str(tmp_path / "one" / "stage1"))
+    model, _ = initial_model(more)
+    own, other = model.energy_decoder.reference_energies.by_level
+    assert (own - other)[6].item() == pytest.approx(SHIFTS[6], abs=0.5)
+    assert run(replace(more, seed=1))["histories"]["stage1"][-1]["loss"] > 0
+
+
+def test_configurations_from_before_there_were_several_levels():
+    config = PCBridgeConfig.from_dict({"model_type": "pcbridge", "energy_level_of_theory": "PBE"})
+    assert config.energy_levels_of_theory == ["PBE"] and config.energy_level_of_theory == "PBE"
+    assert "energy_level_of_theory" not in config.to_dict()
+    with pytest.raises(ValueError, match="one or more different names"):
+        PCBridgeConfig(energy_levels_of_theory=["a", "a"])
