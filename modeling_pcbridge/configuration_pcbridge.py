@@ -24,10 +24,10 @@ PAPER_SIZES = {
     "supported_elements": [1, 6, 7, 8, 9, 11, 12, 15, 16, 17, 19, 20],
 }
 
-# Coordinates of N atoms around their centre have a standard deviation of 0.2 sqrt(N) angstrom, as of a random coil:
-# within 20% of the mean at every size from 3 to 85 atoms, and the farthest atom of any is 8.1 times as far away. From
-# 2,013 molecules: bundled PM6 and DFT structures, r2SCAN-3c minima of FlexiSol and MMFF94 minima of MOSES.
-_POSITION_STD_PER_ROOT = 0.2
+# Coordinates of N atoms around their centre have a standard deviation of 0.35 sqrt(N) angstrom, as in a random coil:
+# within 20% of the mean at every size from 5 to 85 atoms, and the farthest atom of any is 4.7 times as far away. From
+# 2,009 molecules: bundled PM6 and DFT structures, r2SCAN-3c minima of FlexiSol and MMFF94 minima of MOSES.
+_POSITION_STD_PER_ROOT = 0.35
 # At these widths an untrained model of the default size has forces of a few eV/angstrom.
 _INITIALIZER_RANGE, _ITS_HIDDEN_SIZE = 0.08, 96
 
@@ -145,17 +145,8 @@ class PCBridgeConfig(PreTrainedConfig):
             raise ValueError(f"supported_elements must be atomic numbers in 1..118, not {self.supported_elements}")
 
     def position_std_of(self, num_atoms):
-        """`position_std` for molecules of `num_atoms` atoms, angstrom: 0.2 sqrt(N) where it is not a fixed number."""
+        """`position_std` for molecules of `num_atoms` atoms, angstrom: 0.35 sqrt(N) where it is not a fixed number."""
         return _POSITION_STD_PER_ROOT * num_atoms**0.5 if self.position_std is None else self.position_std
-
-    @property
-    def largest_displacement(self) -> float:
-        """Length of the structure decoder's longest displacement at most, in units of the preconditioning.
-
-        At full noise that is `position_std`, so the bound is 7.8 angstrom at the 1.3 of older models, which is too
-        short for 30 heavy atoms, and half as much again as any real molecule needs where `position_std` follows N.
-        """
-        return 12.0 if self.position_std is None else 6.0
 
     @property
     def energy_level_of_theory(self) -> str:
