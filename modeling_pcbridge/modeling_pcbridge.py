@@ -30,7 +30,8 @@ from .relaxation import next_move, relax, relaxation_init, relaxation_step
 from .sampling import METHODS, METHODS_FROM_POSITIONS, OnStep, check_num_steps, sample_structures
 from .structure_decoder import StructureDecoder
 
-# Length of the longest displacement of a molecule at most, in units of the preconditioning. Trained models: up to 5.
+# Length of the longest displacement of a molecule at most, in units of the preconditioning. Trained models: up to 5. At
+# full noise the unit is `position_std`; real molecules then need up to 4.7, a straight chain of 30 carbon atoms 6.
 _LARGEST_DISPLACEMENT = 6.0
 # Chosen on validation molecules: bonds get sharper down to here.
 _LAST_MEAN_SHIFT_TIMESTEP = 3
@@ -168,9 +169,10 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         With `detach_encoder` only the structure decoder's parameters get a gradient, as the consistency losses need.
         """
         noisy_positions = noisy_positions.to(self._geometry_dtype)
+        num_atoms = graph.atom_mask.sum(-1)[:, None, None].double()
         c_in, c_skip, c_out = (
             factor.to(noisy_positions.dtype)
-            for factor in self.diffusion.preconditioning(timesteps, self.config.position_std)
+            for factor in self.diffusion.preconditioning(timesteps, self.config.position_std_of(num_atoms))
         )
         inputs = c_in * noisy_positions
         with torch.set_grad_enabled(torch.is_grad_enabled() and not detach_encoder):

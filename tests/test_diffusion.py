@@ -127,7 +127,7 @@ def test_mean_shift_contracts_a_gaussian_to_its_centre(processor):
     shifted = model.predict_structure(**inputs, method="mean_shift", num_inference_steps=5).positions[:, 0]
     # Geometrically from refinement_timestep, 30, to 3.
     timesteps = torch.tensor([30, 17, 9, 5, 3])
-    factor = model.diffusion.preconditioning(timesteps, model.config.position_std)[1].prod().item()
+    factor = model.diffusion.preconditioning(timesteps, model.config.position_std_of(3))[1].prod().item()
     torch.testing.assert_close(shifted, factor * start.to(shifted.dtype), rtol=1e-5, atol=1e-6)
     # After sampling it is the same steps again.
     options = {"num_inference_steps": 3, "eta": 0.0}
