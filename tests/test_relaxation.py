@@ -52,6 +52,7 @@ class MMFF94:
             numbers = tuple(z for z in numbers if z > 0)
             field = self.fields[numbers]
             coordinates = positions[row, : len(numbers)].double().flatten().tolist()
+            # The energy first: RDKit's gradient takes the distances of the last energy.
             energies.append(field.CalcEnergy(coordinates) * EV_PER_KCAL_PER_MOL)
             gradient = torch.tensor(field.CalcGrad(coordinates), dtype=positions.dtype).view(-1, 3)
             forces[row, : len(numbers)] = -gradient * EV_PER_KCAL_PER_MOL
