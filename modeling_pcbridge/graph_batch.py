@@ -82,20 +82,20 @@ class GraphBatch:
         """Each molecule `times` times in a row: (B * times, ...)."""
         return self._map(lambda tensor: tensor.repeat_interleave(times, dim=0))
 
+    def cpu(self) -> "GraphBatch":
+        """On the CPU; waits for the device."""
+        return self._map(Tensor.cpu)
+
     def molecule(self, row: int) -> MolecularGraph:
-        """The graph of one molecule, without padding, on the CPU."""
+        """The graph of one molecule, without padding; of a batch that is on the CPU."""
         n = int(self.atom_mask[row].sum())
         quadruples = self.stereo_quadruples[row]
-
-        def array(tensor: Tensor) -> np.ndarray:
-            return tensor.cpu().numpy()
-
         return MolecularGraph(
-            atomic_numbers=array(self.atomic_numbers[row, :n]),
-            formal_charges=array(self.formal_charges[row, :n]),
-            pair_types=array(self.pair_types[row, :n, :n]),
-            stereo_pair_types=array(self.stereo_pair_types[row, :n, :n]),
-            stereo_quadruples=array(quadruples[quadruples[:, 0] >= 0]),
+            atomic_numbers=self.atomic_numbers[row, :n].numpy(),
+            formal_charges=self.formal_charges[row, :n].numpy(),
+            pair_types=self.pair_types[row, :n, :n].numpy(),
+            stereo_pair_types=self.stereo_pair_types[row, :n, :n].numpy(),
+            stereo_quadruples=quadruples[quadruples[:, 0] >= 0].numpy(),
         )
 
     def outside_inference_mode(self) -> "GraphBatch":

@@ -1,7 +1,6 @@
 """PCBridge: energies, forces and equilibrium structures of molecules from one shared encoder."""
 
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from .configuration_pcbridge import PCBridgeConfig
 from .diffusion import DiffusionSchedule, centre
 from .encoder import PCBridgeEncoder
 from .energy_decoder import EnergyDecoder
-from .errors import InputError
+from .errors import InputError, require
 from .graph_batch import GraphBatch
 from .loss_terms import (
     LabelRows,
@@ -27,7 +26,14 @@ from .loss_terms import (
 from .losses import LOSS_NAMES, LossSettings
 from .pretrained_pcbridge import PCBridgePreTrainedModel
 from .relaxation import next_move, relax, relaxation_init, relaxation_step
-from .sampling import METHODS, METHODS_FROM_POSITIONS, OnStep, check_num_steps, sample_structures
+from .sampling import (
+    METHODS_FROM_POSITIONS,
+    OnStep,
+    SamplingMethod,
+    SamplingSettings,
+    check_num_steps,
+    sample_structures,
+)
 from .structure_decoder import StructureDecoder
 
 # Length of the longest displacement of a molecule at most, in units of the preconditioning. Trained models: up to 5. At
@@ -388,10 +394,9 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             ValueError: no positions, or not (B, N, 3), or numbers out of range.
         """
         if positions is None:
-            raise ValueError("relax_structure needs positions; give the processor molecules that have a conformer")
-        if not max_force > 0:
-            raise ValueError(f"max_force must be positive, not {max_force}")
-        _check_whole("max_evaluations", max_evaluations, 1)
+            raise InputError("relax_structure needs positions; give the processor molecules that have a conformer")
+        require(max_force > 0, "max_force", "positive", max_force)
+        require(max_evaluations >= 1, "max_evaluations", "at least 1", max_evaluations)
         batch = GraphBatch.of_inputs(graph)
         batch.check_positions(positions)
         starts = centre(positions.to(self._geometry_dtype), batch.atom_mask)
@@ -407,7 +412,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
     @torch.no_grad()
     def predict_structure(
         self,
-        method: str = "ddim",
+        method: SamplingMethod = "ddim",
         num_inference_steps: int = 20,
         num_samples: int = 1,
         eta: float = 1.0,
@@ -430,7 +435,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
                 `config.num_train_timesteps`, T. The time steps of "ddim" are 1 and every T // num_inference_steps-th
                 after it: divisors of T use the whole range, 2 or 3 steps begin well below T, and numbers that would
                 leave out a quarter of it are refused.
-            num_samples: structures a molecule.
+            num_samples: structures per molecule.
             eta: share of fresh noise in each reverse step: 0 is the deterministic sampler of Eq. 3, 1 the ancestral
                 one, which corrects errors of earlier steps.
             generator: of all noise; with the same generator a sample depends on its place in the batch, not on the
@@ -444,54 +449,29 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             positions: (B, N, 3), angstrom; where "refine" and "mean_shift" start, ignored by the other methods.
             on_step: called with (rows, step, positions) for the start (step 0) and after each step of "ddim" and
                 "refine", for instance to show them; positions (len(rows), N, 3), angstrom, are the noisy structures of
-                samples `rows % num_samples` of molecules `rows // num_samples`. Samples drawn again begin at 0 again;
-                what it raises ends the sampling.
+                samples `rows % num_samples` of molecules `rows // num_samples`, `rows` on the CPU. Samples drawn again
+                begin at 0 again; what it raises ends the sampling.
 
         Returns:
             `.positions` (B, num_samples, N, 3), angstrom, and `.stereo_right` (B, num_samples).
 
         Raises:
-            ValueError: an unknown method, numbers out of range, "refine" or "mean_shift" without positions, or
+            InputError: an unknown method, numbers out of range, "refine" or "mean_shift" without positions, or
                 positions that are not (B, N, 3).
             TypeError: an option that there is not, or a tensor of the processor is missing.
         """
-        if method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-        batch = GraphBatch.of_inputs(graph)
-        for name, number, at_least in (
-            ("num_inference_steps", num_inference_steps, 1),
-            ("num_samples", num_samples, 1),
-            ("max_stereo_attempts", max_stereo_attempts, 1),
-            ("mean_shift_steps", mean_shift_steps, 0),
-            ("relaxation_steps", relaxation_steps, 0),
-        ):
-            _check_whole(name, number, at_least)
+        settings = SamplingSettings(
+            method, num_inference_steps, num_samples, eta, max_stereo_attempts, mean_shift_steps, relaxation_steps
+        )
         check_num_steps(method, num_inference_steps, self.config.num_train_timesteps)
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must lie in 0..1, not {eta}")
+        batch = GraphBatch.of_inputs(graph)
         if not (generator is None or isinstance(generator, torch.Generator)):
-            raise ValueError(f"generator must be one, such as torch.Generator().manual_seed(0), not {generator!r}")
-        if method in METHODS_FROM_POSITIONS and positions is None:
-            raise ValueError(f"{method} needs positions; give the processor molecules that have a conformer")
+            raise InputError(f"generator must be one, such as torch.Generator().manual_seed(0), not {generator!r}")
+        from_positions = method in METHODS_FROM_POSITIONS
+        if from_positions and positions is None:
+            raise InputError(f"{method} needs positions; give the processor molecules that have a conformer")
         if positions is not None:
             batch.check_positions(positions)
-        samples, stereo_right = sample_structures(
-            self,
-            batch,
-            positions if method in METHODS_FROM_POSITIONS else None,
-            method=method,
-            num_inference_steps=num_inference_steps,
-            num_samples=num_samples,
-            eta=eta,
-            generator=generator,
-            max_stereo_attempts=max_stereo_attempts,
-            mean_shift_steps=mean_shift_steps,
-            relaxation_steps=relaxation_steps,
-            on_step=on_step,
-        )
+        starts = positions if from_positions else None
+        samples, stereo_right = sample_structures(self, batch, settings, starts, generator, on_step)
         return StructureOutput(positions=samples, stereo_right=stereo_right)
-
-
-def _check_whole(name: str, number: object, at_least: int) -> None:
-    if not isinstance(number, Integral) or int(number) < at_least:
-        raise ValueError(f"{name} must be a whole number of at least {at_least}, not {number!r}")

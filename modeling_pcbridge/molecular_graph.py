@@ -158,7 +158,7 @@ def stereo_is_right(graph: MolecularGraph, positions: np.ndarray) -> np.ndarray:
     bonded = graph.bonded
     double = graph.pair_types == PAIR_BONDS[Chem.BondType.DOUBLE]
     for i, j in np.argwhere(np.triu(graph.stereo_pair_types)):
-        a, b = next((a, b) for a, b in np.argwhere(double) if bonded[i, a] and bonded[b, j])
+        a, b = np.argwhere(double & np.outer(bonded[i], bonded[j]))[0]
         axis = positions[:, b] - positions[:, a]
         normal_i = np.cross(positions[:, i] - positions[:, a], axis)
         normal_j = np.cross(positions[:, j] - positions[:, b], axis)

@@ -1,37 +1,72 @@
 """Generating structures: the reverse process from noise or from a given structure, checked against stereo marks."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .diffusion import centre, noise_by_molecule
+from .errors import InputError, require, require_choices
 from .graph_batch import GraphBatch
 from .molecular_graph import MolecularGraph, stereo_is_right
 
+SamplingMethod = Literal["ddim", "denoising", "refine", "mean_shift"]
 METHODS_FROM_POSITIONS = ("refine", "mean_shift")
-METHODS = ("ddim", "denoising", *METHODS_FROM_POSITIONS)
 # What is told of each step of the reverse process: (rows, step, positions), see `PCBridgeModel.predict_structure`.
 OnStep = Callable[[Tensor, int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How structures are generated; the fields are arguments of `PCBridgeModel.predict_structure`, explained there.
+
+    Raises:
+        InputError: an unknown method, or a number out of range.
+    """
+
+    method: SamplingMethod = "ddim"
+    num_inference_steps: int = 20
+    num_samples: int = 1
+    eta: float = 1.0
+    max_stereo_attempts: int = 5
+    mean_shift_steps: int = 0
+    relaxation_steps: int = 0
+
+    def __post_init__(self):
+        require_choices(self)
+        at_least = {"num_inference_steps": 1, "num_samples": 1, "max_stereo_attempts": 1}
+        for name, least in {**at_least, "mean_shift_steps": 0, "relaxation_steps": 0}.items():
+            number = getattr(self, name)
+            is_right = isinstance(number, Integral) and int(number) >= least
+            require(is_right, name, f"a whole number of at least {least}", repr(number))
+        require(0 <= self.eta <= 1, "eta", "in 0..1", self.eta)
+
+    @property
+    def num_attempts(self) -> int:
+        """How often a sample may be drawn; without noise it would be the same again."""
+        return 1 if self.method == "mean_shift" else self.max_stereo_attempts
 
 
 def check_num_steps(method: str, num_steps: int, num_timesteps: int) -> None:
     """Whether `method` can do with `num_steps` model evaluations over `num_timesteps` time steps.
 
     Raises:
-        ValueError: too few or too many, or "ddim" would begin far from noise: its time steps, 1 and then every
+        InputError: too few or too many, or "ddim" would begin far from noise: its time steps, 1 and then every
             `num_timesteps // num_steps`-th, leave out the noisiest ones that the division leaves over.
     """
     # One step of a reverse process from noise would begin at time 1.
     least = 2 if method in ("ddim", "refine") else 1
     if not least <= num_steps <= num_timesteps:
         hint = "; one evaluation of noise is method denoising" if method == "ddim" and num_steps == 1 else ""
-        raise ValueError(f"num_inference_steps of {method} must lie in {least}..{num_timesteps}, not {num_steps}{hint}")
+        raise InputError(f"num_inference_steps of {method} must lie in {least}..{num_timesteps}, not {num_steps}{hint}")
     stride = num_timesteps // num_steps
     left_out = num_timesteps - num_steps * stride
     if method == "ddim" and left_out > num_timesteps / 4:
-        raise ValueError(
+        raise InputError(
             f"num_inference_steps of ddim {num_steps} would leave out the noisiest {left_out} of {num_timesteps} time "
             f"steps; take {num_timesteps // (stride + 1)} or {num_timesteps // stride}"
         )
@@ -40,68 +75,110 @@ def check_num_steps(method: str, num_steps: int, num_timesteps: int) -> None:
 def sample_structures(
     model,
     graph: GraphBatch,
-    starts: Tensor | None,
-    method: str,
-    num_inference_steps: int,
-    num_samples: int,
-    eta: float,
-    generator: torch.Generator | None,
-    max_stereo_attempts: int,
-    mean_shift_steps: int,
-    relaxation_steps: int,
-    on_step: OnStep | None,
+    settings: SamplingSettings,
+    starts: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    on_step: OnStep | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Structures (B, num_samples, N, 3), angstrom, and whether each obeys its stereo marks, (B, num_samples).
 
-    Arguments as in `PCBridgeModel.predict_structure`; `starts` (B, N, 3) is where "refine" and "mean_shift" begin.
+    The host waits for the device once before it draws and, where there are stereo marks, once after each drawing.
+
+    Args:
+        model: a `PCBridgeModel`.
+        graph: B molecules.
+        settings: how.
+        starts: (B, N, 3), angstrom, where "refine" and "mean_shift" begin.
+        generator, on_step: as in `PCBridgeModel.predict_structure`.
     """
-    batch_size = len(graph.atomic_numbers)
-    molecules = [graph.molecule(row) for row in range(batch_size)]
-    graphs = graph.repeat(num_samples)
-    dtype = torch.promote_types(model.dtype, torch.float32)
-    if starts is not None:
-        starts = centre(starts.to(dtype), graph.atom_mask).repeat_interleave(num_samples, 0)
-    # A seed a sample, so that a sample does not depend on what else is in the batch.
+    on_host = graph.cpu()
+    molecules = [on_host.molecule(row) for row in range(len(on_host.atomic_numbers))]
+    shape = (len(molecules), settings.num_samples)
+    # A seed per sample, so that a sample does not depend on what else is in the batch.
     seed_device = "cpu" if generator is None else generator.device
-    seeds = torch.randint(2**53, (len(graphs.atomic_numbers),), generator=generator, device=seed_device).cpu()
-    scheduler, timesteps = _reverse_schedule(model, method, num_inference_steps)
-    num_draws = 1 if eta == 0 else 1 + len(timesteps)
+    seeds = torch.randint(2**53, (shape[0] * shape[1],), generator=generator, device=seed_device).cpu()
+    if starts is not None:
+        starts = centre(starts.to(torch.promote_types(model.dtype, torch.float32)), graph.atom_mask)
 
-    def sample(rows: Tensor, attempt: int) -> Tensor:
-        """The structures of some rows, (len(rows), N, 3), angstrom."""
-        return torch.cat([sample_at_once(some, attempt) for some in rows.split(graphs.rows_at_once)])
+    def draw(rows: Tensor, attempt: int) -> Tensor:
+        """The structures of some samples, (len(rows), N, 3), in turns that bound the memory."""
+        return torch.cat([draw_at_once(some, attempt) for some in rows.split(graph.rows_at_once)])
 
-    def sample_at_once(rows: Tensor, attempt: int) -> Tensor:
-        if method == "mean_shift":
-            assert starts is not None
-            structures = model.mean_shift(graphs[rows], starts[rows], num_inference_steps)
-        else:
-            structures = sample_with_noise(rows, attempt)
-            if mean_shift_steps > 0:
-                structures = model.mean_shift(graphs[rows], structures, mean_shift_steps)
-        return model.relax(graphs[rows], structures, relaxation_steps) if relaxation_steps > 0 else structures
+    def draw_at_once(rows: Tensor, attempt: int) -> Tensor:
+        of_molecules = rows // settings.num_samples
+        num_atoms = [molecules[place].num_atoms for place in of_molecules.tolist()]
+        places = of_molecules.to(graph.atom_mask.device, non_blocking=True)
+        return draw_structures(
+            model,
+            graph[places],
+            num_atoms,
+            (seeds[rows] + attempt).tolist(),
+            settings,
+            None if starts is None else starts[places],
+            None if on_step is None else partial(on_step, rows),
+        )
 
-    def sample_with_noise(rows: Tensor, attempt: int) -> Tensor:
-        row_seeds = (seeds[rows.cpu()] + attempt).tolist()
-        noise = noise_by_molecule(graphs.atom_mask[rows], row_seeds, num_draws, dtype)
-        if method == "denoising":
-            noisy = noise[0] * model.config.length_unit
-            return model.denoise(graphs[rows], noisy, _full_timesteps(noisy, model.config.denoising_timestep))
-        row_starts = None if starts is None else starts[rows]
-        on_row_step = None if on_step is None else partial(on_step, rows)
-        return _reverse(model, graphs[rows], row_starts, noise, scheduler, timesteps, eta, on_row_step)
-
-    samples = sample(torch.arange(len(seeds), device=graphs.atom_mask.device), attempt=0)
-    stereo_right = _check_stereo(molecules, samples, range(len(samples)), num_samples)
-    num_attempts = 1 if method == "mean_shift" else max_stereo_attempts  # it would give the same again
-    for attempt in range(1, num_attempts):
+    rows = torch.arange(len(seeds))
+    samples = draw(rows, attempt=0)
+    stereo_right = obeys_stereo(molecules, samples, rows // settings.num_samples)
+    for attempt in range(1, settings.num_attempts):
         wrong = (~stereo_right).nonzero().squeeze(-1)
         if len(wrong) == 0:
             break
-        samples[wrong] = sample(wrong, attempt)
-        stereo_right[wrong] = _check_stereo(molecules, samples[wrong], wrong.tolist(), num_samples)
-    shape = (batch_size, num_samples)
-    return samples.unflatten(0, shape), stereo_right.unflatten(0, shape)
+        again = draw(wrong, attempt)
+        samples[wrong.to(samples.device)] = again
+        stereo_right[wrong] = obeys_stereo(molecules, again, wrong // settings.num_samples)
+    return samples.unflatten(0, shape), stereo_right.to(samples.device).unflatten(0, shape)
+
+
+def draw_structures(
+    model,
+    graph: GraphBatch,
+    num_atoms: list[int],
+    seeds: list[int],
+    settings: SamplingSettings,
+    starts: Tensor | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """One structure of each of B molecules, (B, N, 3), angstrom, whatever its stereo marks are.
+
+    Args:
+        model: a `PCBridgeModel`.
+        graph: B molecules.
+        num_atoms: how many atoms each has, known on the host.
+        seeds: of the noise of each.
+        settings: how; `num_samples` and `max_stereo_attempts` have no part in it.
+        starts: (B, N, 3), angstrom, centred.
+        on_step: called with (step, positions).
+    """
+    if settings.method == "mean_shift":
+        assert starts is not None
+        structures = model.mean_shift(graph, starts, settings.num_inference_steps)
+    else:
+        scheduler, timesteps = _reverse_schedule(model, settings.method, settings.num_inference_steps)
+        num_draws = 1 if settings.eta == 0 else 1 + len(timesteps)
+        dtype = torch.promote_types(model.dtype, torch.float32)
+        noise = noise_by_molecule(graph.atom_mask, num_atoms, seeds, num_draws, dtype)
+        if settings.method == "denoising":
+            noisy = noise[0] * model.config.length_unit
+            structures = model.denoise(graph, noisy, _full_timesteps(noisy, model.config.denoising_timestep))
+        else:
+            structures = _reverse(model, graph, starts, noise, scheduler, timesteps, settings.eta, on_step)
+        if settings.mean_shift_steps > 0:
+            structures = model.mean_shift(graph, structures, settings.mean_shift_steps)
+    return model.relax(graph, structures, settings.relaxation_steps)
+
+
+def obeys_stereo(molecules: list[MolecularGraph], structures: Tensor, places: Tensor) -> Tensor:
+    """(S,) bool on the CPU: whether `structures` (S, N, 3), of `molecules[places]`, obey their stereo marks."""
+    right = torch.ones(len(structures), dtype=torch.bool)
+    if any(molecule.has_stereo for molecule in molecules):
+        on_host = structures.double().cpu().numpy()
+        for k, place in enumerate(places.tolist()):
+            molecule = molecules[place]
+            if molecule.has_stereo:
+                right[k] = bool(stereo_is_right(molecule, on_host[k : k + 1, : molecule.num_atoms])[0])
+    return right
 
 
 def _reverse_schedule(model, method: str, num_steps: int):
@@ -137,17 +214,6 @@ def _reverse(
         if on_step is not None:
             on_step(k + 1, samples)
     return samples
-
-
-def _check_stereo(molecules: list[MolecularGraph], samples: Tensor, rows, num_samples: int) -> Tensor:
-    """(len(rows),) bool: whether `samples[k]`, of molecule `rows[k] // num_samples`, obeys its stereo marks."""
-    right = torch.ones(len(samples), dtype=torch.bool)
-    structures = samples.double().cpu().numpy()
-    for k, row in enumerate(rows):
-        molecule = molecules[row // num_samples]
-        if molecule.has_stereo:
-            right[k] = bool(stereo_is_right(molecule, structures[k : k + 1, : molecule.num_atoms])[0])
-    return right.to(samples.device)
 
 
 def _full_timesteps(positions: Tensor, timestep: int) -> Tensor:

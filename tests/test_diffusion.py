@@ -179,7 +179,8 @@ def test_each_step_is_told_with_its_samples(processor):
     assert torch.equal(output.positions, sample().positions)
     assert torch.equal(told[:, 3].unflatten(0, (2, 8)), output.positions) and told.isfinite().all()
     assert calls[:4] == [(16, 0), (16, 1), (16, 2), (16, 3)]
-    assert len(calls) > 4 and all(rows < 8 for rows, _ in calls[4:])
+    # Drawn again is only what has a stereo mark.
+    assert len(calls) > 4 and all(rows <= 8 for rows, _ in calls[4:])
 
     def stop(rows, step, positions):
         raise TimeoutError("enough")

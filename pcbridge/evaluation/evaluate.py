@@ -15,6 +15,7 @@ from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import example_from_row
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.molecular_graph import MolecularGraph, stereo_is_right
+from modeling_pcbridge.sampling import SamplingMethod
 from pcbridge.evaluation.batches import energies_and_forces, moved, padded_batches, unpadded
 from pcbridge.evaluation.config import EvaluationConfig
 from pcbridge.evaluation.metrics import (
@@ -31,7 +32,7 @@ from pcbridge.evaluation.references import ReferenceMolecule, load_references, p
 # A sample covers the reference when it is closer than this, angstrom (QM9; the paper has 1.25 for PCQM4Mv2).
 COVERAGE_RMSD = 0.9
 # "refine" starts from the PM6 structures.
-SAMPLING_METHODS = ("ddim", "denoising", "refine")
+SAMPLING_METHODS: tuple[SamplingMethod, ...] = ("ddim", "denoising", "refine")
 # Rows of the result tables: each method, mean shift of the PM6 structures and of the "ddim" samples, the best of the
 # samples by the model's own energy, and what relaxing on that energy gives at inference, with which a multi-task model
 # could do without the consistency losses.
@@ -100,7 +101,9 @@ def evaluate_model(model: PCBridgeModel, evaluation: EvaluationConfig, seed: int
     starts = [pm6(reference) for reference in references]
     size = evaluation.batch_size
     reference_energies, _ = energies_and_forces(model, graphs, [r.positions for r in references], size)
-    structures = {method: _sampled(model, graphs, starts, method, evaluation, seed) for method in SAMPLING_METHODS}
+    structures: dict[str, list[np.ndarray]] = {
+        method: _sampled(model, graphs, starts, method, evaluation, seed) for method in SAMPLING_METHODS
+    }
 
     def all_moved(samples: list[np.ndarray], move: Callable) -> list[np.ndarray]:
         return _by_molecule(samples, moved(model, *_flat(graphs, samples), size, move))
@@ -149,7 +152,7 @@ def _sampled(
     model: PCBridgeModel,
     graphs: list[MolecularGraph],
     starts: list[np.ndarray],
-    method: str,
+    method: SamplingMethod,
     evaluation: EvaluationConfig,
     seed: int,
 ) -> list[np.ndarray]:
