@@ -18,6 +18,10 @@ PAPER_SIZES = {
     "supported_elements": [1, 6, 7, 8, 9, 11, 12, 15, 16, 17, 19, 20],
 }
 
+# What makes E hold for molecules larger than those it learned from. In every preset, but not the defaults of the fields,
+# which are what a config.json from before there were these fields means.
+EXTENSIVE = {"attention_cutoff": 5.0, "torsion_terms": True}
+
 # What transformers itself puts into a config.json, or passes on, besides the fields of `PreTrainedConfig`.
 _TRANSFORMERS_FIELDS = {
     "attn_implementation",
@@ -45,6 +49,10 @@ class PCBridgeConfig(PreTrainedConfig):
         num_attention_heads: heads, and so the resolution of every per-pair tensor (32 in the paper).
         num_gaussians: Gaussian basis functions of interatomic distances (128 in the paper), evenly spaced.
         max_distance: centre of the last Gaussian, angstrom; the first is at 0.
+        attention_cutoff: angstrom, beyond which atoms do not see each other in a layer of E, so that E of fragments
+            holds for large molecules; about 5. None, as in models from before there was one: all see all, as in the
+            paper.
+        torsion_terms: give E a learned term for each torsion about a bond, see `TorsionEnergy` (not in the paper).
         initializer_range: standard deviation of initial weights.
         layer_norm_eps: added to the variance in layer normalisation.
         num_train_timesteps: diffusion steps T (1000 in the paper); t = 0 is the unperturbed structure.
@@ -72,6 +80,8 @@ class PCBridgeConfig(PreTrainedConfig):
     num_attention_heads: int = 8
     num_gaussians: int = 48
     max_distance: float | int = 8.0
+    attention_cutoff: float | int | None = None
+    torsion_terms: bool = False
     initializer_range: float | int = 0.08
     layer_norm_eps: float | int = 1e-5
     num_train_timesteps: int = 1000
@@ -109,7 +119,10 @@ class PCBridgeConfig(PreTrainedConfig):
                 )
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(f"need 0 < beta_start <= beta_end < 1, not {self.beta_start} and {self.beta_end}")
-        for name in ("length_unit", "position_std", "max_distance", "initializer_range", "layer_norm_eps"):
+        positive = ["length_unit", "position_std", "max_distance", "initializer_range", "layer_norm_eps"]
+        if self.attention_cutoff is not None:
+            positive.append("attention_cutoff")
+        for name in positive:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")
         for name in ("denoising_timestep", "refinement_timestep"):
@@ -125,7 +138,7 @@ class PCBridgeConfig(PreTrainedConfig):
         Raises:
             ValueError: no such preset.
         """
-        presets = {"mini": {}, "paper": PAPER_SIZES}
+        presets: dict[str, dict] = {"mini": {}, "paper": PAPER_SIZES}
         if name not in presets:
             raise ValueError(f"no preset {name!r}; there are {', '.join(presets)}")
-        return cls(**{**presets[name], **overrides})
+        return cls(**{**EXTENSIVE, **presets[name], **overrides})

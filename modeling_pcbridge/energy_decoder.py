@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from .attention import FeedForward
 from .float64_buffers import Float64Buffers
 from .pair_features import NUM_ELEMENTS
+from .torsion_energy import TorsionEnergy
 
 
 class ReferenceEnergies(Float64Buffers):
@@ -26,17 +27,27 @@ class ReferenceEnergies(Float64Buffers):
 
 
 class EnergyDecoder(nn.Module):
-    """Atomic contributions by an MLP, summed, on top of the reference energies."""
+    """Atomic contributions by an MLP and terms of torsions, summed, on top of the reference energies."""
 
     def __init__(self, config):
         super().__init__()
         self.mlp = FeedForward(config.hidden_size, config.hidden_size, 1)
+        self.torsions = TorsionEnergy(config) if config.torsion_terms else None
         self.reference_energies = ReferenceEnergies()
 
-    def forward(self, node_features: Tensor, atom_mask: Tensor) -> Tensor:
-        """Interaction energy, without reference energies: (B,), eV, at least float32."""
+    def forward(self, graph, node_features: Tensor, positions: Tensor) -> Tensor:
+        """Interaction energy, without reference energies: (B,), eV, at least float32.
+
+        Args:
+            graph: the molecular graphs.
+            node_features: (B, N, C) from the encoder.
+            positions: (B, N, 3), angstrom, those that the encoder saw.
+        """
         with torch.autocast(node_features.device.type, enabled=False):
             # bfloat16 has three digits; the readout and the sum over atoms stay in the weights' own precision.
-            contributions = self.mlp(node_features.to(self.mlp.up.weight.dtype)).squeeze(-1)
-            contributions = contributions.to(torch.promote_types(contributions.dtype, torch.float32))
-            return (contributions * atom_mask).sum(-1)
+            node_features = node_features.to(self.mlp.up.weight.dtype)
+            contributions = self.mlp(node_features).squeeze(-1).to(positions.dtype)
+            energy = (contributions * graph.atom_mask).sum(-1)
+            if self.torsions is not None:
+                energy = energy + self.torsions(graph, node_features, positions)
+            return energy

@@ -87,8 +87,9 @@ class PCBridgeModel(PCBridgePreTrainedModel):
     def interaction_energy(self, graph: GraphBatch, positions: Tensor) -> Tensor:
         """E_G(R) without the reference energies, (B,), eV; differentiable in parameters and positions (B, N, 3)."""
         timesteps = torch.zeros(len(positions), dtype=torch.int64, device=positions.device)
-        node_features, _ = self.encoder(graph, positions.to(self._geometry_dtype), timesteps)
-        return self.energy_decoder(node_features, graph.atom_mask)
+        positions = positions.to(self._geometry_dtype)
+        node_features, _ = self.encoder(graph, positions, timesteps, self.config.attention_cutoff)
+        return self.energy_decoder(graph, node_features, positions)
 
     def interaction_energy_and_gradient(self, graph: GraphBatch, positions: Tensor) -> tuple[Tensor, Tensor]:
         """`interaction_energy` (B,) and its gradient (B, N, 3), eV/angstrom; both differentiable in the parameters.
@@ -178,6 +179,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         pair_types: Tensor,
         stereo_pair_types: Tensor,
         stereo_quadruples: Tensor,
+        torsion_quadruples: Tensor,
         positions: Tensor | None = None,
         energy: Tensor | None = None,
         forces: Tensor | None = None,
@@ -192,8 +194,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         """Energies and forces, and the losses for the labels that are given.
 
         Args:
-            atomic_numbers, formal_charges, atom_mask, pair_types, stereo_pair_types, stereo_quadruples: the graphs,
-                see `GraphBatch`.
+            atomic_numbers, formal_charges, atom_mask, pair_types, stereo_pair_types, stereo_quadruples,
+                torsion_quadruples: the graphs, see `GraphBatch`.
             positions: (B, N, 3), angstrom, finite also on padding.
             energy: label, (B,) float64, eV; NaN where absent.
             forces: label, (B, N, 3), eV/angstrom; NaN where absent.
@@ -209,7 +211,15 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         """
         if positions is None:
             raise ValueError("energies, forces and losses need positions; for structures call predict_structure")
-        graph = GraphBatch(atomic_numbers, formal_charges, atom_mask, pair_types, stereo_pair_types, stereo_quadruples)
+        graph = GraphBatch(
+            atomic_numbers,
+            formal_charges,
+            atom_mask,
+            pair_types,
+            stereo_pair_types,
+            stereo_quadruples,
+            torsion_quadruples,
+        )
         graph.check_positions(positions)
         if energy is None and forces is None and is_equilibrium is None:
             predicted_energy, predicted_forces = self.energy_and_forces(graph, positions)
