@@ -30,6 +30,9 @@ PAPER_SIZES = {
 _POSITION_STD_PER_ROOT = 0.35
 # At these widths an untrained model of the default size has forces of a few eV/angstrom.
 _INITIALIZER_RANGE, _ITS_HIDDEN_SIZE = 0.08, 96
+# What makes E hold for molecules larger than those it learned from. In every preset, but not the defaults of the
+# fields, which are what a config.json from before there were these fields means.
+EXTENSIVE = {"attention_cutoff": 5.0, "torsion_terms": True}
 
 # What transformers itself puts into a config.json, or passes on, besides the fields of `PreTrainedConfig`.
 _TRANSFORMERS_FIELDS = {
@@ -60,6 +63,10 @@ class PCBridgeConfig(PreTrainedConfig):
         max_distance: centre of the last Gaussian, angstrom; the first is at 0. Farther pairs have no distance: beyond
             8 angstrom lie 2% of the pairs of atoms of bundled molecules, 20% at 30 to 50 atoms and 30% above 60;
             beyond 16 angstrom lie 2% above 60.
+        attention_cutoff: angstrom, beyond which atoms do not see each other in a layer of E, so that E of fragments
+            holds for large molecules; about 5. None, as in models from before there was one: all see all, as in the
+            paper.
+        torsion_terms: give E a learned term for each torsion about a bond, see `TorsionEnergy` (not in the paper).
         initializer_range: standard deviation of initial weights; by default it falls with the square root of
             `hidden_size` from 0.08 at 96, so that features start equally large at every width.
         layer_norm_eps: added to the variance in layer normalisation.
@@ -90,6 +97,8 @@ class PCBridgeConfig(PreTrainedConfig):
     num_attention_heads: int = 8
     num_gaussians: int = 48
     max_distance: float | int = 8.0
+    attention_cutoff: float | int | None = None
+    torsion_terms: bool = False
     initializer_range: float | int | None = None
     layer_norm_eps: float | int = 1e-5
     num_train_timesteps: int = 1000
@@ -131,9 +140,10 @@ class PCBridgeConfig(PreTrainedConfig):
             self.initializer_range = _INITIALIZER_RANGE * (_ITS_HIDDEN_SIZE / self.hidden_size) ** 0.5
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(f"need 0 < beta_start <= beta_end < 1, not {self.beta_start} and {self.beta_end}")
-        for name in ("length_unit", "position_std", "max_distance", "initializer_range", "layer_norm_eps"):
-            by_law = name == "position_std" and self.position_std is None
-            if not (by_law or 0 < getattr(self, name) < float("inf")):
+        positive = ["length_unit", "max_distance", "initializer_range", "layer_norm_eps"]
+        positive += [name for name in ("position_std", "attention_cutoff") if getattr(self, name) is not None]
+        for name in positive:
+            if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")
         for name in ("denoising_timestep", "refinement_timestep"):
             if not 1 <= getattr(self, name) <= self.num_train_timesteps:
@@ -171,7 +181,7 @@ class PCBridgeConfig(PreTrainedConfig):
         Raises:
             ValueError: no such preset.
         """
-        presets = {"mini": {}, "paper_size": PAPER_SIZES}
+        presets: dict[str, dict] = {"mini": {}, "paper_size": PAPER_SIZES}
         if name not in presets:
             raise ValueError(f"no preset {name!r}; there are {', '.join(presets)}")
-        return cls(**{**presets[name], **overrides})
+        return cls(**{**EXTENSIVE, **presets[name], **overrides})

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .attention import FeedForward, attention_weights, merge_heads, split_heads
+from .attention import FeedForward, attend, attend_locally, merge_heads, split_heads
 from .pair_features import NUM_ELEMENTS, PairFeatures, PairProjection, Pairs
 
 # Formal charges -4..4 have an embedding each; larger ones share the last.
@@ -39,10 +39,13 @@ class EncoderLayer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size, config.hidden_size)
 
-    def forward(self, features: Tensor, bias: Tensor, filters: Tensor) -> Tensor:
+    def forward(self, features: Tensor, bias: Tensor, filters: Tensor, envelope: Tensor | None) -> Tensor:
         queries_keys_values = self.query_key_value(self.attention_norm(features))
         queries, keys, values = split_heads(queries_keys_values, 3 * self.num_heads).chunk(3, dim=-3)
-        messages = (attention_weights(queries, keys, bias) * filters) @ values
+        if envelope is None:
+            messages = attend(queries, keys, values, bias, filters)
+        else:
+            messages = attend_locally(queries, keys, values, bias, filters, envelope)
         features = features + self.attention_output(merge_heads(messages))
         return features + self.feed_forward(self.feed_forward_norm(features))
 
@@ -66,8 +69,11 @@ class PCBridgeEncoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(num_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, graph, positions: Tensor, timesteps: Tensor) -> tuple[Tensor, Pairs]:
+    def forward(self, graph, positions: Tensor, timesteps: Tensor, cutoff: float | None = None) -> tuple[Tensor, Pairs]:
         """Encode (B, N, 3) positions, in angstrom, at `timesteps` (B,).
+
+        With a `cutoff`, in angstrom, each layer lets an atom see those within it only, so that its features do not
+        depend on how large the rest of the molecule is; without, all atoms.
 
         Returns:
             Node features (B, N, C) and the features of pairs.
@@ -76,7 +82,8 @@ class PCBridgeEncoder(nn.Module):
         charges = graph.formal_charges.clamp(-_MAX_FORMAL_CHARGE, _MAX_FORMAL_CHARGE) + _MAX_FORMAL_CHARGE
         features = self.element_embedding(graph.atomic_numbers) + self.charge_embedding(charges) + time.unsqueeze(1)
         pairs = self.pair_features(graph.atomic_numbers, graph.pair_types, positions, time)
-        biases, filters = self.pair_projection(pairs)
+        seen, envelope = (pairs, None) if cutoff is None else pairs.within(cutoff)
+        biases, filters = self.pair_projection(seen)
         for layer, bias, layer_filter in zip(self.layers, biases, filters, strict=True):
-            features = layer(features, bias, layer_filter)
+            features = layer(features, bias, layer_filter, envelope)
         return self.final_norm(features), pairs

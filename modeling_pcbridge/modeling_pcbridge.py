@@ -128,8 +128,9 @@ class PCBridgeModel(PCBridgePreTrainedModel):
     def interaction_energy(self, graph: GraphBatch, positions: Tensor, levels: Tensor | None = None) -> Tensor:
         """E_G(R) without the reference energies, (B,), eV; differentiable in parameters and positions (B, N, 3)."""
         timesteps = torch.zeros(len(positions), dtype=torch.int64, device=positions.device)
-        node_features, _ = self.encoder(graph, positions.to(self._geometry_dtype), timesteps)
-        return self.energy_decoder(node_features, graph.atom_mask, levels)
+        positions = positions.to(self._geometry_dtype)
+        node_features, _ = self.encoder(graph, positions, timesteps, self.config.attention_cutoff)
+        return self.energy_decoder(graph, node_features, positions, levels)
 
     def interaction_energy_and_gradient(
         self, graph: GraphBatch, positions: Tensor, levels: Tensor | None = None

@@ -47,6 +47,7 @@ class MolecularGraph:
         stereo_pair_types: (N, N) uint8, symmetric; cis or trans across a stereo double bond (codes above).
         stereo_quadruples: (M, 4) int16; for each tetrahedral stereo mark four atoms (a, b, c, d) ordered so that
             the signed volume det(b - a, c - a, d - a) of the right structure is positive.
+        torsion_quadruples: (K, 4) int16; the atoms (i, j, k, l) of each torsion, once, see `_torsion_quadruples`.
     """
 
     atomic_numbers: np.ndarray
@@ -54,6 +55,7 @@ class MolecularGraph:
     pair_types: np.ndarray
     stereo_pair_types: np.ndarray
     stereo_quadruples: np.ndarray
+    torsion_quadruples: np.ndarray
 
     @property
     def num_atoms(self) -> int:
@@ -103,6 +105,7 @@ def graph_from_mol(mol: Chem.Mol) -> MolecularGraph:
         pair_types=pair_types,
         stereo_pair_types=_stereo_pair_types(mol),
         stereo_quadruples=_stereo_quadruples(mol),
+        torsion_quadruples=_torsion_quadruples(mol),
     )
 
 
@@ -136,6 +139,32 @@ def _stereo_quadruples(mol: Chem.Mol) -> np.ndarray:
             corners[2], corners[3] = corners[3], corners[2]
         quadruples.append(corners)
     return np.array(quadruples, dtype=np.int16).reshape(-1, 4)
+
+
+def _torsion_quadruples(mol: Chem.Mol) -> np.ndarray:
+    """(K, 4) atoms i, j, k, l of each torsion: i on j and l on k, turned against each other about the axis j-k.
+
+    An axis is a bond, or a row of sp atoms with the atom at either end, as in allenes, ketenimines and alkynes: their
+    bonds are in line, so that no angle is defined about one of them alone.
+    """
+    neighbours = [[other.GetIdx() for other in atom.GetNeighbors()] for atom in mol.GetAtoms()]
+    is_sp = [_is_sp(atom) for atom in mol.GetAtoms()]
+    quadruples = []
+    for j in (atom for atom, linear in enumerate(is_sp) if not linear):
+        for first in neighbours[j]:
+            before, k = j, first
+            while is_sp[k]:
+                before, k = k, sum(neighbours[k]) - before  # the other of its two neighbours
+            if j < k:  # each axis is found from both ends
+                ends = ((i, m) for i in neighbours[j] for m in neighbours[k] if i != first and m != before)
+                quadruples += [(i, j, k, m) for i, m in ends if len({i, j, k, m}) == 4]
+    return np.array(quadruples, dtype=np.int16).reshape(-1, 4)
+
+
+def _is_sp(atom: Chem.Atom) -> bool:
+    """Whether its two bonds are in line, in each of the resonance forms: carbon, or N+, with two neighbours."""
+    valence = sum(bond.GetBondTypeAsDouble() for bond in atom.GetBonds())
+    return atom.GetAtomicNum() in (6, 7) and atom.GetDegree() == 2 and valence == 4
 
 
 def signed_volumes(positions: np.ndarray, quadruples: np.ndarray) -> np.ndarray:

@@ -219,9 +219,9 @@ def with_levels_of_theory(model: PCBridgeModel, levels: list[str]) -> PCBridgeMo
     config.energy_levels_of_theory = levels
     extended = PCBridgeModel(config)
     state = model.state_dict()
-    for name in ("mlp.up.weight", "mlp.up.bias", "mlp.down.weight", "mlp.down.bias", "reference_energies.energies"):
-        of_levels = state[f"energy_decoder.{name}"].unflatten(0, (len(known), -1))
-        state[f"energy_decoder.{name}"] = of_levels[places].flatten(0, 1)
+    for name, tensor in extended.energy_decoder.state_dict(prefix="energy_decoder.").items():
+        if tensor.shape != state[name].shape:  # a part per level
+            state[name] = state[name].unflatten(0, (len(known), -1))[places].flatten(0, 1)
     extended.load_state_dict(state)
     for index, level in enumerate(levels):
         if level not in known:
