@@ -1,11 +1,12 @@
 """Configuration of PCBridge models."""
 
 from dataclasses import field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .dispersion import with_d3bj
 from .errors import InputError
 
 # The sizes of Ren et al., Appendix B.2, and the elements of PubChemQC's CHNOPSFClNaKMgCa subset. Sizes only: unlike the
@@ -83,6 +84,7 @@ class PCBridgeConfig(PreTrainedConfig):
             schedule, a few times the difference between PM6 and DFT bond lengths.
         energy_levels_of_theory: the methods whose total electronic energies the model predicts, each by a head and
             reference energies of its own; the first is the model's own, by which it relaxes, ranks and teaches.
+        dispersion: "d3bj" adds D3(BJ) to the model's own level, see `dispersion`; labels of that level are without it.
     """
 
     model_type = "pcbridge"
@@ -109,6 +111,7 @@ class PCBridgeConfig(PreTrainedConfig):
     denoising_timestep: int = 550
     refinement_timestep: int = 30
     energy_levels_of_theory: list[str] = field(default_factory=lambda: ["B3LYP/6-31G*"])
+    dispersion: Literal["d3bj"] | None = None
 
     def __post_init__(self, **kwargs):
         if "energy_level_of_theory" in kwargs:  # of checkpoints from before there could be several
@@ -151,6 +154,8 @@ class PCBridgeConfig(PreTrainedConfig):
         levels = self.energy_levels_of_theory
         if not levels or len(set(levels)) < len(levels):
             raise InputError(f"energy_levels_of_theory must be one or more different names, not {levels}")
+        if self.dispersion is not None:
+            with_d3bj(levels[0])  # refuses a level that it has no parameters for
         if not self.supported_elements or not all(1 <= z <= 118 for z in self.supported_elements):
             raise ValueError(f"supported_elements must be atomic numbers in 1..118, not {self.supported_elements}")
 
@@ -160,19 +165,22 @@ class PCBridgeConfig(PreTrainedConfig):
 
     @property
     def energy_level_of_theory(self) -> str:
-        """The model's own level of theory."""
-        return self.energy_levels_of_theory[0]
+        """The model's own level of theory, with dispersion if it has that."""
+        own = self.energy_levels_of_theory[0]
+        return own if self.dispersion is None else with_d3bj(own)
 
-    def energy_level_index(self, level_of_theory: str) -> int:
-        """The place of a level in `energy_levels_of_theory`.
+    def find_level_of_theory(self, name: str | None) -> tuple[int, bool]:
+        """The place of a level in `energy_levels_of_theory`, and whether dispersion is added; None is the model's own.
 
         Raises:
             InputError: the model has not learned it.
         """
-        if level_of_theory not in self.energy_levels_of_theory:
-            known = ", ".join(self.energy_levels_of_theory)
-            raise InputError(f"the model has not learned energies at {level_of_theory!r}, only at {known}")
-        return self.energy_levels_of_theory.index(level_of_theory)
+        if name is None or name == self.energy_level_of_theory:
+            return 0, self.dispersion is not None
+        if name not in self.energy_levels_of_theory:
+            known = ", ".join(dict.fromkeys([self.energy_level_of_theory, *self.energy_levels_of_theory]))
+            raise InputError(f"the model has not learned energies at {name!r}, only at {known}")
+        return self.energy_levels_of_theory.index(name), False
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "PCBridgeConfig":

@@ -202,13 +202,14 @@ def evaluate_energy(model: PCBridgeModel, evaluation: EvaluationConfig) -> dict[
 
     None where it has none at the model's level of theory.
     """
+    level = model.config.energy_levels_of_theory[0]  # labels are without dispersion
     summary: dict[str, float | None] = {}
     for name in ("pm6", "pm6_displaced"):
         rows = load_bundled(name, evaluation.split)
-        examples = [example_from_row(row, [model.config.energy_level_of_theory]) for row in rows]
+        examples = [example_from_row(row, [level]) for row in rows]
         examples = [example for example in examples if example.energy is not None and example.forces is not None]
         energies, forces = energies_and_forces(
-            model, [e.graph for e in examples], [e.positions for e in examples], evaluation.batch_size
+            model, [e.graph for e in examples], [e.positions for e in examples], evaluation.batch_size, level
         )
         energy_errors = [abs(energy - e.energy) for energy, e in zip(energies, examples, strict=True)]
         force_errors = [np.abs(force - e.forces).ravel() for force, e in zip(forces, examples, strict=True)]
