@@ -42,8 +42,8 @@ def attend_locally(
         envelope: (B, 1, N, N), 1 from an atom to itself, in at least float32.
     """
     logits = ((queries * queries.shape[-1] ** -0.5) @ keys.mT + bias).to(envelope.dtype)
-    # The quotient is the same whatever is subtracted, so the jumps of the maximum do not show. An epsilon below the line
-    # would let them show; nothing needs one, since an atom always sees itself.
+    # The quotient is the same whatever is subtracted, so the jumps of the maximum do not show. An epsilon below the
+    # line would let them show; nothing needs one, since an atom always sees itself.
     with torch.no_grad():
         shift = logits.amax(-1, keepdim=True)
     weights = (logits - shift).exp() * envelope

@@ -18,8 +18,8 @@ PAPER_SIZES = {
     "supported_elements": [1, 6, 7, 8, 9, 11, 12, 15, 16, 17, 19, 20],
 }
 
-# What makes E hold for molecules larger than those it learned from. In every preset, but not the defaults of the fields,
-# which are what a config.json from before there were these fields means.
+# What makes E hold for molecules larger than those it learned from. In every preset, but not the defaults of the
+# fields, which are what a config.json from before there were these fields means.
 EXTENSIVE = {"attention_cutoff": 5.0, "torsion_terms": True}
 
 # What transformers itself puts into a config.json, or passes on, besides the fields of `PreTrainedConfig`.
@@ -35,7 +35,8 @@ _TRANSFORMERS_FIELDS = {
 
 @strict
 class PCBridgeConfig(PreTrainedConfig):
-    r"""Sizes and constants of a [`PCBridgeModel`]. The defaults are the `mini` preset, meant for a CPU.
+    r"""Sizes and constants of a [`PCBridgeModel`]. The sizes by default are those of the `mini` preset, meant
+    for a CPU.
 
     A field that does not exist, is of another type or out of range is refused with an error that names it.
 

@@ -69,9 +69,7 @@ class PCBridgeEncoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(num_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(
-        self, graph, positions: Tensor, timesteps: Tensor, cutoff: float | None = None
-    ) -> tuple[Tensor, Pairs]:
+    def forward(self, graph, positions: Tensor, timesteps: Tensor, cutoff: float | None = None) -> tuple[Tensor, Pairs]:
         """Encode (B, N, 3) positions, in angstrom, at `timesteps` (B,).
 
         With a `cutoff`, in angstrom, each layer lets an atom see those within it only, so that its features do not
