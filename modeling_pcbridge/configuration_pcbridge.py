@@ -48,7 +48,8 @@ _TRANSFORMERS_FIELDS = {
 
 @strict
 class PCBridgeConfig(PreTrainedConfig):
-    r"""Sizes and constants of a [`PCBridgeModel`]. The defaults are the `mini` preset, meant for a CPU.
+    r"""Sizes and constants of a [`PCBridgeModel`]. The sizes by default are those of the `mini` preset, meant
+    for a CPU.
 
     A field that does not exist, is of another type or out of range is refused with an error that names it.
 

@@ -156,8 +156,9 @@ def _torsion_quadruples(mol: Chem.Mol) -> np.ndarray:
             while is_sp[k]:
                 before, k = k, sum(neighbours[k]) - before  # the other of its two neighbours
             if j < k:  # each axis is found from both ends
-                ends = ((i, m) for i in neighbours[j] for m in neighbours[k] if i != first and m != before)
-                quadruples += [(i, j, k, m) for i, m in ends if len({i, j, k, m}) == 4]
+                on_j = [atom for atom in neighbours[j] if atom not in (first, k)]
+                on_k = [atom for atom in neighbours[k] if atom not in (before, j)]
+                quadruples += [(i, j, k, end) for i in on_j for end in on_k if i != end]
     return np.array(quadruples, dtype=np.int16).reshape(-1, 4)
 
 
