@@ -105,12 +105,12 @@ class DiffusionSchedule(Float64Buffers):
         alpha_bar = self.alphas_cumprod[timesteps]
         return alpha_bar / ((1 - alpha_bar) * self.length_unit**2)
 
-    def preconditioning(self, timesteps: Tensor, position_std: float) -> tuple[Tensor, Tensor, Tensor]:
+    def preconditioning(self, timesteps: Tensor, position_std: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(c_in, c_skip, c_out) of Karras et al. 2022 (Eq. 7), for a variance-preserving process; (B, 1, 1) float64.
 
         The denoiser S = c_skip R_t + c_out F(c_in R_t) is the exact posterior mean of Gaussian data of width
-        `position_std` (angstrom) when F = 0, and its error vanishes with the noise as t goes to 0. c_in keeps the
-        width of the input constant and is 1 at t = 0.
+        `position_std` (angstrom; a number, or (B, 1, 1)) when F = 0, and its error vanishes with the noise as t goes to
+        0. c_in keeps the width of the input constant and is 1 at t = 0.
         """
         alpha_bar = self.alpha_bar(timesteps)
         signal_variance = alpha_bar * position_std**2

@@ -1,7 +1,7 @@
 """A padded batch of molecular graphs: the conditioning input of every part of the model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,17 @@ class GraphBatch:
 
     def __getitem__(self, rows: slice | Tensor) -> "GraphBatch":
         return self._map(lambda tensor: tensor[rows])
+
+    def truncated(self, num_atoms: int) -> "GraphBatch":
+        """Padded to no more than `num_atoms`, which must be the size of the largest molecule at least."""
+        return replace(
+            self,
+            atomic_numbers=self.atomic_numbers[:, :num_atoms],
+            formal_charges=self.formal_charges[:, :num_atoms],
+            atom_mask=self.atom_mask[:, :num_atoms],
+            pair_types=self.pair_types[:, :num_atoms, :num_atoms],
+            stereo_pair_types=self.stereo_pair_types[:, :num_atoms, :num_atoms],
+        )
 
     @property
     def rows_at_once(self) -> int:

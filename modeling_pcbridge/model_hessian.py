@@ -12,16 +12,18 @@ from torch import Tensor
 from .molecular_graph import PAIR_BONDS, PAIR_PATH_OF_2
 
 # By pair type, eV / square angstrom. C-C and C-H have 30, O-H 48, C=C 60, C=O 75, C#N 115. A spring less than half as
-# stiff as the bond would make the steps grow. Bending by 1-3 distances has about 8. The last bounds how far torsions
-# move, where a force model that learned from few labels is least sure.
+# stiff as the bond would make the steps grow. Bending by 1-3 distances has about 8. `ATOM_STIFFNESS` bounds how far
+# torsions move, where a force model that learned from few labels is least sure; the last two are chosen for the fewest
+# evaluations of `relaxation`, which hardly depend on them.
 STIFFNESS = {
     PAIR_BONDS[BondType.SINGLE]: 40.0,
     PAIR_BONDS[BondType.AROMATIC]: 60.0,
     PAIR_BONDS[BondType.DOUBLE]: 70.0,
     PAIR_BONDS[BondType.TRIPLE]: 110.0,
     PAIR_PATH_OF_2: 8.0,
+    PAIR_PATH_OF_2 + 1: 1.0,  # a path of 3 bonds, for torsions
 }
-ATOM_STIFFNESS = 6.0
+ATOM_STIFFNESS = 4.0
 # No atom moves further than this, angstrom; far from any label a force means little more than its direction.
 TRUST_RADIUS = 0.2
 
@@ -36,13 +38,22 @@ def quasi_newton_step(positions: Tensor, forces: Tensor, pair_types: Tensor) -> 
         forces: (B, N, 3), eV/angstrom, zero on padding.
         pair_types: (B, N, N), see `molecular_graph`.
     """
+    return cut_to_radius(precondition(positions, forces, pair_types), TRUST_RADIUS)
+
+
+def precondition(positions: Tensor, forces: Tensor, pair_types: Tensor) -> Tensor:
+    """H^-1 F, (B, N, 3), angstrom, of any length; arguments as in `quasi_newton_step`."""
     with torch.no_grad(), torch.autocast(positions.device.type, enabled=False):
         forces = forces.to(positions.dtype)
         # H is positive definite by construction, so nothing has to be checked, which would wait for the device.
         factor, _ = torch.linalg.cholesky_ex(model_hessian(positions, pair_types))
-        step = torch.cholesky_solve(forces.flatten(1).unsqueeze(-1), factor).reshape_as(forces)
-        longest = step.norm(dim=-1).amax(-1)[:, None, None]
-        return step * (TRUST_RADIUS / longest.clamp(min=TRUST_RADIUS))
+        return torch.cholesky_solve(forces.flatten(1).unsqueeze(-1), factor).reshape_as(forces)
+
+
+def cut_to_radius(step: Tensor, radius: Tensor | float) -> Tensor:
+    """`step` (B, N, 3), scaled down in each molecule where it takes an atom further than `radius`, (B,) or a number."""
+    longest = step.norm(dim=-1).amax(-1)
+    return step * (radius / longest.clamp(min=radius)).nan_to_num(0.0)[:, None, None]
 
 
 def model_hessian(positions: Tensor, pair_types: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from .configuration_pcbridge import PCBridgeConfig
 from .diffusion import DiffusionSchedule, centre
 from .encoder import PCBridgeEncoder
 from .energy_decoder import EnergyDecoder
-from .errors import InputError
+from .errors import InputError, require
 from .graph_batch import GraphBatch
 from .loss_terms import (
     LabelRows,
@@ -24,8 +24,8 @@ from .loss_terms import (
     score_term,
 )
 from .losses import LOSS_NAMES, LossSettings
-from .model_hessian import quasi_newton_step
 from .pretrained_pcbridge import PCBridgePreTrainedModel
+from .relaxation import next_move, relax, relaxation_init, relaxation_step
 from .sampling import (
     METHODS_FROM_POSITIONS,
     OnStep,
@@ -36,7 +36,8 @@ from .sampling import (
 )
 from .structure_decoder import StructureDecoder
 
-# Length of the longest displacement of a molecule at most, in units of the preconditioning. Trained models: up to 5.
+# Length of the longest displacement of a molecule at most, in units of the preconditioning. Trained models: up to 5. At
+# full noise the unit is `position_std`; real molecules then need up to 4.7, a straight chain of 30 carbon atoms 6.
 _LARGEST_DISPLACEMENT = 6.0
 # Chosen on validation molecules: bonds get sharper down to here.
 _LAST_MEAN_SHIFT_TIMESTEP = 3
@@ -80,6 +81,25 @@ class StructureOutput(ModelOutput):
 
     positions: Tensor
     stereo_right: Tensor | None = None
+
+
+@dataclass
+class RelaxationOutput(ModelOutput):
+    """Structures relaxed on the model's energy.
+
+    Attributes:
+        positions: (B, N, 3), angstrom, each centred; zero on padding.
+        energy: (B,) float64, total electronic energy there, eV.
+        forces: (B, N, 3), eV/angstrom, there; zero on padding.
+        converged: (B,) bool, whether no atom has a force above the threshold.
+        num_evaluations: (B,) int64, how often the energy was evaluated.
+    """
+
+    positions: Tensor
+    energy: Tensor | None = None
+    forces: Tensor | None = None
+    converged: Tensor | None = None
+    num_evaluations: Tensor | None = None
 
 
 class PCBridgeModel(PCBridgePreTrainedModel):
@@ -155,9 +175,10 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         With `detach_encoder` only the structure decoder's parameters get a gradient, as the consistency losses need.
         """
         noisy_positions = noisy_positions.to(self._geometry_dtype)
+        num_atoms = graph.atom_mask.sum(-1)[:, None, None].double()
         c_in, c_skip, c_out = (
             factor.to(noisy_positions.dtype)
-            for factor in self.diffusion.preconditioning(timesteps, self.config.position_std)
+            for factor in self.diffusion.preconditioning(timesteps, self.config.position_std_of(num_atoms))
         )
         inputs = c_in * noisy_positions
         with torch.set_grad_enabled(torch.is_grad_enabled() and not detach_encoder):
@@ -169,11 +190,17 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         return c_skip * noisy_positions + c_out * displacements
 
     def relax(self, graph: GraphBatch, positions: Tensor, num_steps: int) -> Tensor:
-        """`positions` (B, N, 3) after `num_steps` quasi-Newton steps towards the minimum of E; centred, detached."""
-        for _ in range(num_steps):
-            _, forces = self.detached_energy_and_forces(graph, positions)
-            positions = centre(positions + quasi_newton_step(positions, forces, graph.pair_types), graph.atom_mask)
-        return positions
+        """`positions` (B, N, 3) after `num_steps` quasi-Newton steps towards the minimum of E; centred, detached.
+
+        One evaluation of E a step, as a teacher can afford: each step is checked by the evaluation of the next, so the
+        energy falls, and only the last is taken unseen. Nothing waits for the device. See `relaxation`.
+        """
+        if num_steps == 0:
+            return centre(positions, graph.atom_mask)
+        state = relaxation_init(self.detached_energy_and_forces, graph, positions)
+        for _ in range(num_steps - 1):
+            state = relaxation_step(self.detached_energy_and_forces, graph, state)
+        return centre(state.positions + next_move(graph, state), graph.atom_mask)
 
     @torch.no_grad()
     def mean_shift(self, graph: GraphBatch, positions: Tensor, num_steps: int) -> Tensor:
@@ -347,6 +374,41 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         energy, forces = (torch.cat(parts) for parts in zip(*turns, strict=True))
         return PCBridgeOutput(energy=energy, forces=forces)
 
+    def relax_structure(
+        self,
+        positions: Tensor | None = None,
+        max_force: float = 0.02,
+        max_evaluations: int = 200,
+        **graph: Tensor,
+    ) -> RelaxationOutput:
+        """Structures relaxed on the model's own energy to a force threshold; takes the processor's output.
+
+        Every molecule has its own step control and stops by itself; see `relaxation.relax`.
+
+        Args:
+            positions: (B, N, 3), angstrom; where to start.
+            max_force: eV/angstrom; a molecule has converged when no atom has a larger force.
+            max_evaluations: of the energy, per molecule, at most.
+
+        Raises:
+            ValueError: no positions, or not (B, N, 3), or numbers out of range.
+        """
+        if positions is None:
+            raise InputError("relax_structure needs positions; give the processor molecules that have a conformer")
+        require(max_force > 0, "max_force", "positive", max_force)
+        require(max_evaluations >= 1, "max_evaluations", "at least 1", max_evaluations)
+        batch = GraphBatch.of_inputs(graph)
+        batch.check_positions(positions)
+        starts = centre(positions.to(self._geometry_dtype), batch.atom_mask)
+        found = relax(self.detached_energy_and_forces, batch, starts, max_force, max_evaluations)
+        return RelaxationOutput(
+            positions=centre(found.positions, batch.atom_mask),
+            energy=found.energy.double() + self.energy_decoder.reference_energies(batch.atomic_numbers),
+            forces=found.forces,
+            converged=found.converged,
+            num_evaluations=found.num_evaluations,
+        )
+
     @torch.no_grad()
     def predict_structure(
         self,
@@ -382,7 +444,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
                 attempts are used up, as RDKit's embedding does; the last one is kept. 1 draws once.
             mean_shift_steps: steps of mean shift after the other methods, see `mean_shift`; 10 take the noise out of
                 samples of "ddim" and keep their conformers.
-            relaxation_steps: quasi-Newton steps down the model's own energy at the end, see `relax`; 4 are plenty.
+            relaxation_steps: quasi-Newton steps down the model's own energy at the end, see `relax`; 4 go most of the
+                way, and `relax_structure` all of it.
             positions: (B, N, 3), angstrom; where "refine" and "mean_shift" start, ignored by the other methods.
             on_step: called with (rows, step, positions) for the start (step 0) and after each step of "ddim" and
                 "refine", for instance to show them; positions (len(rows), N, 3), angstrom, are the noisy structures of

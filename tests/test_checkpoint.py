@@ -117,7 +117,7 @@ def test_config_refuses_nonsense(wrong, name):
 
 
 def test_presets():
-    paper = PCBridgeConfig.from_preset("paper")
+    paper = PCBridgeConfig.from_preset("paper_size")
     assert (paper.num_hidden_layers, paper.hidden_size, paper.num_attention_heads, paper.num_gaussians) == (
         24,
         768,

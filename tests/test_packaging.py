@@ -28,6 +28,7 @@ USES_OF_EXTRAS = {
     "serve": "import uvicorn, pcbridge.app.web.server",
     "spice": "import h5py, dataset_scripts.spice",
     "test": "import pytest, hypothesis, scipy, tensorboard, httpx, selenium, ase, starlette, h5py, mypy",
+    "torch-sim": "import modeling_pcbridge.torch_sim_model",
     "xtb": "import tblite.interface, ase, dataset_scripts.quantum_chemistry",
 }
 # Of the extras, and what only some commands need.
