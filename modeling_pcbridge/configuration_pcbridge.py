@@ -18,6 +18,13 @@ PAPER_SIZES = {
     "supported_elements": [1, 6, 7, 8, 9, 11, 12, 15, 16, 17, 19, 20],
 }
 
+# What drug-like molecules need: H C N O F P S Cl Br I, ions, and energies that do not depend on how they are drawn.
+DRUG_LIKE = {
+    "supported_elements": [1, 6, 7, 8, 9, 15, 16, 17, 35, 53],
+    "supported_total_charges": [-2, -1, 0, 1, 2],
+    "resonance_invariant": True,
+}
+
 # What transformers itself puts into a config.json, or passes on, besides the fields of `PreTrainedConfig`.
 _TRANSFORMERS_FIELDS = {
     "attn_implementation",
@@ -37,6 +44,10 @@ class PCBridgeConfig(PreTrainedConfig):
 
     Args:
         supported_elements: atomic numbers the model has learned; others are refused by the processor.
+        supported_total_charges: total charges of molecules the model has learned; others are refused by the processor.
+            None, as in checkpoints of before this field: not known, none is refused.
+        resonance_invariant: whether graphs describe all resonance forms of a molecule, see `graph_from_mol`; False, as
+            in checkpoints of before this field: the form that was drawn.
         hidden_size: width of the node features, a multiple of `num_attention_heads`; 64 to 1024 (768 in the paper).
         intermediate_size: width of the feed-forward blocks (equal to `hidden_size` in the paper).
         vector_size: width of the vector features of the structure decoder, a multiple of `num_attention_heads`.
@@ -64,6 +75,8 @@ class PCBridgeConfig(PreTrainedConfig):
     _auto_class: ClassVar[str | None] = "AutoConfig"  # what is saved carries this code, for trust_remote_code=True
 
     supported_elements: list[int] = field(default_factory=lambda: [1, 6, 7, 8, 9])
+    supported_total_charges: list[int] | None = None
+    resonance_invariant: bool = False
     hidden_size: int = 96
     intermediate_size: int = 96
     vector_size: int = 48
@@ -117,15 +130,17 @@ class PCBridgeConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must lie in 1..num_train_timesteps, not {getattr(self, name)}")
         if not self.supported_elements or not all(1 <= z <= 118 for z in self.supported_elements):
             raise ValueError(f"supported_elements must be atomic numbers in 1..118, not {self.supported_elements}")
+        if self.supported_total_charges is not None and not self.supported_total_charges:
+            raise ValueError("supported_total_charges must name at least one charge, or be null")
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "PCBridgeConfig":
-        """The `mini` or `paper` configuration, with single fields overridden.
+        """The `mini`, `paper` or `drug_like` configuration, with single fields overridden.
 
         Raises:
             ValueError: no such preset.
         """
-        presets = {"mini": {}, "paper": PAPER_SIZES}
+        presets = {"mini": {}, "paper": PAPER_SIZES, "drug_like": DRUG_LIKE}
         if name not in presets:
             raise ValueError(f"no preset {name!r}; there are {', '.join(presets)}")
         return cls(**{**presets[name], **overrides})
