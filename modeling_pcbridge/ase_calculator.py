@@ -90,5 +90,5 @@ class PCBridgeCalculator(Calculator):
     def _graph_of(self, mol: Chem.Mol) -> GraphBatch:
         mol = Chem.Mol(mol)
         mol.RemoveAllConformers()  # the ASE atoms have the positions
-        graph = PCBridgeProcessor(self.model.config.supported_elements)(mol)
+        graph = PCBridgeProcessor.of_config(self.model.config)(mol)
         return GraphBatch(**{key: tensor.to(self.model.device) for key, tensor in graph.items()})

@@ -34,6 +34,12 @@ _INITIALIZER_RANGE, _ITS_HIDDEN_SIZE = 0.08, 96
 # What makes E hold for molecules larger than those it learned from. In every preset, but not the defaults of the
 # fields, which are what a config.json from before there were these fields means.
 EXTENSIVE = {"attention_cutoff": 5.0, "torsion_terms": True}
+# What drug-like molecules need: H C N O F P S Cl Br I, ions, and energies that do not depend on how they are drawn.
+DRUG_LIKE = {
+    "supported_elements": [1, 6, 7, 8, 9, 15, 16, 17, 35, 53],
+    "supported_total_charges": [-2, -1, 0, 1, 2],
+    "resonance_invariant": True,
+}
 
 # What transformers itself puts into a config.json, or passes on, besides the fields of `PreTrainedConfig`.
 _TRANSFORMERS_FIELDS = {
@@ -55,6 +61,10 @@ class PCBridgeConfig(PreTrainedConfig):
 
     Args:
         supported_elements: atomic numbers the model has learned; others are refused by the processor.
+        supported_total_charges: total charges of molecules the model has learned; others are refused by the processor.
+            None, as in checkpoints of before this field: not known, none is refused.
+        resonance_invariant: whether graphs describe all resonance forms of a molecule, see `graph_from_mol`; False, as
+            in checkpoints of before this field: the form that was drawn.
         hidden_size: width of the node features, a multiple of `num_attention_heads`; 64 to 1024 (768 in the paper).
         intermediate_size: width of the feed-forward blocks (equal to `hidden_size` in the paper).
         vector_size: width of the vector features of the structure decoder, a multiple of `num_attention_heads`.
@@ -92,6 +102,8 @@ class PCBridgeConfig(PreTrainedConfig):
     _auto_class: ClassVar[str | None] = "AutoConfig"  # what is saved carries this code, for trust_remote_code=True
 
     supported_elements: list[int] = field(default_factory=lambda: [1, 6, 7, 8, 9])
+    supported_total_charges: list[int] | None = None
+    resonance_invariant: bool = False
     hidden_size: int = 96
     intermediate_size: int = 96
     vector_size: int = 48
@@ -159,6 +171,8 @@ class PCBridgeConfig(PreTrainedConfig):
             with_d3bj(levels[0])  # refuses a level that it has no parameters for
         if not self.supported_elements or not all(1 <= z <= 118 for z in self.supported_elements):
             raise ValueError(f"supported_elements must be atomic numbers in 1..118, not {self.supported_elements}")
+        if self.supported_total_charges is not None and not self.supported_total_charges:
+            raise ValueError("supported_total_charges must name at least one charge, or be null")
 
     def position_std_of(self, num_atoms):
         """`position_std` for molecules of `num_atoms` atoms, angstrom: 0.35 sqrt(N) where it is not a fixed number."""
@@ -185,12 +199,12 @@ class PCBridgeConfig(PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "PCBridgeConfig":
-        """The `mini` or `paper_size` configuration, with single fields overridden.
+        """The `mini`, `paper_size` or `drug_like` configuration, with single fields overridden.
 
         Raises:
             ValueError: no such preset.
         """
-        presets: dict[str, dict] = {"mini": {}, "paper_size": PAPER_SIZES}
+        presets: dict[str, dict] = {"mini": {}, "paper_size": PAPER_SIZES, "drug_like": DRUG_LIKE}
         if name not in presets:
             raise ValueError(f"no preset {name!r}; there are {', '.join(presets)}")
         return cls(**{**EXTENSIVE, **presets[name], **overrides})

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .attention import FeedForward, attend, attend_locally, merge_heads, split_heads
 from .pair_features import NUM_ELEMENTS, PairFeatures, PairProjection, Pairs
+from .resonance import CHARGE_UNITS
 
 # Formal charges -4..4 have an embedding each; larger ones share the last.
 _MAX_FORMAL_CHARGE = 4
@@ -59,6 +60,7 @@ class PCBridgeEncoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         num_layers = config.num_hidden_layers
+        self.charge_units = CHARGE_UNITS if config.resonance_invariant else 1
         self.element_embedding = nn.Embedding(NUM_ELEMENTS, config.hidden_size, padding_idx=0)
         self.charge_embedding = nn.Embedding(2 * _MAX_FORMAL_CHARGE + 1, config.hidden_size)
         self.time_embedding = TimeEmbedding(config.hidden_size)
@@ -79,11 +81,21 @@ class PCBridgeEncoder(nn.Module):
             Node features (B, N, C) and the features of pairs.
         """
         time = self.time_embedding(timesteps)
-        charges = graph.formal_charges.clamp(-_MAX_FORMAL_CHARGE, _MAX_FORMAL_CHARGE) + _MAX_FORMAL_CHARGE
-        features = self.element_embedding(graph.atomic_numbers) + self.charge_embedding(charges) + time.unsqueeze(1)
+        features = self.element_embedding(graph.atomic_numbers) + self._of_charges(graph) + time.unsqueeze(1)
         pairs = self.pair_features(graph.atomic_numbers, graph.pair_types, positions, time)
         seen, envelope = (pairs, None) if cutoff is None else pairs.within(cutoff)
         biases, filters = self.pair_projection(seen)
         for layer, bias, layer_filter in zip(self.layers, biases, filters, strict=True):
             features = layer(features, bias, layer_filter, envelope)
         return self.final_norm(features), pairs
+
+    def _of_charges(self, graph) -> Tensor:
+        """(B, N, C); a share of a charge lies in proportion between the embeddings of the whole ones."""
+        largest = _MAX_FORMAL_CHARGE * self.charge_units
+        charges = graph.formal_charges.clamp(-largest, largest) + largest
+        if self.charge_units == 1:
+            return self.charge_embedding(charges)
+        below = charges.div(self.charge_units, rounding_mode="floor")
+        above = (below + 1).clamp(max=2 * _MAX_FORMAL_CHARGE)
+        share = (charges % self.charge_units).unsqueeze(-1).to(self.charge_embedding.weight.dtype) / self.charge_units
+        return torch.lerp(self.charge_embedding(below), self.charge_embedding(above), share)

@@ -11,6 +11,8 @@ import numpy as np
 from rdkit import Chem
 from rdkit.Chem import rdDetermineBonds
 
+from .resonance import average_forms
+
 # Codes of `pair_types`: how two atoms are related in the graph. Bonds are told apart by order, other pairs by
 # the number of bonds on the shortest path between them.
 PAIR_PADDING, PAIR_SELF = 0, 1
@@ -42,7 +44,7 @@ class MolecularGraph:
 
     Attributes:
         atomic_numbers: (N,) uint8.
-        formal_charges: (N,) int8, in elementary charges.
+        formal_charges: (N,) int8, in elementary charges, or in 1 / `CHARGE_UNITS` of one where `resonance_invariant`.
         pair_types: (N, N) uint8, symmetric; bond order or shortest-path length (codes above).
         stereo_pair_types: (N, N) uint8, symmetric; cis or trans across a stereo double bond (codes above).
         stereo_quadruples: (M, 4) int16; for each tetrahedral stereo mark four atoms (a, b, c, d) ordered so that
@@ -71,8 +73,13 @@ class MolecularGraph:
         return len(self.stereo_quadruples) > 0 or bool(self.stereo_pair_types.any())
 
 
-def graph_from_mol(mol: Chem.Mol) -> MolecularGraph:
+def graph_from_mol(mol: Chem.Mol, resonance_invariant: bool = False) -> MolecularGraph:
     """The graph of a molecule whose hydrogens are explicit; the atom order is kept.
+
+    Args:
+        mol: sanitised.
+        resonance_invariant: describe all resonance forms of the molecule, whichever was drawn (see `resonance`),
+            instead of the one that was drawn, with RDKit's aromatic bonds.
 
     Raises:
         ValueError: no atoms, implicit hydrogens, several fragments, radicals, query or unusual bonds.
@@ -93,15 +100,19 @@ def graph_from_mol(mol: Chem.Mol) -> MolecularGraph:
 
     pair_types = PAIR_PATH_OF_2 - 2 + np.clip(path_lengths, 2, MAX_PATH_LENGTH).astype(np.uint8)
     np.fill_diagonal(pair_types, PAIR_SELF)
-    for bond in mol.GetBonds():
-        if bond.GetBondType() not in PAIR_BONDS:
-            raise ValueError(f"bond type {bond.GetBondType()} is not supported")
-        i, j = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
-        pair_types[i, j] = pair_types[j, i] = PAIR_BONDS[bond.GetBondType()]
+    bonds = {(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()): bond.GetBondType() for bond in mol.GetBonds()}
+    if unsupported := sorted(str(bond_type) for bond_type in set(bonds.values()) - set(PAIR_BONDS)):
+        raise ValueError(f"bond type {unsupported[0]} is not supported")
+    if resonance_invariant:
+        formal_charges, bonds = average_forms(mol)
+    else:
+        formal_charges = np.array([atom.GetFormalCharge() for atom in mol.GetAtoms()], dtype=np.int8)
+    for (i, j), bond_type in bonds.items():
+        pair_types[i, j] = pair_types[j, i] = PAIR_BONDS[bond_type]
 
     return MolecularGraph(
         atomic_numbers=np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], dtype=np.uint8),
-        formal_charges=np.array([atom.GetFormalCharge() for atom in mol.GetAtoms()], dtype=np.int8),
+        formal_charges=formal_charges,
         pair_types=pair_types,
         stereo_pair_types=_stereo_pair_types(mol),
         stereo_quadruples=_stereo_quadruples(mol),

@@ -249,7 +249,7 @@ def save_checkpoint(
 ) -> Path:
     """Weights, config, code, processor and card in `folder`, ready for from_pretrained and for a hub."""
     if accelerator.is_main_process:
-        processor = PCBridgeProcessor(model.config.supported_elements)
+        processor = PCBridgeProcessor.of_config(model.config)
         PCBridgePipeline(model, processor=processor, device=model.device).save_pretrained(folder)
         card_of_run(model.config, config, stages).save(folder / "README.md")
     accelerator.wait_for_everyone()
