@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | `pm6_minimum` | PM6 | MOPAC 22 (the program `mopac`; Debian package of that name) |
 | `b3lyp_energy_and_forces` | B3LYP/6-31G*, the level of PubChemQC B3LYP/6-31G*//PM6 | PySCF (extra `qc`) |
-| `gfn2_energy_and_forces`, `gfn2_minimum` | GFN2-xTB | tblite and ASE (extra `xtb`) |
+| `gfn2_energy_and_forces`, `gfn2_minimum`, `gfn2_relaxed`, `gfn2_snapshot` | GFN2-xTB | tblite and ASE (extra `xtb`) |
 
 All take (atomic_numbers, positions, total_charge) of a closed-shell molecule and use one thread (GFN2-xTB: as many as
 OMP_NUM_THREADS says when it is first used). A calculation that fails raises RuntimeError or ValueError with the
@@ -34,6 +34,9 @@ MOPAC_TIMEOUT = 3600  # seconds; molecules of PubChem's size take seconds
 
 MAX_GFN2_FORCE = 0.01  # eV/angstrom, on any atom of a minimum
 MAX_GFN2_STEPS = 500
+
+DYNAMICS_STEPS = 200  # of 1 fs
+DYNAMICS_FRICTION = 0.02  # 1/fs
 
 
 def pm6_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int) -> tuple[np.ndarray, float]:
@@ -100,6 +103,7 @@ def b3lyp_energy_and_forces(
 
     Raises:
         RuntimeError: the self-consistent field did not converge.
+        ValueError: an element beyond krypton, for which there is no 6-31G*.
     """
     from pyscf import lib
 
@@ -141,6 +145,8 @@ def _b3lyp_field(atomic_numbers: Sequence[int], positions: np.ndarray, total_cha
     from pyscf import dft, gto
 
     atoms = [(int(z), position) for z, position in zip(atomic_numbers, positions, strict=True)]
+    if heavy := [number for number in atomic_numbers if number > 36]:
+        raise ValueError(f"6-31G* has no {Chem.GetPeriodicTable().GetElementSymbol(int(heavy[0]))}")
     molecule = gto.M(atom=atoms, basis="6-31g*", cart=True, charge=total_charge, unit="Angstrom", verbose=0)
     field = dft.RKS(molecule, xc="b3lyp")
     if not exact:
@@ -170,6 +176,41 @@ def gfn2_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_cha
     if not LBFGS(atoms, logfile=os.devnull).run(fmax=MAX_GFN2_FORCE, steps=MAX_GFN2_STEPS):
         raise RuntimeError(f"GFN2-xTB did not reach a minimum in {MAX_GFN2_STEPS} steps")
     return atoms.positions, atoms.get_potential_energy()
+
+
+def gfn2_relaxed(
+    atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int, held: Sequence[int], steps: int
+) -> np.ndarray:
+    """(N, 3) `positions` after at most so many L-BFGS steps on GFN2-xTB, the atoms `held` left where they are."""
+    from ase.constraints import FixAtoms
+    from ase.optimize import LBFGS
+
+    atoms = _gfn2_atoms(atomic_numbers, positions, total_charge)
+    atoms.set_constraint(FixAtoms(held))
+    LBFGS(atoms, logfile=os.devnull).run(fmax=MAX_GFN2_FORCE, steps=steps)
+    return atoms.positions
+
+
+def gfn2_snapshot(
+    atomic_numbers: Sequence[int],
+    positions: np.ndarray,
+    total_charge: int,
+    temperature: float,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """(N, 3) `positions` after `DYNAMICS_STEPS` of Langevin dynamics on GFN2-xTB at a temperature in kelvin.
+
+    From a minimum: it starts with twice the kinetic energy, half of which becomes potential energy.
+    """
+    from ase import units
+    from ase.md.langevin import Langevin
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+
+    atoms = _gfn2_atoms(atomic_numbers, positions, total_charge)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=2 * temperature, rng=rng)
+    friction = DYNAMICS_FRICTION / units.fs
+    Langevin(atoms, units.fs, temperature_K=temperature, friction=friction, fixcm=False, rng=rng).run(DYNAMICS_STEPS)
+    return atoms.positions
 
 
 def _gfn2_atoms(atomic_numbers, positions, total_charge):
