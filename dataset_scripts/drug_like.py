@@ -44,6 +44,7 @@ MAX_FRAGMENT_ATOMS = 9  # heavy ones
 MOLECULE_ATOMS = (8, 45)  # heavy ones, least and most
 _MAX_FREQUENT_ATOMS = 7  # heavy ones of a fragment that is chosen for its frequency alone
 _LEAST_FREQUENCY = 5  # molecules
+_OPEN_SHELLS = {"O=O"}  # what SMILES draws as closed shells
 
 
 class Exclusion:
@@ -111,7 +112,7 @@ def label_order(
     columns = ([fragment.smiles for _, fragment in by_coverage], [smiles for _, smiles, _ in by_frequency])
     longest = max(map(len, columns))
     in_turn = chain.from_iterable(zip(*(column + [None] * (longest - len(column)) for column in columns), strict=True))
-    unique = dict.fromkeys(smiles for smiles in in_turn if smiles)
+    unique = dict.fromkeys(smiles for smiles in in_turn if smiles and smiles not in _OPEN_SHELLS)
     return [smiles for smiles in unique if Chem.MolFromSmiles(smiles) not in exclusion][:num]
 
 

@@ -19,6 +19,7 @@ from dataset_scripts.quantum_chemistry import (
     gfn2_energy_and_forces,
     gfn2_minimum,
     pm6_minimum,
+    xtb_minimum,
 )
 from dataset_scripts.rdkit_structures import etkdg_conformers, mmff_minima
 from dataset_scripts.rows import row_of_mol
@@ -55,6 +56,7 @@ LEVELS = {
     "b3lyp": Level(B3LYP_6_31GD, b3lyp_energy_and_forces),
     "b3lyp_exact": Level(B3LYP_6_31GD, partial(b3lyp_energy_and_forces, exact=True)),
     "gfn2": Level(GFN2_XTB, gfn2_energy_and_forces, gfn2_minimum),
+    "gfn2_program": Level(GFN2_XTB, minimum=xtb_minimum),
 }
 
 
