@@ -381,8 +381,7 @@ def choose_fragments(counts: LibraryCounts, num: int) -> list[ChosenFragment]:
     for smiles, num_molecules in counts.fragments.items():
         mol = Chem.MolFromSmiles(smiles)
         environments = {
-            radius: weights[radius].keys() & hashes
-            for radius, hashes in atom_environments(mol, counts.radii).items()
+            radius: weights[radius].keys() & hashes for radius, hashes in atom_environments(mol, counts.radii).items()
         }
         candidates.append((smiles, mol.GetNumHeavyAtoms(), num_molecules, environments))
     candidates.sort(key=lambda candidate: (candidate[1], -candidate[2], candidate[0]))
