@@ -149,8 +149,8 @@ def select(
         molecules.append(found)
     _write(output / "library.smi", forms)
 
-    records = (LibraryRecord(name, smiles) for smiles, name in forms.items())
-    counts = count_library(records, MAX_FRAGMENT_ATOMS, (1, 2), ELEMENTS, workers)
+    drawn = (LibraryRecord(name, smiles) for smiles, name in forms.items())
+    counts = count_library(drawn, MAX_FRAGMENT_ATOMS, (1, 2), ELEMENTS, workers)
     chosen = [f for f in choose_fragments(counts, num) if Chem.MolFromSmiles(f.smiles) not in exclusion]
     (output / "fragments.smi").write_text("".join(f"{f.smiles} {f.name}\n" for f in chosen))
     (output / "fragments.json").write_text(json.dumps(summarize(counts, chosen), indent=1) + "\n")
