@@ -32,7 +32,7 @@ import json
 import logging
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -331,7 +331,7 @@ def count_library(
 ) -> LibraryCounts:
     """Cut all molecules and count fragments and environments; the result does not depend on the number of workers."""
     total = LibraryCounts(tuple(radii))
-    chunks = iter(lambda records=iter(records): list(itertools.islice(records, _CHUNK_SIZE)), [])
+    chunks = _chunks(iter(records))
     arguments = (max_heavy_atoms, tuple(radii), frozenset(elements))
     with ExitStack() as stack:
         if workers == 1:
@@ -344,6 +344,11 @@ def count_library(
             total.merge(counts)
             progress.update(counts.num_molecules + counts.failures.total())
     return total
+
+
+def _chunks(records: Iterator[LibraryRecord]) -> Iterator[list[LibraryRecord]]:
+    while chunk := list(itertools.islice(records, _CHUNK_SIZE)):
+        yield chunk
 
 
 def _in_order(pool: ProcessPoolExecutor, chunks: Iterator[list], arguments: tuple, window: int) -> Iterator:
@@ -381,8 +386,7 @@ def choose_fragments(counts: LibraryCounts, num: int) -> list[ChosenFragment]:
     for smiles, num_molecules in counts.fragments.items():
         mol = Chem.MolFromSmiles(smiles)
         environments = {
-            radius: weights[radius].keys() & hashes
-            for radius, hashes in atom_environments(mol, counts.radii).items()
+            radius: weights[radius].keys() & hashes for radius, hashes in atom_environments(mol, counts.radii).items()
         }
         candidates.append((smiles, mol.GetNumHeavyAtoms(), num_molecules, environments))
     candidates.sort(key=lambda candidate: (candidate[1], -candidate[2], candidate[0]))
@@ -464,7 +468,8 @@ def draw_report(counts: LibraryCounts, chosen: Sequence[ChosenFragment], path: P
     from rdkit.Chem.Draw import rdMolDraw2D
 
     figure = Figure(figsize=(11, 8), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1))
+    grid = figure.add_gridspec(2, 1)
+    upper, lower = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     axes = upper.subplots()
     for radius in counts.radii:
         shares = [0.0, *(100 * fragment.coverage[radius] for fragment in chosen)]
@@ -482,7 +487,6 @@ def draw_report(counts: LibraryCounts, chosen: Sequence[ChosenFragment], path: P
         if count is not None:
             mol = Chem.MolFromSmiles(count.smiles)
             canvas = rdMolDraw2D.MolDraw2DCairo(500, 300)
-            canvas.drawOptions().addStereoAnnotation = False
             rdMolDraw2D.PrepareAndDrawMolecule(canvas, mol, highlightAtoms=[count.atom])
             canvas.FinishDrawing()
             place.imshow(_read_png(canvas.GetDrawingText()))

@@ -5,7 +5,7 @@
 | `given` | that of the input |
 | `minimum` | the minimum below it, at the level of the labels |
 | `displaced` | Gaussian noise of .03, .06 or .1 angstrom on every coordinate |
-| `torsion` | one bond turned, double bonds by 15 to 60, others by 30 to 180 degrees; ends held, the rest relaxed a little |
+| `torsion` | one bond turned (double bonds by 15 to 60, others by 30 to 180 degrees), the rest relaxed a little |
 | `dynamics` | after 200 fs of GFN2-xTB Langevin dynamics at 300, 600 or 1,000 K |
 
 `torsion_2` is a second one, of the next bond and at another angle, `torsion_3` a third, and so on; so with `displaced`
