@@ -23,6 +23,7 @@ import json
 import logging
 import os
 import random
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -34,6 +35,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from dataset_scripts.labelling import GEOMETRIES, LEVELS, Level, empty_line, find_level, fingerprint, label
+from dataset_scripts.options import underscored
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sdf import read_sdf
 from dataset_scripts.tables import read_smiles
@@ -215,7 +217,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes on this machine, one thread each")
     parser.add_argument("--scheduler", help="address of a running dask scheduler, in place of --workers")
     parser.add_argument("--retry_failed", action="store_true", help="try again what has failed before")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(underscored(sys.argv[1:]))
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # tblite reads it when it is loaded, which is later
     try:
         counts = generate(**vars(arguments))

@@ -70,7 +70,7 @@ class _ShardIndex(NamedTuple):
 class ShardedExamples(Sequence[Example]):
     """The rows of `FOLDER/SPLIT/*.parquet`, as `dataset_scripts.prepare` writes them, as a sequence of examples.
 
-    Only the numbers of atoms, and whether there are labels, are read at the beginning: six bytes per row stay in memory.
+    Only the numbers of atoms, and whether there are labels, are read at the start; six bytes per row stay in memory.
 
     Attributes:
         sizes: (rows,) numbers of atoms.
