@@ -34,11 +34,12 @@ class Example:
         return self.energy is not None or self.forces is not None
 
 
-def example_from_row(row: dict, levels_of_theory: Sequence[str]) -> Example:
+def example_from_row(row: dict, levels_of_theory: Sequence[str], resonance_invariant: bool = False) -> Example:
     """The example of a row of `dataset_scripts.schema.FEATURES`.
 
     Energies and forces of other levels of theory than `levels_of_theory` count as absent. Forces at a minimum of one of
-    these levels are zero by definition, and are labels even where the source does not list them.
+    these levels are zero by definition, and are labels even where the source does not list them. The graph is as the
+    model has it, see `graph_from_mol`.
 
     Raises:
         ValueError: the row's graph, positions and labels do not fit each other, or a number is not finite.
@@ -46,7 +47,7 @@ def example_from_row(row: dict, levels_of_theory: Sequence[str]) -> Example:
     assert not isinstance(levels_of_theory, str)
     name = row["molecule_id"]
     try:
-        graph = graph_from_mol(mol_from_row(row))
+        graph = graph_from_mol(mol_from_row(row), resonance_invariant)
     except ValueError as error:
         raise ValueError(f"molecule {name}: {error}") from error
     level, energy, forces = row["energy_level_of_theory"], row["energy"], row["forces"]

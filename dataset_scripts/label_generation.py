@@ -34,8 +34,13 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+<<<<<<< HEAD
 from dataset_scripts.labelling import GEOMETRIES, LEVELS, Level, empty_line, find_level, fingerprint, label
 from dataset_scripts.options import underscored
+=======
+from dataset_scripts.geometries import GEOMETRIES, parse_geometry
+from dataset_scripts.labelling import LEVELS, Level, empty_line, find_level, fingerprint, label
+>>>>>>> main
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sdf import read_sdf
 from dataset_scripts.tables import read_smiles
@@ -142,6 +147,7 @@ def generate(
     workers: int = 1,
     scheduler: str | None = None,
     retry_failed: bool = False,
+    in_order: bool = False,
 ) -> Counter:
     """The command (see its options): append the missing lines to `output`, and count the new ones by error or "done".
 
@@ -155,14 +161,15 @@ def generate(
     functions = find_level(level)
     geometries = geometries or (["given"] if functions.energy_and_forces else ["minimum"])
     for geometry in geometries:
+        parse_geometry(geometry)
         if (functions.minimum if geometry == "minimum" else functions.energy_and_forces) is None:
             raise ValueError(f"level {level} cannot compute geometry {geometry!r}")
     molecules = [molecule for path in inputs for molecule in read_molecules(path)]
     repeated = [name for name, count in Counter(m["molecule_id"] for m in molecules).items() if count > 1]
     if repeated:
         raise ValueError(f"molecule_id {repeated[0]!r} is there more than once in the input")
-    # In a random order, so that what is there at any time is a fair sample.
-    random.Random(0).shuffle(molecules)
+    if not in_order:  # by chance, so that what is there at any time is a fair sample
+        random.Random(0).shuffle(molecules)
     tasks_of = [[(m, g) for g in geometries if not _is_labelled(m, g, functions)] for m in molecules]
     if num_labelled := len(geometries) * len(molecules) - sum(map(len, tasks_of)):
         logger.warning("%d structures of the input are labelled at %s already", num_labelled, functions.level_of_theory)
@@ -212,8 +219,9 @@ def main() -> None:
     parser.add_argument("--level", required=True, help=f"{', '.join(LEVELS)}, or module:attribute")
     parser.add_argument("--inputs", type=Path, nargs="+", required=True, help=".smi, .sdf, .parquet or .jsonl files")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines, appended to")
-    parser.add_argument("--geometries", nargs="+", choices=GEOMETRIES, help="default: given; for pm6, minimum")
-    parser.add_argument("--max_molecules", type=int, help="take only so many, in a fixed random order")
+    parser.add_argument("--geometries", nargs="+", help=f"{', '.join(GEOMETRIES)} (default: given; pm6: minimum)")
+    parser.add_argument("--max_molecules", type=int, help="take only so many of the inputs, by chance")
+    parser.add_argument("--in_order", action="store_true", help="molecules in the order of the inputs, not by chance")
     parser.add_argument("--workers", type=int, default=1, help="processes on this machine, one thread each")
     parser.add_argument("--scheduler", help="address of a running dask scheduler, in place of --workers")
     parser.add_argument("--retry_failed", action="store_true", help="try again what has failed before")

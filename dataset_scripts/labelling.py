@@ -13,11 +13,13 @@ from functools import partial
 import numpy as np
 from rdkit import Chem, rdBase
 
+from dataset_scripts.geometries import MAX_BOND_STRETCH, make_geometry
 from dataset_scripts.quantum_chemistry import (
     b3lyp_energy_and_forces,
     gfn2_energy_and_forces,
     gfn2_minimum,
     pm6_minimum,
+    xtb_minimum,
 )
 from dataset_scripts.rdkit_structures import etkdg_conformers, mmff_minima
 from dataset_scripts.rows import row_of_mol
@@ -54,14 +56,8 @@ LEVELS = {
     "b3lyp": Level(B3LYP_6_31GD, b3lyp_energy_and_forces),
     "b3lyp_exact": Level(B3LYP_6_31GD, partial(b3lyp_energy_and_forces, exact=True)),
     "gfn2": Level(GFN2_XTB, gfn2_energy_and_forces, gfn2_minimum),
+    "gfn2_program": Level(GFN2_XTB, minimum=xtb_minimum),
 }
-
-# The structure of the input, one moved from it by Gaussian noise of one of the widths, or the minimum below it.
-GEOMETRIES = ("given", "displaced", "minimum")
-DISPLACEMENTS = (0.03, 0.06, 0.1)  # angstrom
-
-# A bond is broken when it is longer than this times the sum of the covalent radii.
-MAX_BOND_STRETCH = 1.3
 
 
 def find_level(name: str) -> Level:
@@ -123,13 +119,6 @@ def check_same_molecule(mol: Chem.Mol, positions: np.ndarray) -> None:
         raise ValueError("the optimisation led to another stereoisomer")
 
 
-def displaced(positions: np.ndarray, molecule_id: str) -> np.ndarray:
-    """The structure with Gaussian noise on every coordinate, the same for the same molecule on every run."""
-    seed = int.from_bytes(hashlib.sha256(molecule_id.encode()).digest()[:8], "big")
-    rng = np.random.default_rng(seed)
-    return positions + rng.normal(size=positions.shape) * rng.choice(DISPLACEMENTS)
-
-
 def fingerprint(molecule: dict) -> str:
     """What a label is of, whatever the molecule is called: its SMILES or mol block, and its structure if it has one."""
     content = [molecule.get(key) for key in ("smiles", "mol_block", "positions")]
@@ -164,10 +153,10 @@ def _labelled_row(molecule: dict, geometry: str, level: Level) -> dict:
         check_same_molecule(mol, positions)
         equilibrium = level.level_of_theory
     else:
-        if geometry == "displaced":
-            positions = displaced(positions, molecule["molecule_id"])
-        else:
+        if geometry == "given":
             equilibrium = molecule.get("equilibrium_level_of_theory")
+        else:
+            positions = make_geometry(mol, molecule["molecule_id"], geometry)
         assert level.energy_and_forces is not None
         energy, forces = level.energy_and_forces(atomic_numbers, positions, total_charge)
     if not np.isfinite(energy) or (forces is not None and not np.isfinite(forces).all()):

@@ -4,7 +4,8 @@
 | --- | --- | --- |
 | `pm6_minimum` | PM6 | MOPAC 22 (the program `mopac`; Debian package of that name) |
 | `b3lyp_energy_and_forces` | B3LYP/6-31G*, the level of PubChemQC B3LYP/6-31G*//PM6 | PySCF (extra `qc`) |
-| `gfn2_energy_and_forces`, `gfn2_minimum` | GFN2-xTB | tblite and ASE (extra `xtb`) |
+| `gfn2_energy_and_forces`, `gfn2_minimum`, `gfn2_relaxed`, `gfn2_snapshot` | GFN2-xTB | tblite and ASE (extra `xtb`) |
+| `xtb_minimum` | GFN2-xTB, in half the time | the program `xtb` (6.5 or later; Debian package of that name) |
 
 All take (atomic_numbers, positions, total_charge) of a closed-shell molecule and use one thread (GFN2-xTB: as many as
 OMP_NUM_THREADS says when it is first used). A calculation that fails raises RuntimeError or ValueError with the
@@ -34,6 +35,10 @@ MOPAC_TIMEOUT = 3600  # seconds; molecules of PubChem's size take seconds
 
 MAX_GFN2_FORCE = 0.01  # eV/angstrom, on any atom of a minimum
 MAX_GFN2_STEPS = 500
+XTB_TIMEOUT = 3600  # seconds
+
+DYNAMICS_STEPS = 200  # of 1 fs
+DYNAMICS_FRICTION = 0.02  # 1/fs
 
 
 def pm6_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int) -> tuple[np.ndarray, float]:
@@ -100,6 +105,7 @@ def b3lyp_energy_and_forces(
 
     Raises:
         RuntimeError: the self-consistent field did not converge.
+        ValueError: an element beyond krypton, for which there is no 6-31G*.
     """
     from pyscf import lib
 
@@ -141,6 +147,8 @@ def _b3lyp_field(atomic_numbers: Sequence[int], positions: np.ndarray, total_cha
     from pyscf import dft, gto
 
     atoms = [(int(z), position) for z, position in zip(atomic_numbers, positions, strict=True)]
+    if heavy := [number for number in atomic_numbers if number > 36]:
+        raise ValueError(f"6-31G* has no {Chem.GetPeriodicTable().GetElementSymbol(int(heavy[0]))}")
     molecule = gto.M(atom=atoms, basis="6-31g*", cart=True, charge=total_charge, unit="Angstrom", verbose=0)
     field = dft.RKS(molecule, xc="b3lyp")
     if not exact:
@@ -170,6 +178,86 @@ def gfn2_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_cha
     if not LBFGS(atoms, logfile=os.devnull).run(fmax=MAX_GFN2_FORCE, steps=MAX_GFN2_STEPS):
         raise RuntimeError(f"GFN2-xTB did not reach a minimum in {MAX_GFN2_STEPS} steps")
     return atoms.positions, atoms.get_potential_energy()
+
+
+def xtb_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int) -> tuple[np.ndarray, float]:
+    """The GFN2-xTB minimum below (N, 3) `positions` by the program xtb, keywords `--opt tight`, and its energy in eV.
+
+    Of drug-like molecules it takes half the time of `gfn2_minimum`; its forces are some .01 eV/angstrom, too.
+
+    Raises:
+        RuntimeError: xtb found no minimum, stopped, or took longer than `XTB_TIMEOUT`.
+        ImportError: there is no program `xtb`.
+    """
+    if shutil.which("xtb") is None:
+        raise ImportError("this level needs the program xtb (6.5 or later; Debian package xtb)")
+    symbol = Chem.GetPeriodicTable().GetElementSymbol
+    atoms = "".join(
+        f"{symbol(int(z))} {x:.8f} {y:.8f} {w:.8f}\n" for z, (x, y, w) in zip(atomic_numbers, positions, strict=True)
+    )
+    with TemporaryDirectory(prefix="xtb_") as folder:
+        job = Path(folder) / "molecule.xyz"
+        job.write_text(f"{len(atomic_numbers)}\n\n{atoms}")
+        command = ["xtb", job.name, "--gfn", "2", "--opt", "tight", "--chrg", str(total_charge), "--parallel", "1"]
+        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        try:
+            result = subprocess.run(
+                command, cwd=folder, capture_output=True, timeout=XTB_TIMEOUT, env=os.environ | threads
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"xtb took longer than {XTB_TIMEOUT} s") from error
+        optimised = job.with_name("xtbopt.xyz")
+        if result.returncode or not optimised.exists():
+            raise RuntimeError(f"xtb: {_xtb_message(result.stdout + result.stderr)}")
+        if len(atomic_numbers) > 1 and b"GEOMETRY OPTIMIZATION CONVERGED" not in result.stdout:
+            raise RuntimeError("xtb did not reach a minimum")
+        _, title, *rows = optimised.read_text().splitlines()
+    energy = re.search(r"energy:\s+(\S+)", title)
+    if energy is None or len(rows) != len(atomic_numbers):
+        raise RuntimeError("xtb's structure has no energy or not every atom")
+    return np.array([row.split()[1:4] for row in rows], dtype=np.float64), float(energy[1]) * HARTREE_TO_EV
+
+
+def _xtb_message(output: bytes) -> str:
+    """What xtb says of its failure, or its last lines."""
+    text = output.decode(errors="replace")
+    said = [line.strip(" -#") for line in text.splitlines() if line.startswith(("-", "[ERROR]"))]
+    return " ".join([line for line in said if line][-3:] or text.split("\n")[-4:]).strip() or "no output"
+
+
+def gfn2_relaxed(
+    atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int, held: Sequence[int], steps: int
+) -> np.ndarray:
+    """(N, 3) `positions` after at most so many L-BFGS steps on GFN2-xTB, the atoms `held` left where they are."""
+    from ase.constraints import FixAtoms
+    from ase.optimize import LBFGS
+
+    atoms = _gfn2_atoms(atomic_numbers, positions, total_charge)
+    atoms.set_constraint(FixAtoms(held))
+    LBFGS(atoms, logfile=os.devnull).run(fmax=MAX_GFN2_FORCE, steps=steps)
+    return atoms.positions
+
+
+def gfn2_snapshot(
+    atomic_numbers: Sequence[int],
+    positions: np.ndarray,
+    total_charge: int,
+    temperature: float,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """(N, 3) `positions` after `DYNAMICS_STEPS` of Langevin dynamics on GFN2-xTB at a temperature in kelvin.
+
+    From a minimum: it starts with twice the kinetic energy, half of which becomes potential energy.
+    """
+    from ase import units
+    from ase.md.langevin import Langevin
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+
+    atoms = _gfn2_atoms(atomic_numbers, positions, total_charge)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=2 * temperature, rng=rng)
+    friction = DYNAMICS_FRICTION / units.fs
+    Langevin(atoms, units.fs, temperature_K=temperature, friction=friction, fixcm=False, rng=rng).run(DYNAMICS_STEPS)
+    return atoms.positions
 
 
 def _gfn2_atoms(atomic_numbers, positions, total_charge):

@@ -70,7 +70,7 @@ class _ShardIndex(NamedTuple):
 class ShardedExamples(Sequence[Example]):
     """The rows of `FOLDER/SPLIT/*.parquet`, as `dataset_scripts.prepare` writes them, as a sequence of examples.
 
-    Only the numbers of atoms, and whether there are labels, are read at the start; six bytes per row stay in memory.
+    Only the numbers of atoms, and whether there are labels, are read at the beginning: six bytes per row are kept.
 
     Attributes:
         sizes: (rows,) numbers of atoms.
@@ -83,7 +83,7 @@ class ShardedExamples(Sequence[Example]):
 
     Args:
         folder, split: where the shards are.
-        levels_of_theory: see `example_from_row`.
+        levels_of_theory, resonance_invariant: see `example_from_row`.
         only_labelled: count rows with an energy at one of these levels only.
         max_atoms: count molecules with at most so many atoms only.
 
@@ -98,8 +98,9 @@ class ShardedExamples(Sequence[Example]):
         levels_of_theory: Sequence[str],
         only_labelled: bool = False,
         max_atoms: int | None = None,
+        resonance_invariant: bool = False,
     ):
-        self.levels_of_theory = tuple(levels_of_theory)
+        self.levels_of_theory, self.resonance_invariant = tuple(levels_of_theory), resonance_invariant
         self.paths = sorted((folder / split).glob("*.parquet"))
         if not self.paths:
             raise ValueError(f"no Parquet shards in {folder / split}; dataset_scripts.prepare makes them")
@@ -143,7 +144,7 @@ class ShardedExamples(Sequence[Example]):
         row = index - (self._ends[shard] - self.shard_lengths[shard])
         table = self._read(self.paths[shard])
         [contents] = table.slice(int(self._chosen[shard][row]), 1).to_pylist()
-        return example_from_row(contents, self.levels_of_theory)
+        return example_from_row(contents, self.levels_of_theory, self.resonance_invariant)
 
     def __getstate__(self) -> dict:
         """Worker processes get the index, not what is in memory."""

@@ -49,7 +49,7 @@ class PCBridgeCalculator(Calculator):
         self.model = model if isinstance(model, PCBridgeModel) else PCBridgeModel.from_pretrained(model)
         self.model.to(device or self.model.device).eval()
         self.level_of_theory = level_of_theory or self.model.config.energy_level_of_theory
-        self._level = torch.tensor([self.model.config.energy_level_index(self.level_of_theory)])
+        self.model.config.find_level_of_theory(self.level_of_theory)
         self.total_charge = total_charge
         self._graph: GraphBatch | None = None
         self._unchecked: Chem.Mol | None = None  # a molecule whose bonds no positions have been compared with
@@ -80,7 +80,7 @@ class PCBridgeCalculator(Calculator):
                 raise ValueError(f"the atoms do not fit the molecule in its order: {error}") from error
             self._unchecked = None  # later structures may be stretched on purpose
         positions = torch.as_tensor(atoms.positions, device=self.model.device)[None]
-        energies, forces = self.model.energy_and_forces(self._graph, positions, self._level.to(self.model.device))
+        energies, forces = self.model.energy_and_forces(self._graph, positions, self.level_of_theory)
         energy = energies.item()
         self.results = {"energy": energy, "free_energy": energy, "forces": forces[0].double().cpu().numpy()}
 
@@ -90,5 +90,5 @@ class PCBridgeCalculator(Calculator):
     def _graph_of(self, mol: Chem.Mol) -> GraphBatch:
         mol = Chem.Mol(mol)
         mol.RemoveAllConformers()  # the ASE atoms have the positions
-        graph = PCBridgeProcessor(self.model.config.supported_elements)(mol)
+        graph = PCBridgeProcessor.of_config(self.model.config)(mol)
         return GraphBatch(**{key: tensor.to(self.model.device) for key, tensor in graph.items()})

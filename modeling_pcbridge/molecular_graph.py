@@ -11,6 +11,8 @@ import numpy as np
 from rdkit import Chem
 from rdkit.Chem import rdDetermineBonds
 
+from .resonance import average_forms
+
 # Codes of `pair_types`: how two atoms are related in the graph. Bonds are told apart by order, other pairs by
 # the number of bonds on the shortest path between them.
 PAIR_PADDING, PAIR_SELF = 0, 1
@@ -42,11 +44,12 @@ class MolecularGraph:
 
     Attributes:
         atomic_numbers: (N,) uint8.
-        formal_charges: (N,) int8, in elementary charges.
+        formal_charges: (N,) int8, in elementary charges, or in 1 / `CHARGE_UNITS` of one where `resonance_invariant`.
         pair_types: (N, N) uint8, symmetric; bond order or shortest-path length (codes above).
         stereo_pair_types: (N, N) uint8, symmetric; cis or trans across a stereo double bond (codes above).
         stereo_quadruples: (M, 4) int16; for each tetrahedral stereo mark four atoms (a, b, c, d) ordered so that
             the signed volume det(b - a, c - a, d - a) of the right structure is positive.
+        torsion_quadruples: (K, 4) int16; the atoms (i, j, k, l) of each torsion, once, see `_torsion_quadruples`.
     """
 
     atomic_numbers: np.ndarray
@@ -54,6 +57,7 @@ class MolecularGraph:
     pair_types: np.ndarray
     stereo_pair_types: np.ndarray
     stereo_quadruples: np.ndarray
+    torsion_quadruples: np.ndarray
 
     @property
     def num_atoms(self) -> int:
@@ -69,8 +73,13 @@ class MolecularGraph:
         return len(self.stereo_quadruples) > 0 or bool(self.stereo_pair_types.any())
 
 
-def graph_from_mol(mol: Chem.Mol) -> MolecularGraph:
+def graph_from_mol(mol: Chem.Mol, resonance_invariant: bool = False) -> MolecularGraph:
     """The graph of a molecule whose hydrogens are explicit; the atom order is kept.
+
+    Args:
+        mol: sanitised.
+        resonance_invariant: describe all resonance forms of the molecule, whichever was drawn (see `resonance`),
+            instead of the one that was drawn, with RDKit's aromatic bonds.
 
     Raises:
         ValueError: no atoms, implicit hydrogens, several fragments, radicals, query or unusual bonds.
@@ -91,18 +100,23 @@ def graph_from_mol(mol: Chem.Mol) -> MolecularGraph:
 
     pair_types = PAIR_PATH_OF_2 - 2 + np.clip(path_lengths, 2, MAX_PATH_LENGTH).astype(np.uint8)
     np.fill_diagonal(pair_types, PAIR_SELF)
-    for bond in mol.GetBonds():
-        if bond.GetBondType() not in PAIR_BONDS:
-            raise ValueError(f"bond type {bond.GetBondType()} is not supported")
-        i, j = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
-        pair_types[i, j] = pair_types[j, i] = PAIR_BONDS[bond.GetBondType()]
+    bonds = {(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()): bond.GetBondType() for bond in mol.GetBonds()}
+    if unsupported := sorted(str(bond_type) for bond_type in set(bonds.values()) - set(PAIR_BONDS)):
+        raise ValueError(f"bond type {unsupported[0]} is not supported")
+    if resonance_invariant:
+        formal_charges, bonds = average_forms(mol)
+    else:
+        formal_charges = np.array([atom.GetFormalCharge() for atom in mol.GetAtoms()], dtype=np.int8)
+    for (i, j), bond_type in bonds.items():
+        pair_types[i, j] = pair_types[j, i] = PAIR_BONDS[bond_type]
 
     return MolecularGraph(
         atomic_numbers=np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], dtype=np.uint8),
-        formal_charges=np.array([atom.GetFormalCharge() for atom in mol.GetAtoms()], dtype=np.int8),
+        formal_charges=formal_charges,
         pair_types=pair_types,
         stereo_pair_types=_stereo_pair_types(mol),
         stereo_quadruples=_stereo_quadruples(mol),
+        torsion_quadruples=_torsion_quadruples(mol),
     )
 
 
@@ -136,6 +150,33 @@ def _stereo_quadruples(mol: Chem.Mol) -> np.ndarray:
             corners[2], corners[3] = corners[3], corners[2]
         quadruples.append(corners)
     return np.array(quadruples, dtype=np.int16).reshape(-1, 4)
+
+
+def _torsion_quadruples(mol: Chem.Mol) -> np.ndarray:
+    """(K, 4) atoms i, j, k, l of each torsion: i on j and l on k, turned against each other about the axis j-k.
+
+    An axis is a bond, or a row of sp atoms with the atom at either end, as in allenes, ketenimines and alkynes: their
+    bonds are in line, so that no angle is defined about one of them alone.
+    """
+    neighbours = [[other.GetIdx() for other in atom.GetNeighbors()] for atom in mol.GetAtoms()]
+    is_sp = [_is_sp(atom) for atom in mol.GetAtoms()]
+    quadruples = []
+    for j in (atom for atom, linear in enumerate(is_sp) if not linear):
+        for first in neighbours[j]:
+            before, k = j, first
+            while is_sp[k]:
+                before, k = k, sum(neighbours[k]) - before  # the other of its two neighbours
+            if j < k:  # each axis is found from both ends
+                on_j = [atom for atom in neighbours[j] if atom not in (first, k)]
+                on_k = [atom for atom in neighbours[k] if atom not in (before, j)]
+                quadruples += [(i, j, k, end) for i in on_j for end in on_k if i != end]
+    return np.array(quadruples, dtype=np.int16).reshape(-1, 4)
+
+
+def _is_sp(atom: Chem.Atom) -> bool:
+    """Whether its two bonds are in line, in each of the resonance forms: carbon, or N+, with two neighbours."""
+    valence = sum(bond.GetBondTypeAsDouble() for bond in atom.GetBonds())
+    return atom.GetAtomicNum() in (6, 7) and atom.GetDegree() == 2 and valence == 4
 
 
 def signed_volumes(positions: np.ndarray, quadruples: np.ndarray) -> np.ndarray:

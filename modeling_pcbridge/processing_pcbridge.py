@@ -6,6 +6,7 @@ import numpy as np
 from rdkit import Chem
 from transformers import BatchFeature, ProcessorMixin
 
+from .configuration_pcbridge import PCBridgeConfig
 from .graph_batch import GRAPH_KEYS, pad_graphs, pad_positions
 from .molecular_graph import graph_from_mol, mol_from_positions, mol_from_smiles
 
@@ -17,13 +18,29 @@ class PCBridgeProcessor(ProcessorMixin):
 
     Args:
         supported_elements: atomic numbers that the model has learned; others are refused.
+        supported_total_charges: total charges that it has learned; others are refused. None: all are taken.
+        resonance_invariant: whether its graphs describe all resonance forms, see `graph_from_mol`.
     """
 
     _auto_class = "AutoProcessor"  # what is saved carries this code, for trust_remote_code=True
 
-    def __init__(self, supported_elements: Sequence[int] = (1, 6, 7, 8, 9), **kwargs):
+    def __init__(
+        self,
+        supported_elements: Sequence[int] = (1, 6, 7, 8, 9),
+        supported_total_charges: Sequence[int] | None = None,
+        resonance_invariant: bool = False,
+        **kwargs,
+    ):
         super().__init__()
         self.supported_elements = [int(z) for z in supported_elements]
+        charges = supported_total_charges
+        self.supported_total_charges = None if charges is None else sorted(int(charge) for charge in charges)
+        self.resonance_invariant = bool(resonance_invariant)
+
+    @classmethod
+    def of_config(cls, config: PCBridgeConfig) -> "PCBridgeProcessor":
+        """The processor of a model with this configuration."""
+        return cls(config.supported_elements, config.supported_total_charges, config.resonance_invariant)
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -42,8 +59,9 @@ class PCBridgeProcessor(ProcessorMixin):
 
         Raises:
             ValueError: naming the molecule and the reason: nothing given, unparsable, disconnected or radical input,
-                an unsupported element, positions that are not finite or of the wrong shape, implicit hydrogens beside
-                a conformer, a drawing in place of a 3D structure, or positions for some molecules only.
+                an element or a total charge that the model has not learned, positions that are not finite or of the
+                wrong shape, implicit hydrogens beside a conformer, a drawing in place of a 3D structure, or positions
+                for some molecules only.
         """
         molecules = [molecules] if is_single(molecules) else list(molecules)
         if not molecules:
@@ -52,8 +70,8 @@ class PCBridgeProcessor(ProcessorMixin):
         for index, molecule in enumerate(molecules):
             try:
                 mol, coordinates = self._read(molecule)
-                graphs.append(graph_from_mol(mol))
-                self._check(graphs[-1], coordinates)
+                graphs.append(graph_from_mol(mol, self.resonance_invariant))
+                self._check(mol, coordinates)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"molecule {index} ({describe(molecule)}): {error}") from error
             positions.append(coordinates)
@@ -105,13 +123,15 @@ class PCBridgeProcessor(ProcessorMixin):
             if not np.isfinite(coordinates).all():
                 raise ValueError("positions are not all finite")
             self._check_elements(atomic_numbers)
+            self._check_total_charge(int(total_charge))
             return mol_from_positions(atomic_numbers.tolist(), coordinates, int(total_charge)), coordinates
         raise ValueError(
             "expected a SMILES string, an RDKit molecule or a tuple (atomic numbers, positions, total charge)"
         )
 
-    def _check(self, graph, coordinates: np.ndarray | None) -> None:
-        self._check_elements(graph.atomic_numbers)
+    def _check(self, mol: Chem.Mol, coordinates: np.ndarray | None) -> None:
+        self._check_elements([atom.GetAtomicNum() for atom in mol.GetAtoms()])
+        self._check_total_charge(Chem.GetFormalCharge(mol))
         if coordinates is not None and not np.isfinite(coordinates).all():
             raise ValueError("positions are not all finite")
 
@@ -122,6 +142,12 @@ class PCBridgeProcessor(ProcessorMixin):
             symbols = ", ".join(table.GetElementSymbol(z) if 1 <= z <= 118 else f"Z={z}" for z in unsupported)
             supported = ", ".join(table.GetElementSymbol(z) for z in self.supported_elements)
             raise ValueError(f"unsupported element {symbols}; this model knows {supported}")
+
+    def _check_total_charge(self, charge: int) -> None:
+        known = self.supported_total_charges
+        if known is not None and charge not in known:
+            charges = ", ".join(f"{value:+d}" if value else "0" for value in known)
+            raise ValueError(f"unsupported total charge {charge:+d}; this model knows {charges}")
 
 
 def is_single(molecules) -> bool:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import bundled_examples, small_model
+from conftest import FORMS, bundled_examples, small_model
 
 from dataset_scripts.collator import collate
 from modeling_pcbridge.losses import LossSettings
@@ -10,10 +10,11 @@ from pcbridge.training.compilation import compiled
 
 
 @pytest.mark.slow
-def test_compiled_steps_equal_plain_ones():
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_compiled_steps_equal_plain_ones(form):
     """Sizes change from batch to batch, so this also sees that no shape is compiled in."""
     settings = LossSettings(force_weight=1.0)
-    model = small_model()
+    model = small_model(**form)
     examples = bundled_examples("pm6", "train", 40, only_labelled=True)
     batches = [collate(examples[:8]), collate(examples[32:])]
     assert batches[0]["positions"].shape != batches[1]["positions"].shape

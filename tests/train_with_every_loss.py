@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, PartialState
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 from conftest import small_model
 from safetensors.torch import save_file
@@ -37,11 +37,7 @@ LOSSES = LossSettings(
 
 def main(folder: Path, micro_batches: int, optimizer: str, dtype: str) -> None:
     torch.set_num_threads(1)
-    accelerator = Accelerator(
-        cpu=True,
-        gradient_accumulation_steps=micro_batches,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=micro_batches)
     # FSDP2 and DeepSpeed work on CPUs too, but accelerate takes no notice of its own configuration there.
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP

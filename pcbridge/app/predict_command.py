@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace, error) -> int:
     _check_numbers(arguments, pipeline.model.config.num_train_timesteps, error)
     if arguments.level_of_theory is not None:
         try:
-            pipeline.model.config.energy_level_index(arguments.level_of_theory)
+            pipeline.model.config.find_level_of_theory(arguments.level_of_theory)
         except ValueError as problem:
             error(f"--level_of_theory: {problem}")
 

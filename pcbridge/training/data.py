@@ -50,6 +50,7 @@ class TrainingData:
     def __init__(self, config: TrainingConfig, model: PCBridgeModel):
         self.max_pairs = config.max_pairs
         self.levels_of_theory = tuple(model.config.energy_levels_of_theory)
+        self.resonance_invariant = model.config.resonance_invariant
         self.supported_elements = set(model.config.supported_elements)
         self._examples: dict[tuple[SourceConfig, str], Sequence[Example]] = {}
 
@@ -63,7 +64,7 @@ class TrainingData:
 
     def _of_source(self, source: SourceConfig, split: str) -> Sequence[Example]:
         if (source, split) not in self._examples:
-            examples = load_source(source, split, self.levels_of_theory, self.max_pairs)
+            examples = load_source(source, split, self.levels_of_theory, self.max_pairs, self.resonance_invariant)
             unknown = sorted(elements_of(examples) - self.supported_elements)
             if unknown:
                 raise ValueError(
@@ -82,7 +83,11 @@ def elements_of(examples: Sequence[Example]) -> set[int]:
 
 
 def load_source(
-    source: SourceConfig, split: str, levels_of_theory: Sequence[str], max_pairs: int | None = None
+    source: SourceConfig,
+    split: str,
+    levels_of_theory: Sequence[str],
+    max_pairs: int | None = None,
+    resonance_invariant: bool = False,
 ) -> Sequence[Example]:
     """The examples of one source: of bundled data in memory, graph features computed once; else read from
     its shards as they are asked for.
@@ -96,9 +101,13 @@ def load_source(
     max_atoms = None if max_pairs is None else isqrt(max_pairs)
     examples: Sequence[Example]
     if source.name in CONFIG_NAMES:
-        examples, num_too_large, label_levels = _bundled_examples(source, split, levels_of_theory, max_atoms)
+        examples, num_too_large, label_levels = _bundled_examples(
+            source, split, levels_of_theory, max_atoms, resonance_invariant
+        )
     elif Path(source.name).is_dir():
-        examples = ShardedExamples(Path(source.name), split, levels_of_theory, source.only_labelled, max_atoms)
+        examples = ShardedExamples(
+            Path(source.name), split, levels_of_theory, source.only_labelled, max_atoms, resonance_invariant
+        )
         num_too_large, label_levels = examples.num_too_large, examples.label_levels
         if source.max_rows is not None:
             examples = list(islice(examples, source.max_rows))
@@ -132,7 +141,11 @@ def load_source(
 
 
 def _bundled_examples(
-    source: SourceConfig, split: str, levels_of_theory: Sequence[str], max_atoms: int | None
+    source: SourceConfig,
+    split: str,
+    levels_of_theory: Sequence[str],
+    max_atoms: int | None,
+    resonance_invariant: bool,
 ) -> tuple[list[Example], int, Counter[str | None]]:
     """Up to `source.max_rows` examples, how many molecules before the last of them were too large, levels of labels."""
     examples: list[Example] = []
@@ -145,7 +158,7 @@ def _bundled_examples(
         if source.only_labelled and not has_energy:
             continue
         if max_atoms is None or len(row["atomic_numbers"]) <= max_atoms:
-            examples.append(example_from_row(row, levels_of_theory))
+            examples.append(example_from_row(row, levels_of_theory, resonance_invariant))
             label_levels[row["energy_level_of_theory"]] += 1
         else:
             num_too_large += 1

@@ -41,6 +41,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """The part of `tensor` that this process has, as a view; itself if it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def sharded_like(tensor: Tensor, target: Tensor) -> Tensor:
     """The part of `tensor`, which every process has whole, that belongs to this one if `target` is sharded."""
     if not isinstance(target, DTensor) or tensor.shape != target.shape:

@@ -3,17 +3,19 @@
 import logging
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from pcbridge.training.bad_numbers import BadLossError, find_bad_molecules
 from pcbridge.training.config import StageConfig, TrainingConfig
 from pcbridge.training.fsdp import gathered
-from pcbridge.training.update import LOSSES, RECORD_NAMES, MicroBatch, UpdateValues
+from pcbridge.training.update import LOSSES, RECORD_NAMES, MicroBatch, Place, UpdateValues, placed_parts, training_loss
 
 try:
     import resource
@@ -65,19 +67,20 @@ class UpdateWindow:
         return self.molecules / (time.perf_counter() - self.started)
 
     def _report(self, step: int, update: list[MicroBatch]) -> None:
-        parts = [part for micro_batch in update for part in micro_batch]
+        parts = placed_parts(step, update, self.accelerator)
+        culprits: list[str] = []
         with gathered(self.model):
-            culprits = [
-                molecule_id
-                for batch, ids in parts
-                for molecule_id in find_bad_molecules(self.model, batch, ids, self.stage.losses)
-            ]
-        ids = culprits or [molecule_id for _, ids in parts for molecule_id in ids]
+            for place, (batch, ids) in parts:
+                culprits += find_bad_molecules(partial(self._loss, place), batch, ids)
+        ids = culprits or [molecule_id for _, (_, ids) in parts for molecule_id in ids]
         who = f"{'molecules' if culprits else 'none alone; the batch is'} {', '.join(ids)}"
         message = f"{self.name}: the loss or gradient of update {step} is NaN or infinite ({who})"
         if self.bad_in_a_row >= self.config.max_bad_updates:
             raise BadLossError(f"{message}; that is {self.bad_in_a_row} in a row")
         logger.warning("%s; its gradient counts as zero", message)
+
+    def _loss(self, place: Place, batch: dict) -> Tensor:
+        return training_loss(self.model, batch, place, self.stage, self.config, self.accelerator).loss
 
 
 class ProgressDisplay:

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedType, GradScalerKwargs
 
 from modeling_pcbridge.configuration_pcbridge import PCBridgeConfig
@@ -74,7 +74,9 @@ def run(config: TrainingConfig) -> dict:
             stages[name] = stage
 
     metrics: dict = {"config": asdict(config), "histories": histories}
-    # The other processes leave here: an evaluation may take longer than a process group waits.
+    # The process group ends here, on all processes together, as NCCL wants it. What follows is the main process's alone
+    # and may take longer than a group waits.
+    accelerator.end_training()
     if accelerator.is_main_process:
         plot_losses(histories, output_dir / "losses.png")
         if config.evaluation is not None:
@@ -95,7 +97,6 @@ def run(config: TrainingConfig) -> dict:
                 hint = f"What was trained is in {output_dir}; run again with --resume latest to push."
                 raise HubPushError(f"{error}\n{hint}") from error
             logger.info("pushed to %s", pushed.commit_url)
-    accelerator.end_training()
     return metrics
 
 
@@ -113,12 +114,8 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=config.trackers or None,
         project_dir=config.output_dir,
-        kwargs_handlers=[
-            # A stage without denoising, or without energies, leaves a decoder out of the graph.
-            DistributedDataParallelKwargs(find_unused_parameters=True),
-            # Gradients stay within float16 as they are (docs/training.md).
-            GradScalerKwargs(enabled=False),
-        ],
+        # Gradients stay within float16 as they are (docs/training.md).
+        kwargs_handlers=[GradScalerKwargs(enabled=False)],
     )
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("fp16 needs a GPU; on CPUs accelerate would leave everything in float32")
@@ -219,9 +216,9 @@ def with_levels_of_theory(model: PCBridgeModel, levels: list[str]) -> PCBridgeMo
     config.energy_levels_of_theory = levels
     extended = PCBridgeModel(config)
     state = model.state_dict()
-    for name in ("mlp.up.weight", "mlp.up.bias", "mlp.down.weight", "mlp.down.bias", "reference_energies.energies"):
-        of_levels = state[f"energy_decoder.{name}"].unflatten(0, (len(known), -1))
-        state[f"energy_decoder.{name}"] = of_levels[places].flatten(0, 1)
+    for name, tensor in extended.energy_decoder.state_dict(prefix="energy_decoder.").items():
+        if tensor.shape != state[name].shape:  # a part per level
+            state[name] = state[name].unflatten(0, (len(known), -1))[places].flatten(0, 1)
     extended.load_state_dict(state)
     for index, level in enumerate(levels):
         if level not in known:
@@ -252,7 +249,7 @@ def save_checkpoint(
 ) -> Path:
     """Weights, config, code, processor and card in `folder`, ready for from_pretrained and for a hub."""
     if accelerator.is_main_process:
-        processor = PCBridgeProcessor(model.config.supported_elements)
+        processor = PCBridgeProcessor.of_config(model.config)
         PCBridgePipeline(model, processor=processor, device=model.device).save_pretrained(folder)
         card_of_run(model.config, config, stages).save(folder / "README.md")
     accelerator.wait_for_everyone()

@@ -3,14 +3,16 @@
 import copy
 import json
 import logging
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType
 
+from modeling_pcbridge.losses import LossSettings
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from pcbridge.training.compilation import compiled
 from pcbridge.training.config import UPDATES_PER_WINDOW, StageConfig, TrainingConfig
@@ -28,7 +30,7 @@ from pcbridge.training.states import (
     restore_training_state,
     save_training_state,
 )
-from pcbridge.training.update import run_update
+from pcbridge.training.update import BLOCKS, run_update
 from pcbridge.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -82,6 +84,25 @@ def train_stage(
     return training.finish()
 
 
+def leaves_out_parameters(losses: LossSettings) -> bool:
+    """Whether some parameters get no gradient, which DDP has to be told, because it costs a search in every step."""
+    trained = losses.trained_blocks()
+    # The last bias moves energies but not forces.
+    return "energy" not in trained or set(BLOCKS) != {block for blocks in trained.values() for block in blocks}
+
+
+@contextmanager
+def float32_products(config: TrainingConfig, device: torch.device) -> Iterator[None]:
+    """Within the context matrix products of float32 on a GPU are as exact as `config.tf32` says."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class _StageTraining:
     """What one stage holds while it trains."""
 
@@ -117,6 +138,8 @@ class _StageTraining:
             logger.info("%s: %s loss trains %s", name, loss, ", ".join(blocks))
         self.state_folder = Path(config.output_dir) / "training_state" / name
         self.progress = self._first_progress()
+        searches = leaves_out_parameters(stage.losses)
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=searches)
         self.prepared = self.trained if is_sharded else accelerator.prepare(self.trained)
         self.window = UpdateWindow(name, self.trained, stage, config, accelerator)
         self.display = ProgressDisplay(name, stage.num_steps, self.progress.step, accelerator)
@@ -126,7 +149,8 @@ class _StageTraining:
         progress, config = self.progress, self.config
         batches = iter(make_loader(self.stage, self.data, config, self.accelerator, progress.step))
         compilation = compiled(self.trained) if config.compile else nullcontext()
-        with compilation, StopRequest() as stop, no_process_left(), closing(batches):  # type: ignore[type-var]
+        precision = float32_products(config, self.accelerator.device)
+        with precision, compilation, StopRequest() as stop, no_process_left(), closing(batches):  # type: ignore[type-var]
             while not progress.ended:
                 self._update([next(batches) for _ in range(config.gradient_accumulation_steps)])
                 progress.ended = progress.step == self.stage.num_steps

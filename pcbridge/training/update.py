@@ -1,7 +1,7 @@
 """One optimiser update: its micro-batches on every process, their losses, gradients and norms."""
 
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modeling_pcbridge.losses import LOSS_NAMES
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
-from pcbridge.training.bad_numbers import drop_gradients_unless, poison_if_bad
+from pcbridge.training.bad_numbers import LABEL_MASKS, drop_gradients_unless, poison_if_bad
 from pcbridge.training.config import StageConfig, TrainingConfig
 from pcbridge.training.deepspeed_zero import average_gradients
 from pcbridge.training.fsdp import gathered, whole
@@ -48,14 +48,53 @@ def count_labels(batches: list[dict], accelerator: Accelerator) -> dict[str, Ten
     """Labels of each kind in `batches` on all processes, as scalar tensors."""
     counts = torch.zeros(3, device=accelerator.device)
     for batch in batches:
-        counts += torch.stack([batch[mask].sum() for mask in ("has_energy", "has_forces", "is_equilibrium")])
+        counts += torch.stack([batch[mask].sum() for mask in LABEL_MASKS]).to(accelerator.device)
     energy, forces, equilibrium = accelerator.reduce(counts, reduction="sum")
     return {"energy": energy, "forces": forces, "equilibrium": equilibrium}
 
 
-def noise_generator(seed: int, *place: int, device: torch.device) -> torch.Generator:
+class Place(NamedTuple):
+    """Where a part of a batch stands in a run, whatever the number of processes.
+
+    Attributes:
+        step: number of the update.
+        micro_batch: number of the micro-batch in the update. The loader deals them out to the processes in turn.
+        part: number of the part of the micro-batch.
+    """
+
+    step: int
+    micro_batch: int
+    part: int
+
+
+def placed_parts(step: int, update: list[MicroBatch], accelerator: Accelerator) -> list[tuple[Place, Part]]:
+    """The parts of this process's share of update number `step`."""
+    return [
+        (Place(step, index * accelerator.num_processes + accelerator.process_index, number), part)
+        for index, micro_batch in enumerate(update)
+        for number, part in enumerate(micro_batch)
+    ]
+
+
+def training_loss(
+    model: torch.nn.Module,
+    batch: dict,
+    place: Place,
+    stage: StageConfig,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    counts: dict[str, Tensor] | None = None,
+) -> Any:
+    """The losses of a batch at its place, a `PCBridgeOutput`, with the noise and the precision of training."""
+    generator = noise_generator(config, accelerator, *place)
+    with accelerator.autocast():
+        return model(**batch, loss_settings=stage.losses, label_counts=counts, generator=generator)
+
+
+def noise_generator(config: TrainingConfig, accelerator: Accelerator, *place: int) -> torch.Generator:
     """The noise of a batch depends on the seed and its place in the run only, so resuming needs no state."""
-    entropy = np.random.SeedSequence((seed, *place)).generate_state(1, np.uint64)[0] >> 1
+    device = accelerator.device if config.noise_device == "device" else "cpu"
+    entropy = np.random.SeedSequence((config.seed, *place)).generate_state(1, np.uint64)[0] >> 1
     return torch.Generator(device).manual_seed(int(entropy))
 
 
@@ -69,23 +108,18 @@ def run_update(
     optimizers: list[torch.optim.Optimizer],
 ) -> UpdateValues:
     """Forward, backward and optimiser step over the micro-batches of update number `step` on this process."""
-    # The loader deals micro-batches out in turn, so the same number on all processes together is the same micro-batch
-    # on one.
-    parts: list[tuple[dict, tuple[int, ...]]] = [
-        (batch, (index * accelerator.num_processes + accelerator.process_index, part))
-        for index, micro_batch in enumerate(update)
-        for part, (batch, _) in enumerate(micro_batch)
-    ]
-    counts = count_labels([batch for batch, _ in parts], accelerator)
+    parts = [(place, batch) for place, (batch, _) in placed_parts(step, update, accelerator)]
+    batches = [batch for _, batch in parts]
+    counts = count_labels(batches, accelerator)
     with gathered(prepared):
-        totals = _accumulate_gradients(prepared, parts, counts, step, stage, config, accelerator)
+        totals = _accumulate_gradients(prepared, parts, counts, stage, config, accelerator)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         average_gradients(prepared)
     # Every process has the same gradient, and about the same padding; a share of each adds up to it.
     block_norms = _block_norms(accelerator.unwrap_model(prepared))
     norm = torch.nn.utils.clip_grad_norm_(prepared.parameters(), config.max_grad_norm)
     gradient_norm = whole(norm).detach().float()
-    shared = torch.stack([_padded_share([batch for batch, _ in parts]), gradient_norm, *block_norms])
+    shared = torch.stack([_padded_share(batches), gradient_norm, *block_norms])
     good = gradient_norm.isfinite()
     drop_gradients_unless(good, prepared)
     for optimizer in optimizers:
@@ -96,23 +130,20 @@ def run_update(
 
 def _accumulate_gradients(
     prepared: torch.nn.Module,
-    parts: list[tuple[dict, tuple[int, ...]]],
+    parts: list[tuple[Place, dict]],
     counts: dict[str, Tensor],
-    step: int,
     stage: StageConfig,
     config: TrainingConfig,
     accelerator: Accelerator,
 ) -> Tensor:
-    """Forward and backward over `parts`, each a batch and its place in the update; returns `LOSSES`."""
+    """Forward and backward over `parts`, batches at their places; returns `LOSSES`."""
     totals = torch.zeros(len(LOSSES), device=accelerator.device)
-    for index, (batch, place) in enumerate(parts):
+    for index, (place, batch) in enumerate(parts):
         is_last = index + 1 == len(parts)
         # Gradients are averaged over processes, but the losses are already divided by the label counts of the whole
         # update, so that is undone.
         with nullcontext() if is_last else accelerator.no_sync(prepared):
-            with accelerator.autocast():
-                generator = noise_generator(config.seed, step, *place, device=accelerator.device)
-                output = prepared(**batch, loss_settings=stage.losses, label_counts=counts, generator=generator)
+            output = training_loss(prepared, batch, place, stage, config, accelerator, counts)
             (poison_if_bad(output.loss) * accelerator.num_processes).backward()
         terms = [getattr(output, name) for name in LOSSES]
         totals += torch.stack([totals.new_zeros(()) if term is None else term.detach().float() for term in terms])

@@ -12,7 +12,7 @@ from accelerate.utils import send_to_device
 from modeling_pcbridge.graph_batch import pad_graphs
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from pcbridge.evaluation.config import EvaluationConfig
-from pcbridge.evaluation.references import load_references
+from pcbridge.evaluation.references import graphs_for, load_references
 from pcbridge.evaluation.report import plot_structures
 from pcbridge.training.config import StageConfig, TrainingConfig
 from pcbridge.training.data import TrainingData, collate_in_parts, sample_rows
@@ -54,9 +54,7 @@ class Validation:
         # Every process takes its share, however many there are.
         own = range(accelerator.process_index, len(parts), accelerator.num_processes)
         self.batches = [(place, parts[place][0]) for place in own]
-        self.counts = count_labels(
-            [send_to_device(batch, accelerator.device) for _, batch in self.batches], accelerator
-        )
+        self.counts = count_labels([batch for _, batch in self.batches], accelerator)
 
     def __call__(self, average: PCBridgeModel, step: int, so_far: BestSoFar | None) -> tuple[float, BestSoFar]:
         """The validation loss of `average` after `step` updates, and which weights are best now; `best` holds them."""
@@ -81,8 +79,8 @@ class Validation:
         model.eval()
         total = torch.zeros((), device=self.accelerator.device)
         for place, batch in self.batches:
-            batch = send_to_device(batch, self.accelerator.device)
-            generator = noise_generator(self.config.seed, place, device=self.accelerator.device)
+            batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
+            generator = noise_generator(self.config, self.accelerator, place)
             # Forces are gradients; no parameter's gradient is kept.
             with torch.enable_grad(), self.accelerator.autocast():
                 output = model(**batch, loss_settings=self.stage.losses, label_counts=self.counts, generator=generator)
@@ -93,8 +91,8 @@ class Validation:
     def _picture(self, model: PCBridgeModel, step: int) -> None:
         """Generated over DFT structures of the same few molecules of the bundled validation split."""
         references = load_references(EvaluationConfig("validation", self.settings.num_pictures))
-        graphs = send_to_device(pad_graphs([reference.example.graph for reference in references]), model.device)
-        generator = noise_generator(self.config.seed, 0, device=model.device)
+        graphs = send_to_device(pad_graphs(graphs_for(model, references)), model.device)
+        generator = noise_generator(self.config, self.accelerator, 0)
         positions = model.predict_structure(**graphs, generator=generator).positions[:, 0].cpu().double().numpy()
         structures = [
             x[: reference.example.graph.num_atoms] for x, reference in zip(positions, references, strict=True)
