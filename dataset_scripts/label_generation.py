@@ -23,6 +23,7 @@ import json
 import logging
 import os
 import random
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -33,8 +34,13 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+<<<<<<< HEAD
+from dataset_scripts.labelling import GEOMETRIES, LEVELS, Level, empty_line, find_level, fingerprint, label
+from dataset_scripts.options import underscored
+=======
 from dataset_scripts.geometries import GEOMETRIES, parse_geometry
 from dataset_scripts.labelling import LEVELS, Level, empty_line, find_level, fingerprint, label
+>>>>>>> main
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sdf import read_sdf
 from dataset_scripts.tables import read_smiles
@@ -219,7 +225,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes on this machine, one thread each")
     parser.add_argument("--scheduler", help="address of a running dask scheduler, in place of --workers")
     parser.add_argument("--retry_failed", action="store_true", help="try again what has failed before")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(underscored(sys.argv[1:]))
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # tblite reads it when it is loaded, which is later
     try:
         counts = generate(**vars(arguments))

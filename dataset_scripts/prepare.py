@@ -27,6 +27,7 @@ from rdkit import Chem, RDLogger
 from tqdm.auto import tqdm
 
 from dataset_scripts.bad_rows import rows_of_records
+from dataset_scripts.options import underscored
 from dataset_scripts.own_data import own_source
 from dataset_scripts.raw_sources import SOURCES, RawSource
 from dataset_scripts.schema import FEATURES
@@ -204,7 +205,7 @@ def main() -> None:
     parser.add_argument("--on_error", choices=("raise", "skip"), default="raise", help="for damaged records")
     parser.add_argument("--equilibrium_level_of_theory", help="of own data: the method whose minima the structures are")
     parser.add_argument("--energy_level_of_theory", help="of own data: the method of energies and forces")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(underscored(sys.argv[1:]))
     if arguments.source == "own":
         source = own_source(arguments.equilibrium_level_of_theory, arguments.energy_level_of_theory)
     else:
