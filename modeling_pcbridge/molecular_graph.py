@@ -22,6 +22,7 @@ PAIR_BONDS = {
     Chem.BondType.TRIPLE: 4,
     Chem.BondType.AROMATIC: 5,
 }
+_BOND_ORDERS = dict(zip(PAIR_BONDS, (1.0, 2.0, 3.0, 1.5), strict=True))
 PAIR_PATH_OF_2 = 6  # then one code a path length: 7 is a path of 3 bonds, and so on
 MAX_PATH_LENGTH = 9  # longer paths share the last code
 NUM_PAIR_TYPES = PAIR_PATH_OF_2 + MAX_PATH_LENGTH - 1
@@ -116,7 +117,7 @@ def graph_from_mol(mol: Chem.Mol, resonance_invariant: bool = False) -> Molecula
         pair_types=pair_types,
         stereo_pair_types=_stereo_pair_types(mol),
         stereo_quadruples=_stereo_quadruples(mol),
-        torsion_quadruples=_torsion_quadruples(mol),
+        torsion_quadruples=_torsion_quadruples(mol, bonds),
     )
 
 
@@ -152,14 +153,14 @@ def _stereo_quadruples(mol: Chem.Mol) -> np.ndarray:
     return np.array(quadruples, dtype=np.int16).reshape(-1, 4)
 
 
-def _torsion_quadruples(mol: Chem.Mol) -> np.ndarray:
+def _torsion_quadruples(mol: Chem.Mol, bonds: dict[tuple[int, int], Chem.BondType]) -> np.ndarray:
     """(K, 4) atoms i, j, k, l of each torsion: i on j and l on k, turned against each other about the axis j-k.
 
     An axis is a bond, or a row of sp atoms with the atom at either end, as in allenes, ketenimines and alkynes: their
     bonds are in line, so that no angle is defined about one of them alone.
     """
     neighbours = [[other.GetIdx() for other in atom.GetNeighbors()] for atom in mol.GetAtoms()]
-    is_sp = [_is_sp(atom) for atom in mol.GetAtoms()]
+    is_sp = _sp_atoms(mol, bonds)
     quadruples = []
     for j in (atom for atom, linear in enumerate(is_sp) if not linear):
         for first in neighbours[j]:
@@ -173,10 +174,19 @@ def _torsion_quadruples(mol: Chem.Mol) -> np.ndarray:
     return np.array(quadruples, dtype=np.int16).reshape(-1, 4)
 
 
-def _is_sp(atom: Chem.Atom) -> bool:
-    """Whether its two bonds are in line, in each of the resonance forms: carbon, or N+, with two neighbours."""
-    valence = sum(bond.GetBondTypeAsDouble() for bond in atom.GetBonds())
-    return atom.GetAtomicNum() in (6, 7) and atom.GetDegree() == 2 and valence == 4
+def _sp_atoms(mol: Chem.Mol, bonds: dict[tuple[int, int], Chem.BondType]) -> list[bool]:
+    """Whether the two bonds of each atom are in line: of carbon, or N+, with two neighbours and no lone pair.
+
+    By the types of `bonds`, which may be those of all resonance forms.
+    """
+    orders = [0.0] * mol.GetNumAtoms()
+    for ends, bond_type in bonds.items():
+        for atom in ends:
+            orders[atom] += _BOND_ORDERS[bond_type]
+    return [
+        atom.GetAtomicNum() in (6, 7) and atom.GetDegree() == 2 and order > 3
+        for atom, order in zip(mol.GetAtoms(), orders, strict=True)
+    ]
 
 
 def signed_volumes(positions: np.ndarray, quadruples: np.ndarray) -> np.ndarray:
