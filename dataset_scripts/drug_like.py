@@ -37,6 +37,7 @@ from dataset_scripts.fragments import (
 )
 from dataset_scripts.library import ELEMENTS, LibraryRecord, constitution_hash, library_mol, read_library
 from dataset_scripts.protonation import charged_form
+from modeling_pcbridge.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Exclusion:
         lines = path.read_text().split() if path else []
         for line in lines:
             if len(line) != 64 or set(line) - set("0123456789abcdef"):
-                raise ValueError(f"{path}: {line!r} is no SHA-256")
+                raise InputError(f"{path}: {line!r} is no SHA-256")
         return cls(lines)
 
     def __contains__(self, mol: Chem.Mol) -> bool:

@@ -46,6 +46,7 @@ from tqdm.auto import tqdm
 
 from dataset_scripts.bad_rows import BadRowError
 from dataset_scripts.library import ELEMENTS, LibraryRecord, library_mol, read_library
+from modeling_pcbridge.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -530,12 +531,12 @@ def make_fragments(
     """
     for option, value in (("max_heavy_atoms", max_heavy_atoms), ("num", num), ("workers", workers), ("sample", sample)):
         if value is not None and value < 1:
-            raise ValueError(f"{option} must be at least 1, not {value}")
+            raise InputError(f"{option} must be at least 1, not {value}")
     if not radius or min(radius) < 0 or len(set(radius)) < len(radius):
-        raise ValueError(f"radius must be different numbers of at least 0, not {list(radius)}")
+        raise InputError(f"radius must be different numbers of at least 0, not {list(radius)}")
     known = {Chem.GetPeriodicTable().GetElementSymbol(number) for number in range(1, 119)}
     if unknown := [element for element in elements if element not in known]:
-        raise ValueError(f"no element {unknown[0]!r}")
+        raise InputError(f"no element {unknown[0]!r}")
     records: Iterable[LibraryRecord] = itertools.chain.from_iterable(map(read_library, library))
     if sample is not None:
         records = sample_records(records, sample, seed)
@@ -543,7 +544,7 @@ def make_fragments(
     for reason, count in counts.failures.most_common():
         logger.warning("left out %d molecules: %s (%s)", count, reason, counts.failure_examples[reason][0])
     if not counts.num_molecules:
-        raise ValueError(f"no molecule of {', '.join(map(str, library))} can be used")
+        raise InputError(f"no molecule of {', '.join(map(str, library))} can be used")
     chosen = choose_fragments(counts, num)
     report = summarize(counts, chosen)
     output.write_text("".join(f"{fragment.smiles} {fragment.name}\n" for fragment in chosen))
