@@ -34,13 +34,9 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-<<<<<<< HEAD
-from dataset_scripts.labelling import GEOMETRIES, LEVELS, Level, empty_line, find_level, fingerprint, label
-from dataset_scripts.options import underscored
-=======
 from dataset_scripts.geometries import GEOMETRIES, parse_geometry
 from dataset_scripts.labelling import LEVELS, Level, empty_line, find_level, fingerprint, label
->>>>>>> main
+from dataset_scripts.options import underscored
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sdf import read_sdf
 from dataset_scripts.tables import read_smiles
