@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from rdkit import Chem
 
+from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
 from modeling_pcbridge.loss_terms import LabelRows
 from modeling_pcbridge.molecular_graph import MolecularGraph, graph_from_mol, mol_from_smiles, with_structure
@@ -49,14 +50,14 @@ def example_from_row(row: dict, levels_of_theory: Sequence[str], resonance_invar
     try:
         graph = graph_from_mol(mol_from_row(row), resonance_invariant)
     except ValueError as error:
-        raise ValueError(f"molecule {name}: {error}") from error
+        raise InputError(f"molecule {name}: {error}") from error
     level, energy, forces = row["energy_level_of_theory"], row["energy"], row["forces"]
     if level not in levels_of_theory:
         level, energy, forces = row["equilibrium_level_of_theory"], None, None
     if forces is None and level in levels_of_theory and row["equilibrium_level_of_theory"] == level:
         forces = np.zeros((graph.num_atoms, 3))
     if energy is not None and not np.isfinite(energy):
-        raise ValueError(f"molecule {name}: the energy is {energy}; absent labels must be null")
+        raise InputError(f"molecule {name}: the energy is {energy}; absent labels must be null")
     return Example(
         molecule_id=name,
         graph=graph,
@@ -76,16 +77,16 @@ def mol_from_row(row: dict) -> Chem.Mol:
     """
     mol = mol_from_smiles(row["mapped_smiles"])
     if [atom.GetAtomicNum() for atom in mol.GetAtoms()] != list(row["atomic_numbers"]):
-        raise ValueError("atomic_numbers differ from mapped_smiles")
+        raise InputError("atomic_numbers differ from mapped_smiles")
     return with_structure(mol, _vectors(row["positions"], mol.GetNumAtoms(), "positions"))
 
 
 def _vectors(values, num_atoms: int, what: str) -> np.ndarray:
     array = np.asarray(values, dtype=np.float32)
     if array.shape != (num_atoms, 3):
-        raise ValueError(f"{what} have shape {array.shape}, not ({num_atoms}, 3)")
+        raise InputError(f"{what} have shape {array.shape}, not ({num_atoms}, 3)")
     if not np.isfinite(array).all():
-        raise ValueError(f"{what} are not all finite")
+        raise InputError(f"{what} are not all finite")
     return array
 
 

@@ -37,6 +37,7 @@ from dataset_scripts.fragments import (
 )
 from dataset_scripts.library import ELEMENTS, LibraryRecord, constitution_hash, library_mol, read_library
 from dataset_scripts.protonation import charged_form
+from modeling_pcbridge.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Exclusion:
         lines = path.read_text().split() if path else []
         for line in lines:
             if len(line) != 64 or set(line) - set("0123456789abcdef"):
-                raise ValueError(f"{path}: {line!r} is no SHA-256")
+                raise InputError(f"{path}: {line!r} is no SHA-256")
         return cls(lines)
 
     def __contains__(self, mol: Chem.Mol) -> bool:
@@ -88,19 +89,16 @@ def forms_of(record: LibraryRecord, exclusion: Exclusion) -> Iterator[Chem.Mol]:
         yield charged
 
 
-def label_order(
-    chosen: Sequence[ChosenFragment], counts: LibraryCounts, exclusion: Exclusion, num: int
-) -> list[str]:
+def label_order(chosen: Sequence[ChosenFragment], counts: LibraryCounts, exclusion: Exclusion, num: int) -> list[str]:
     """SMILES of at most `num` fragments: in turn the next chosen and the next most frequent one.
 
     Both by rank times how much more a larger one costs, so that small ones come earlier than their rank.
     """
+
     def cost(num_heavy_atoms: int) -> float:
         return (num_heavy_atoms / MAX_FRAGMENT_ATOMS) ** 2.5
 
-    by_coverage = sorted(
-        enumerate(chosen, start=1), key=lambda ranked: ranked[0] * cost(ranked[1].num_heavy_atoms)
-    )
+    by_coverage = sorted(enumerate(chosen, start=1), key=lambda ranked: ranked[0] * cost(ranked[1].num_heavy_atoms))
     frequent = [
         (rank, smiles, Chem.MolFromSmiles(smiles).GetNumHeavyAtoms())
         for rank, (smiles, count) in enumerate(counts.fragments.most_common(20 * num), start=1)
@@ -152,8 +150,8 @@ def select(
         molecules.append(found)
     _write(output / "library.smi", forms)
 
-    records = (LibraryRecord(name, smiles) for smiles, name in forms.items())
-    counts = count_library(records, MAX_FRAGMENT_ATOMS, (1, 2), ELEMENTS, workers)
+    drawn = (LibraryRecord(name, smiles) for smiles, name in forms.items())
+    counts = count_library(drawn, MAX_FRAGMENT_ATOMS, (1, 2), ELEMENTS, workers)
     chosen = [f for f in choose_fragments(counts, num) if Chem.MolFromSmiles(f.smiles) not in exclusion]
     (output / "fragments.smi").write_text("".join(f"{f.smiles} {f.name}\n" for f in chosen))
     (output / "fragments.json").write_text(json.dumps(summarize(counts, chosen), indent=1) + "\n")

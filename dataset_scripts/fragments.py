@@ -46,6 +46,7 @@ from tqdm.auto import tqdm
 
 from dataset_scripts.bad_rows import BadRowError
 from dataset_scripts.library import ELEMENTS, LibraryRecord, library_mol, read_library
+from modeling_pcbridge.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -331,7 +332,7 @@ def count_library(
 ) -> LibraryCounts:
     """Cut all molecules and count fragments and environments; the result does not depend on the number of workers."""
     total = LibraryCounts(tuple(radii))
-    chunks = iter(lambda records=iter(records): list(itertools.islice(records, _CHUNK_SIZE)), [])
+    chunks = _chunks(iter(records))
     arguments = (max_heavy_atoms, tuple(radii), frozenset(elements))
     with ExitStack() as stack:
         if workers == 1:
@@ -344,6 +345,11 @@ def count_library(
             total.merge(counts)
             progress.update(counts.num_molecules + counts.failures.total())
     return total
+
+
+def _chunks(records: Iterator[LibraryRecord]) -> Iterator[list[LibraryRecord]]:
+    while chunk := list(itertools.islice(records, _CHUNK_SIZE)):
+        yield chunk
 
 
 def _in_order(pool: ProcessPoolExecutor, chunks: Iterator[list], arguments: tuple, window: int) -> Iterator:
@@ -381,8 +387,7 @@ def choose_fragments(counts: LibraryCounts, num: int) -> list[ChosenFragment]:
     for smiles, num_molecules in counts.fragments.items():
         mol = Chem.MolFromSmiles(smiles)
         environments = {
-            radius: weights[radius].keys() & hashes
-            for radius, hashes in atom_environments(mol, counts.radii).items()
+            radius: weights[radius].keys() & hashes for radius, hashes in atom_environments(mol, counts.radii).items()
         }
         candidates.append((smiles, mol.GetNumHeavyAtoms(), num_molecules, environments))
     candidates.sort(key=lambda candidate: (candidate[1], -candidate[2], candidate[0]))
@@ -464,7 +469,8 @@ def draw_report(counts: LibraryCounts, chosen: Sequence[ChosenFragment], path: P
     from rdkit.Chem.Draw import rdMolDraw2D
 
     figure = Figure(figsize=(11, 8), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1))
+    grid = figure.add_gridspec(2, 1)
+    upper, lower = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     axes = upper.subplots()
     for radius in counts.radii:
         shares = [0.0, *(100 * fragment.coverage[radius] for fragment in chosen)]
@@ -482,7 +488,6 @@ def draw_report(counts: LibraryCounts, chosen: Sequence[ChosenFragment], path: P
         if count is not None:
             mol = Chem.MolFromSmiles(count.smiles)
             canvas = rdMolDraw2D.MolDraw2DCairo(500, 300)
-            canvas.drawOptions().addStereoAnnotation = False
             rdMolDraw2D.PrepareAndDrawMolecule(canvas, mol, highlightAtoms=[count.atom])
             canvas.FinishDrawing()
             place.imshow(_read_png(canvas.GetDrawingText()))
@@ -526,12 +531,12 @@ def make_fragments(
     """
     for option, value in (("max_heavy_atoms", max_heavy_atoms), ("num", num), ("workers", workers), ("sample", sample)):
         if value is not None and value < 1:
-            raise ValueError(f"{option} must be at least 1, not {value}")
+            raise InputError(f"{option} must be at least 1, not {value}")
     if not radius or min(radius) < 0 or len(set(radius)) < len(radius):
-        raise ValueError(f"radius must be different numbers of at least 0, not {list(radius)}")
+        raise InputError(f"radius must be different numbers of at least 0, not {list(radius)}")
     known = {Chem.GetPeriodicTable().GetElementSymbol(number) for number in range(1, 119)}
     if unknown := [element for element in elements if element not in known]:
-        raise ValueError(f"no element {unknown[0]!r}")
+        raise InputError(f"no element {unknown[0]!r}")
     records: Iterable[LibraryRecord] = itertools.chain.from_iterable(map(read_library, library))
     if sample is not None:
         records = sample_records(records, sample, seed)
@@ -539,7 +544,7 @@ def make_fragments(
     for reason, count in counts.failures.most_common():
         logger.warning("left out %d molecules: %s (%s)", count, reason, counts.failure_examples[reason][0])
     if not counts.num_molecules:
-        raise ValueError(f"no molecule of {', '.join(map(str, library))} can be used")
+        raise InputError(f"no molecule of {', '.join(map(str, library))} can be used")
     chosen = choose_fragments(counts, num)
     report = summarize(counts, chosen)
     output.write_text("".join(f"{fragment.smiles} {fragment.name}\n" for fragment in chosen))

@@ -5,7 +5,7 @@
 | `given` | that of the input |
 | `minimum` | the minimum below it, at the level of the labels |
 | `displaced` | Gaussian noise of .03, .06 or .1 angstrom on every coordinate |
-| `torsion` | one bond turned, double bonds by 15 to 60, others by 30 to 180 degrees; ends held, the rest relaxed a little |
+| `torsion` | one bond turned (double bonds by 15 to 60, others by 30 to 180 degrees), the rest relaxed a little |
 | `dynamics` | after 200 fs of GFN2-xTB Langevin dynamics at 300, 600 or 1,000 K |
 
 `torsion_2` is a second one, of the next bond and at another angle, `torsion_3` a third, and so on; so with `displaced`
@@ -21,6 +21,7 @@ import numpy as np
 from rdkit import Chem
 
 from dataset_scripts.quantum_chemistry import gfn2_relaxed, gfn2_snapshot
+from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.molecular_graph import check_bond_lengths, mapped_smiles, with_structure
 
 GEOMETRIES = ("given", "minimum", "displaced", "torsion", "dynamics")
@@ -60,7 +61,7 @@ def parse_geometry(name: str) -> tuple[str, int]:
     kind, number = (match[1], int(match[2] or 1)) if match else ("", 1)
     if kind not in GEOMETRIES or (number > 1 and kind in ("given", "minimum")) or name.endswith("_1"):
         numbered = ", ".join(f"{kind}_2" for kind in GEOMETRIES[2:])
-        raise ValueError(f"no geometry {name!r}; there are {', '.join(GEOMETRIES)}, {numbered} and so on")
+        raise InputError(f"no geometry {name!r}; there are {', '.join(GEOMETRIES)}, {numbered} and so on")
     return kind, number
 
 
@@ -106,11 +107,11 @@ def check_geometry(mol: Chem.Mol, positions: np.ndarray) -> None:
     if near.any():
         i, j = (int(index) for index in np.argwhere(near)[0])
         symbols = [mol.GetAtomWithIdx(index).GetSymbol() for index in (i, j)]
-        raise ValueError(
+        raise InputError(
             f"folded onto itself: {symbols[0]}{i} and {symbols[1]}{j} are {distances[i, j]:.2f} angstrom apart"
         )
     if mapped_smiles(with_structure(mol, positions)) != mapped_smiles(mol):
-        raise ValueError("another stereoisomer")
+        raise InputError("another stereoisomer")
 
 
 def displaced(positions: np.ndarray, molecule_id: str, number: int = 1) -> np.ndarray:
@@ -129,7 +130,7 @@ def twisted(mol: Chem.Mol, molecule_id: str, number: int = 1) -> np.ndarray:
     """
     bonds = bonds_to_turn(mol, molecule_id)
     if not bonds:
-        raise ValueError("no bond to turn")
+        raise InputError("no bond to turn")
     kind, i, j = bonds[(number - 1) % len(bonds)]
     rng = _generator(molecule_id, f"torsion_{number}")
     angle = rng.uniform(*(DOUBLE_BOND_TURNS if kind == "double" else TURNS)) * rng.choice((-1, 1))

@@ -24,6 +24,7 @@ from dataset_scripts.quantum_chemistry import (
 from dataset_scripts.rdkit_structures import etkdg_conformers, mmff_minima
 from dataset_scripts.rows import row_of_mol
 from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB, PM6
+from modeling_pcbridge.errors import CalculationError, InputError
 from modeling_pcbridge.molecular_graph import (
     check_bond_lengths,
     graph_from_mol,
@@ -69,10 +70,10 @@ def find_level(name: str) -> Level:
     """
     module, colon, attribute = name.partition(":")
     if not colon and name not in LEVELS:
-        raise ValueError(f"no level {name!r}; there are {', '.join(LEVELS)}, or give module:attribute")
+        raise InputError(f"no level {name!r}; there are {', '.join(LEVELS)}, or give module:attribute")
     level = getattr(importlib.import_module(module), attribute, None) if colon else LEVELS[name]
     if not isinstance(level, Level):
-        raise ValueError(f"{attribute!r} of module {module!r} is no labelling.Level")
+        raise InputError(f"{attribute!r} of module {module!r} is no labelling.Level")
     return level
 
 
@@ -87,7 +88,7 @@ def starting_structure(molecule: dict) -> Chem.Mol:
     if "mol_block" in molecule:
         mol = Chem.MolFromMolBlock(molecule["mol_block"], removeHs=False)
         if mol is None:
-            raise ValueError("RDKit cannot parse the SDF record")
+            raise InputError("RDKit cannot parse the SDF record")
         mol = Chem.AddHs(mol, addCoords=True)
         positions = mol.GetConformer().GetPositions() if mol.GetConformer().Is3D() else None
     else:
@@ -96,12 +97,12 @@ def starting_structure(molecule: dict) -> Chem.Mol:
     if positions is None:
         embedded = etkdg_conformers(mol, 1, seed=0)
         if embedded is None:
-            raise RuntimeError("ETKDG found no structure")
+            raise CalculationError("ETKDG found no structure")
         relaxed = mmff_minima(mol, embedded)
         [positions] = embedded if relaxed is None else relaxed
     positions = np.array(positions, dtype=np.float64)
     if positions.shape != (mol.GetNumAtoms(), 3) or not np.isfinite(positions).all():
-        raise ValueError(f"positions of shape {positions.shape} for {mol.GetNumAtoms()} atoms, or not numbers")
+        raise InputError(f"positions of shape {positions.shape} for {mol.GetNumAtoms()} atoms, or not numbers")
     return with_structure(mol, positions)
 
 
@@ -114,9 +115,9 @@ def check_same_molecule(mol: Chem.Mol, positions: np.ndarray) -> None:
     try:
         check_bond_lengths(mol, positions, MAX_BOND_STRETCH)
     except ValueError as error:
-        raise ValueError(f"the optimisation broke a bond ({error})") from error
+        raise InputError(f"the optimisation broke a bond ({error})") from error
     if mapped_smiles(with_structure(mol, positions)) != mapped_smiles(mol):
-        raise ValueError("the optimisation led to another stereoisomer")
+        raise InputError("the optimisation led to another stereoisomer")
 
 
 def fingerprint(molecule: dict) -> str:
@@ -160,7 +161,7 @@ def _labelled_row(molecule: dict, geometry: str, level: Level) -> dict:
         assert level.energy_and_forces is not None
         energy, forces = level.energy_and_forces(atomic_numbers, positions, total_charge)
     if not np.isfinite(energy) or (forces is not None and not np.isfinite(forces).all()):
-        raise RuntimeError("the energy or a force is not a number")
+        raise CalculationError("the energy or a force is not a number")
     forces = None if forces is None else forces.round(6)
     name = molecule["molecule_id"]
     return row_of_mol(name, mol, positions.round(6), equilibrium, energy, forces, level.level_of_theory)

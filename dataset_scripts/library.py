@@ -12,6 +12,7 @@ from rdkit import Chem
 from dataset_scripts.bad_rows import BadRowError
 from dataset_scripts.sdf import read_sdf
 from dataset_scripts.tables import read_csv_lines, read_parquet, read_smiles
+from modeling_pcbridge.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def read_library(path: Path) -> Iterator[LibraryRecord]:
     for number, (name, text) in enumerate(_records(path), start=1):
         yield LibraryRecord(name or f"{path.name}, molecule {number}", text)
     if not number:
-        raise ValueError(f"{path} has no molecules")
+        raise InputError(f"{path} has no molecules")
 
 
 def _records(path: Path) -> Iterator[tuple[str, str]]:
@@ -72,7 +73,7 @@ def _records(path: Path) -> Iterator[tuple[str, str]]:
         elif kind == ".parquet":
             yield from _of_table(path, read_parquet(path))
         else:
-            raise ValueError(f"{path}: not one of .smi, .smiles, .sdf, .csv (each also as .gz), .parquet")
+            raise InputError(f"{path}: not one of .smi, .smiles, .sdf, .csv (each also as .gz), .parquet")
     except (EOFError, gzip.BadGzipFile) as error:
         raise BadRowError(str(path), "damaged gzip file", error) from error
 
@@ -88,7 +89,7 @@ def _of_table(path: Path, rows: Iterator[dict]) -> Iterator[tuple[str, str]]:
             by_lower = {str(key).lower(): key for key in reversed(row)}
             found = [by_lower[name] for name in _SMILES_COLUMNS if name in by_lower]
             if not found:
-                raise ValueError(f"{path}: no column 'smiles', only {', '.join(map(str, row))}")
+                raise InputError(f"{path}: no column 'smiles', only {', '.join(map(str, row))}")
             smiles_column = found[0]
             name_column = next((by_lower[name] for name in _NAME_COLUMNS if name in by_lower), None)
         yield str(row.get(name_column) or "") if name_column else "", str(row[smiles_column] or "")

@@ -35,7 +35,7 @@ def charged_form(mol: Chem.Mol) -> Chem.Mol:
     cations = [atom.GetIdx() for atom in mol.GetAtoms() if atom.GetFormalCharge() > 0]
     phosphorus_done: set[int] = set()
     for pattern in _ACIDS:
-        for (number, *_) in mol.GetSubstructMatches(pattern):
+        for number, *_ in mol.GetSubstructMatches(pattern):
             atom = charged.GetAtomWithIdx(number)
             # Phosphates lose their second proton near pH 7: they keep it here.
             centres = {other.GetIdx() for other in atom.GetNeighbors() if other.GetAtomicNum() == 15}
@@ -43,7 +43,7 @@ def charged_form(mol: Chem.Mol) -> Chem.Mol:
                 phosphorus_done |= centres
                 _move_proton(atom, -1)
     for pattern in _BASES:
-        for (number, *_) in mol.GetSubstructMatches(pattern):
+        for number, *_ in mol.GetSubstructMatches(pattern):
             atom = charged.GetAtomWithIdx(number)
             near = any(distances[number, other] < _LEAST_DISTANCE for other in cations)
             if atom.GetFormalCharge() == 0 and not near:

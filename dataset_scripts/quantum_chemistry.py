@@ -28,6 +28,7 @@ from modeling_pcbridge.constants import (
     HARTREE_TO_EV,
     KCAL_PER_MOL_TO_EV,
 )
+from modeling_pcbridge.errors import CalculationError, InputError
 
 # Above this the structure is not called a minimum, whatever MOPAC says; PRECISE reaches .05 (median).
 MAX_PM6_GRADIENT_NORM = 1.0  # kcal/mol/angstrom, over all coordinates
@@ -65,20 +66,20 @@ def pm6_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_char
         try:
             subprocess.run(["mopac", job.name], cwd=folder, capture_output=True, timeout=MOPAC_TIMEOUT)
         except subprocess.TimeoutExpired as error:
-            raise RuntimeError(f"MOPAC took longer than {MOPAC_TIMEOUT} s") from error
+            raise CalculationError(f"MOPAC took longer than {MOPAC_TIMEOUT} s") from error
         # The archive file is written only when there is a result.
         archive, output = job.with_suffix(".arc"), job.with_suffix(".out")
         if not archive.exists():
-            raise RuntimeError(f"MOPAC: {_mopac_messages(output.read_text() if output.exists() else '')}")
+            raise CalculationError(f"MOPAC: {_mopac_messages(output.read_text() if output.exists() else '')}")
         summary, _, geometry = archive.read_text().partition("FINAL GEOMETRY OBTAINED")
 
     norm = re.search(r"GRADIENT NORM\s+=\s+(\S+)", summary)  # not there for a single atom
     if norm and float(norm[1]) > MAX_PM6_GRADIENT_NORM:
-        raise RuntimeError(f"PM6 did not reach a minimum (gradient norm {norm[1]} kcal/mol/angstrom)")
+        raise CalculationError(f"PM6 did not reach a minimum (gradient norm {norm[1]} kcal/mol/angstrom)")
     heat = re.search(r"HEAT OF FORMATION\s+=\s+(\S+) KCAL/MOL", summary)
     rows = re.findall(r"^\s*[A-Z][a-z]?" + r"\s+(-?\d+\.\d+)\s+\+1" * 3, geometry, re.MULTILINE)
     if heat is None or len(rows) != len(atomic_numbers):
-        raise RuntimeError("MOPAC's archive file has no energy or not every atom")
+        raise CalculationError("MOPAC's archive file has no energy or not every atom")
     return np.array(rows, dtype=np.float64), float(heat[1]) * KCAL_PER_MOL_TO_EV
 
 
@@ -113,7 +114,7 @@ def b3lyp_energy_and_forces(
     with lib.with_omp_threads(1):
         energy = field.kernel()
         if not field.converged:
-            raise RuntimeError("the self-consistent field did not converge")
+            raise CalculationError("the self-consistent field did not converge")
         gradient = field.nuc_grad_method().kernel()
     return energy * HARTREE_TO_EV, -gradient * HARTREE_PER_BOHR_TO_EV_PER_ANGSTROM
 
@@ -139,7 +140,7 @@ def b3lyp_optimizer_steps(atomic_numbers: Sequence[int], positions: np.ndarray, 
         # Net forces and torques are errors of the grid; left in, they rock molecules near the minimum for ten steps.
         converged, _ = geometric_solver.kernel(field, callback=count, maxsteps=100, subfrctor=2)
     if not converged:
-        raise RuntimeError("geomeTRIC found no minimum in 100 steps")
+        raise CalculationError("geomeTRIC found no minimum in 100 steps")
     return num_gradients
 
 
@@ -148,7 +149,7 @@ def _b3lyp_field(atomic_numbers: Sequence[int], positions: np.ndarray, total_cha
 
     atoms = [(int(z), position) for z, position in zip(atomic_numbers, positions, strict=True)]
     if heavy := [number for number in atomic_numbers if number > 36]:
-        raise ValueError(f"6-31G* has no {Chem.GetPeriodicTable().GetElementSymbol(int(heavy[0]))}")
+        raise InputError(f"6-31G* has no {Chem.GetPeriodicTable().GetElementSymbol(int(heavy[0]))}")
     molecule = gto.M(atom=atoms, basis="6-31g*", cart=True, charge=total_charge, unit="Angstrom", verbose=0)
     field = dft.RKS(molecule, xc="b3lyp")
     if not exact:
@@ -176,7 +177,7 @@ def gfn2_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_cha
 
     atoms = _gfn2_atoms(atomic_numbers, positions, total_charge)
     if not LBFGS(atoms, logfile=os.devnull).run(fmax=MAX_GFN2_FORCE, steps=MAX_GFN2_STEPS):
-        raise RuntimeError(f"GFN2-xTB did not reach a minimum in {MAX_GFN2_STEPS} steps")
+        raise CalculationError(f"GFN2-xTB did not reach a minimum in {MAX_GFN2_STEPS} steps")
     return atoms.positions, atoms.get_potential_energy()
 
 
@@ -205,16 +206,16 @@ def xtb_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_char
                 command, cwd=folder, capture_output=True, timeout=XTB_TIMEOUT, env=os.environ | threads
             )
         except subprocess.TimeoutExpired as error:
-            raise RuntimeError(f"xtb took longer than {XTB_TIMEOUT} s") from error
+            raise CalculationError(f"xtb took longer than {XTB_TIMEOUT} s") from error
         optimised = job.with_name("xtbopt.xyz")
         if result.returncode or not optimised.exists():
-            raise RuntimeError(f"xtb: {_xtb_message(result.stdout + result.stderr)}")
+            raise CalculationError(f"xtb: {_xtb_message(result.stdout + result.stderr)}")
         if len(atomic_numbers) > 1 and b"GEOMETRY OPTIMIZATION CONVERGED" not in result.stdout:
-            raise RuntimeError("xtb did not reach a minimum")
+            raise CalculationError("xtb did not reach a minimum")
         _, title, *rows = optimised.read_text().splitlines()
     energy = re.search(r"energy:\s+(\S+)", title)
     if energy is None or len(rows) != len(atomic_numbers):
-        raise RuntimeError("xtb's structure has no energy or not every atom")
+        raise CalculationError("xtb's structure has no energy or not every atom")
     return np.array([row.split()[1:4] for row in rows], dtype=np.float64), float(energy[1]) * HARTREE_TO_EV
 
 

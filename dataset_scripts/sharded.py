@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from modeling_pcbridge.errors import InputError
+
 from .collator import Example, example_from_row
 
 # Shards that a process holds in memory. Batches walk through one shard of each source, sometimes two.
@@ -103,14 +105,14 @@ class ShardedExamples(Sequence[Example]):
         self.levels_of_theory, self.resonance_invariant = tuple(levels_of_theory), resonance_invariant
         self.paths = sorted((folder / split).glob("*.parquet"))
         if not self.paths:
-            raise ValueError(f"no Parquet shards in {folder / split}; dataset_scripts.prepare makes them")
+            raise InputError(f"no Parquet shards in {folder / split}; dataset_scripts.prepare makes them")
         shards = [_ShardIndex.of(path, self.levels_of_theory, only_labelled, max_atoms) for path in self.paths]
         self._chosen = [shard.chosen for shard in shards]
         self.sizes = np.concatenate([shard.sizes for shard in shards])
         self.shard_lengths = [len(shard.sizes) for shard in shards]
         self._ends = list(accumulate(self.shard_lengths))
         if not len(self.sizes):
-            raise ValueError(
+            raise InputError(
                 f"no row of {folder / split} counts (labels at {' or '.join(self.levels_of_theory)}, sizes)"
             )
         self.num_too_large = sum(shard.num_too_large for shard in shards)

@@ -131,7 +131,7 @@ class PCBridgeConfig(PreTrainedConfig):
             self.energy_levels_of_theory = [kwargs.pop("energy_level_of_theory")]
         unknown = sorted(name for name in kwargs if name not in _TRANSFORMERS_FIELDS and not name.startswith("_"))
         if unknown:
-            raise ValueError(f"PCBridgeConfig has no field {', '.join(unknown)}")
+            raise InputError(f"PCBridgeConfig has no field {', '.join(unknown)}")
         super().__post_init__(**kwargs)
         sizes = (
             "hidden_size",
@@ -145,34 +145,34 @@ class PCBridgeConfig(PreTrainedConfig):
         )
         for name in sizes:
             if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("hidden_size", "vector_size"):
             if getattr(self, name) % self.num_attention_heads:
-                raise ValueError(
+                raise InputError(
                     f"{name} ({getattr(self, name)}) must be a multiple of num_attention_heads "
                     f"({self.num_attention_heads})"
                 )
         if self.initializer_range is None:
             self.initializer_range = _INITIALIZER_RANGE * (_ITS_HIDDEN_SIZE / self.hidden_size) ** 0.5
         if not 0 < self.beta_start <= self.beta_end < 1:
-            raise ValueError(f"need 0 < beta_start <= beta_end < 1, not {self.beta_start} and {self.beta_end}")
+            raise InputError(f"need 0 < beta_start <= beta_end < 1, not {self.beta_start} and {self.beta_end}")
         positive = ["length_unit", "max_distance", "initializer_range", "layer_norm_eps"]
         positive += [name for name in ("position_std", "attention_cutoff") if getattr(self, name) is not None]
         for name in positive:
             if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")
+                raise InputError(f"{name} must be positive and finite, not {getattr(self, name)}")
         for name in ("denoising_timestep", "refinement_timestep"):
             if not 1 <= getattr(self, name) <= self.num_train_timesteps:
-                raise ValueError(f"{name} must lie in 1..num_train_timesteps, not {getattr(self, name)}")
+                raise InputError(f"{name} must lie in 1..num_train_timesteps, not {getattr(self, name)}")
         levels = self.energy_levels_of_theory
         if not levels or len(set(levels)) < len(levels):
             raise InputError(f"energy_levels_of_theory must be one or more different names, not {levels}")
         if self.dispersion is not None:
             with_d3bj(levels[0])  # refuses a level that it has no parameters for
         if not self.supported_elements or not all(1 <= z <= 118 for z in self.supported_elements):
-            raise ValueError(f"supported_elements must be atomic numbers in 1..118, not {self.supported_elements}")
+            raise InputError(f"supported_elements must be atomic numbers in 1..118, not {self.supported_elements}")
         if self.supported_total_charges is not None and not self.supported_total_charges:
-            raise ValueError("supported_total_charges must name at least one charge, or be null")
+            raise InputError("supported_total_charges must name at least one charge, or be null")
 
     def position_std_of(self, num_atoms):
         """`position_std` for molecules of `num_atoms` atoms, angstrom: 0.35 sqrt(N) where it is not a fixed number."""
@@ -206,5 +206,5 @@ class PCBridgeConfig(PreTrainedConfig):
         """
         presets: dict[str, dict] = {"mini": {}, "paper_size": PAPER_SIZES, "drug_like": DRUG_LIKE}
         if name not in presets:
-            raise ValueError(f"no preset {name!r}; there are {', '.join(presets)}")
+            raise InputError(f"no preset {name!r}; there are {', '.join(presets)}")
         return cls(**{**EXTENSIVE, **presets[name], **overrides})

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import InputError
 from .molecular_graph import MolecularGraph
 
 # Pairs in one evaluation. Forces of molecules of 100 atoms then take 0.4 GB with the default sizes of a model, and 7 GB
@@ -60,7 +61,7 @@ class GraphBatch:
         """Raises ValueError unless `positions` is (B, N, 3)."""
         expected = (*self.atomic_numbers.shape, 3)
         if positions.shape != expected:
-            raise ValueError(f"positions have shape {tuple(positions.shape)}, but the graphs are for {expected}")
+            raise InputError(f"positions have shape {tuple(positions.shape)}, but the graphs are for {expected}")
 
     def __getitem__(self, rows: slice | Tensor) -> "GraphBatch":
         return self._map(lambda tensor: tensor[rows])

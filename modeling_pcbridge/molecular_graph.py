@@ -11,6 +11,7 @@ import numpy as np
 from rdkit import Chem
 from rdkit.Chem import rdDetermineBonds
 
+from .errors import InputError
 from .resonance import average_forms
 
 # Codes of `pair_types`: how two atoms are related in the graph. Bonds are told apart by order, other pairs by
@@ -22,6 +23,7 @@ PAIR_BONDS = {
     Chem.BondType.TRIPLE: 4,
     Chem.BondType.AROMATIC: 5,
 }
+_BOND_ORDERS = dict(zip(PAIR_BONDS, (1.0, 2.0, 3.0, 1.5), strict=True))
 PAIR_PATH_OF_2 = 6  # then one code a path length: 7 is a path of 3 bonds, and so on
 MAX_PATH_LENGTH = 9  # longer paths share the last code
 NUM_PAIR_TYPES = PAIR_PATH_OF_2 + MAX_PATH_LENGTH - 1
@@ -86,23 +88,23 @@ def graph_from_mol(mol: Chem.Mol, resonance_invariant: bool = False) -> Molecula
     """
     num_atoms = mol.GetNumAtoms()
     if num_atoms == 0:
-        raise ValueError("the molecule has no atoms")
+        raise InputError("the molecule has no atoms")
     for atom in mol.GetAtoms():
         if atom.GetAtomicNum() == 0:
-            raise ValueError("the molecule has a dummy atom ('*')")
+            raise InputError("the molecule has a dummy atom ('*')")
         if atom.GetTotalNumHs() > 0:
-            raise ValueError("hydrogens are implicit; call rdkit.Chem.AddHs first")
+            raise InputError("hydrogens are implicit; call rdkit.Chem.AddHs first")
         if atom.GetNumRadicalElectrons() > 0:
-            raise ValueError("the molecule is a radical; only closed-shell molecules are supported")
+            raise InputError("the molecule is a radical; only closed-shell molecules are supported")
     path_lengths = Chem.GetDistanceMatrix(mol, force=True)
     if path_lengths.max() >= num_atoms:
-        raise ValueError("the molecule is disconnected (several fragments)")
+        raise InputError("the molecule is disconnected (several fragments)")
 
     pair_types = PAIR_PATH_OF_2 - 2 + np.clip(path_lengths, 2, MAX_PATH_LENGTH).astype(np.uint8)
     np.fill_diagonal(pair_types, PAIR_SELF)
     bonds = {(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()): bond.GetBondType() for bond in mol.GetBonds()}
     if unsupported := sorted(str(bond_type) for bond_type in set(bonds.values()) - set(PAIR_BONDS)):
-        raise ValueError(f"bond type {unsupported[0]} is not supported")
+        raise InputError(f"bond type {unsupported[0]} is not supported")
     if resonance_invariant:
         formal_charges, bonds = average_forms(mol)
     else:
@@ -116,7 +118,7 @@ def graph_from_mol(mol: Chem.Mol, resonance_invariant: bool = False) -> Molecula
         pair_types=pair_types,
         stereo_pair_types=_stereo_pair_types(mol),
         stereo_quadruples=_stereo_quadruples(mol),
-        torsion_quadruples=_torsion_quadruples(mol),
+        torsion_quadruples=_torsion_quadruples(mol, bonds),
     )
 
 
@@ -152,14 +154,14 @@ def _stereo_quadruples(mol: Chem.Mol) -> np.ndarray:
     return np.array(quadruples, dtype=np.int16).reshape(-1, 4)
 
 
-def _torsion_quadruples(mol: Chem.Mol) -> np.ndarray:
+def _torsion_quadruples(mol: Chem.Mol, bonds: dict[tuple[int, int], Chem.BondType]) -> np.ndarray:
     """(K, 4) atoms i, j, k, l of each torsion: i on j and l on k, turned against each other about the axis j-k.
 
     An axis is a bond, or a row of sp atoms with the atom at either end, as in allenes, ketenimines and alkynes: their
     bonds are in line, so that no angle is defined about one of them alone.
     """
     neighbours = [[other.GetIdx() for other in atom.GetNeighbors()] for atom in mol.GetAtoms()]
-    is_sp = [_is_sp(atom) for atom in mol.GetAtoms()]
+    is_sp = _sp_atoms(mol, bonds)
     quadruples = []
     for j in (atom for atom, linear in enumerate(is_sp) if not linear):
         for first in neighbours[j]:
@@ -173,10 +175,19 @@ def _torsion_quadruples(mol: Chem.Mol) -> np.ndarray:
     return np.array(quadruples, dtype=np.int16).reshape(-1, 4)
 
 
-def _is_sp(atom: Chem.Atom) -> bool:
-    """Whether its two bonds are in line, in each of the resonance forms: carbon, or N+, with two neighbours."""
-    valence = sum(bond.GetBondTypeAsDouble() for bond in atom.GetBonds())
-    return atom.GetAtomicNum() in (6, 7) and atom.GetDegree() == 2 and valence == 4
+def _sp_atoms(mol: Chem.Mol, bonds: dict[tuple[int, int], Chem.BondType]) -> list[bool]:
+    """Whether the two bonds of each atom are in line: of carbon, or N+, with two neighbours and no lone pair.
+
+    By the types of `bonds`, which may be those of all resonance forms.
+    """
+    orders = [0.0] * mol.GetNumAtoms()
+    for ends, bond_type in bonds.items():
+        for atom in ends:
+            orders[atom] += _BOND_ORDERS[bond_type]
+    return [
+        atom.GetAtomicNum() in (6, 7) and atom.GetDegree() == 2 and order > 3
+        for atom, order in zip(mol.GetAtoms(), orders, strict=True)
+    ]
 
 
 def signed_volumes(positions: np.ndarray, quadruples: np.ndarray) -> np.ndarray:
@@ -218,14 +229,14 @@ def mol_from_smiles(smiles: str) -> Chem.Mol:
         ValueError: the SMILES is empty, not ASCII or cannot be parsed.
     """
     if not smiles or not smiles.strip():
-        raise ValueError("the SMILES is empty")
+        raise InputError("the SMILES is empty")
     if not smiles.isascii():  # RDKit takes what follows such a character for a name
-        raise ValueError("the SMILES has characters that are not ASCII")
+        raise InputError("the SMILES has characters that are not ASCII")
     parameters = Chem.SmilesParserParams()
     parameters.removeHs = False  # type: ignore[assignment]  # RDKit's stub is wrong
     mol = Chem.MolFromSmiles(smiles, parameters)
     if mol is None:
-        raise ValueError("RDKit cannot parse the SMILES")
+        raise InputError("RDKit cannot parse the SMILES")
     map_numbers = [atom.GetAtomMapNum() for atom in mol.GetAtoms()]
     has_all_hydrogens = all(atom.GetTotalNumHs() == 0 for atom in mol.GetAtoms())
     if has_all_hydrogens and sorted(map_numbers) == list(range(1, mol.GetNumAtoms() + 1)):
@@ -265,7 +276,7 @@ def mol_from_positions(atomic_numbers: Sequence[int], positions: np.ndarray, tot
             mol.GetAtomWithIdx(0).SetFormalCharge(int(total_charge))
             Chem.SanitizeMol(mol)
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"no bonds of total charge {total_charge} fit the positions ({error})") from error
+        raise InputError(f"no bonds of total charge {total_charge} fit the positions ({error})") from error
     Chem.AssignStereochemistryFrom3D(mol)
     return mol.GetMol()
 
@@ -295,9 +306,9 @@ def check_structure_fits(mol: Chem.Mol, positions: np.ndarray) -> None:
     for atom, other in enumerate(nearest.tolist()):
         pair = f"{_label(mol, atom)} and {_label(mol, other)} are only {distances[atom, other]:.2f} angstrom apart"
         if distances[atom, other] < MIN_DISTANCE:
-            raise ValueError(pair)
+            raise InputError(pair)
         if mol.GetBondBetweenAtoms(atom, other) is None:
-            raise ValueError(f"{pair}, but not bonded; the first has its bonds with other atoms")
+            raise InputError(f"{pair}, but not bonded; the first has its bonds with other atoms")
 
 
 def check_bond_lengths(mol: Chem.Mol, positions: np.ndarray, max_stretch: float) -> None:
@@ -307,7 +318,7 @@ def check_bond_lengths(mol: Chem.Mol, positions: np.ndarray, max_stretch: float)
         i, j = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
         length = np.linalg.norm(positions[i] - positions[j])
         if length > max_stretch * (radii[i] + radii[j]):
-            raise ValueError(f"{_label(mol, i)} and {_label(mol, j)} are bonded, but {length:.2f} angstrom apart")
+            raise InputError(f"{_label(mol, i)} and {_label(mol, j)} are bonded, but {length:.2f} angstrom apart")
 
 
 def _covalent_radii(mol: Chem.Mol) -> np.ndarray:

@@ -35,19 +35,20 @@ class _Form:
         mol = Chem.Mol(mol)
         Chem.Kekulize(mol, clearAromaticFlags=True)
         table = Chem.GetPeriodicTable()
-        self.elements = [atom.GetAtomicNum() for atom in mol.GetAtoms()]
-        self.charges = [atom.GetFormalCharge() for atom in mol.GetAtoms()]
-        self.neighbours: list[list[int]] = [[] for _ in self.elements]
-        self.orders: dict[tuple[int, int], int] = {}
-        self.valences = [0] * len(self.elements)
-        for bond in mol.GetBonds():
-            i, j = sorted((bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()))
-            order = round(bond.GetBondTypeAsDouble())
-            self.orders[i, j] = order
-            for atom, other in ((i, j), (j, i)):
-                self.neighbours[atom].append(other)
-                self.valences[atom] += order
+        # Loops over RDKit's atoms and bonds would take most of the time.
+        atoms = list(mol.GetAtoms())
+        self.elements = [atom.GetAtomicNum() for atom in atoms]
+        self.charges = [atom.GetFormalCharge() for atom in atoms]
         self.outer_electrons = [table.GetNOuterElecs(z) for z in self.elements]
+        matrix = Chem.GetAdjacencyMatrix(mol, useBO=True, force=True)
+        self.valences = matrix.sum(0).round().astype(int).tolist()
+        self.neighbours: list[list[int]] = [[] for _ in atoms]
+        self.orders: dict[tuple[int, int], int] = {}
+        begins, ends = np.triu(matrix).nonzero()
+        for i, j, order in zip(begins.tolist(), ends.tolist(), matrix[begins, ends].tolist(), strict=True):
+            self.neighbours[i].append(j)
+            self.neighbours[j].append(i)
+            self.orders[i, j] = round(order)
 
     def order(self, i: int, j: int) -> int:
         return self.orders[min(i, j), max(i, j)]
@@ -163,6 +164,8 @@ class _Form:
 
     def ends(self) -> Iterator[tuple[int, str, bool]]:
         """The atoms that can be ends of walks, of which kind, and whether as gaining ends."""
+        if not any(self.charges):  # no kind of end has both a gaining and a losing one
+            return
         for atom in range(len(self.elements)):
             for kind in self.kinds_of_gaining_end(atom):
                 yield atom, kind, True
@@ -198,7 +201,8 @@ def average_forms(mol: Chem.Mol) -> tuple[np.ndarray, dict[tuple[int, int], Chem
         between double and triple), and AROMATIC for every bond that is single in one form and multiple in another.
     """
     form = _Form(mol)
-    form.normalise()
+    if any(form.charges):
+        form.normalise()
     steps = form.steps()
     component = _strong_components(steps)
 

@@ -18,6 +18,7 @@ from dataset_scripts.collator import Example, collate, example_from_row, order_r
 from dataset_scripts.mixture import MixtureBatchSampler
 from dataset_scripts.reference_energies import fit_reference_energies
 from dataset_scripts.sharded import ShardedExamples
+from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
 
@@ -67,7 +68,7 @@ class TrainingData:
             examples = load_source(source, split, self.levels_of_theory, self.max_pairs, self.resonance_invariant)
             unknown = sorted(elements_of(examples) - self.supported_elements)
             if unknown:
-                raise ValueError(
+                raise InputError(
                     f"data source {source.name} has atomic numbers {unknown}, which the model does not support; leave "
                     "these molecules out, or train a new model with --model '{supported_elements: [...]}'"
                 )
@@ -112,7 +113,7 @@ def load_source(
         if source.max_rows is not None:
             examples = list(islice(examples, source.max_rows))
     else:
-        raise ValueError(
+        raise InputError(
             f"no data source {source.name!r}: neither a bundled configuration ({', '.join(CONFIG_NAMES)}) nor a folder "
             "that dataset_scripts.prepare wrote"
         )
@@ -136,7 +137,7 @@ def load_source(
                 " or ".join(levels_of_theory),
             )
     if not examples:
-        raise ValueError(f"data source {source} has no rows at {' or '.join(levels_of_theory)}")
+        raise InputError(f"data source {source} has no rows at {' or '.join(levels_of_theory)}")
     return examples
 
 
@@ -190,7 +191,7 @@ def check_losses_have_rows(stage: StageConfig, sources: Iterable[Sequence[Exampl
     idle = {name: needs.get(name, "minima") for name in weighted if not there[needs.get(name, "minima")]}
     reasons = ", ".join(f"{name} no {what}" for name, what in idle.items())
     if len(idle) == len(weighted):
-        raise ValueError(f"nothing to train: no row of the stage's sources serves a loss in use ({reasons})")
+        raise InputError(f"nothing to train: no row of the stage's sources serves a loss in use ({reasons})")
     if idle:
         logger.warning("losses that no row of the stage's sources trains: %s", reasons)
 
