@@ -11,7 +11,8 @@ from torch import Tensor
 from .errors import InputError
 from .molecular_graph import MolecularGraph
 
-# About a gigabyte of activations.
+# Pairs in one evaluation. Forces of molecules of 100 atoms then take 0.4 GB with the default sizes of a model, and 7 GB
+# with the paper's.
 _PAIRS_AT_ONCE = 2**18
 
 

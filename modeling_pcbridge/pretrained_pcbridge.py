@@ -11,11 +11,6 @@ from .diffusion import DiffusionSchedule
 from .energy_decoder import ReferenceEnergies
 from .errors import InputError
 from .pair_features import PairFeatures, PairProjection
-from .structure_decoder import StructureDecoder
-
-# Ratio of the last layer's initial weights to the others': the untrained model starts close to the reference
-# energies and to the preconditioned input.
-_OUTPUT_INIT_SCALE = 0.1
 
 
 class PCBridgePreTrainedModel(PreTrainedModel):
@@ -61,9 +56,11 @@ class PCBridgePreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        # Only modules with parameters or buffers of their own come here: of a model that is saved with its code,
+        # transformers takes the others as initialised.
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
-            init.normal_(module.weight, mean=0.0, std=std)
+            init.normal_(module.weight, mean=0.0, std=std * getattr(module, "initializer_scale", 1.0))
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
@@ -81,5 +78,3 @@ class PCBridgePreTrainedModel(PreTrainedModel):
             init.copy_(module.alphas_cumprod, module.compute_alphas_cumprod())
         elif isinstance(module, ReferenceEnergies):
             init.zeros_(module.energies)
-        elif isinstance(module, StructureDecoder):
-            init.normal_(module.displacement.weight, mean=0.0, std=std * _OUTPUT_INIT_SCALE)

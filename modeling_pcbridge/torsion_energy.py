@@ -27,6 +27,8 @@ class TorsionEnergy(nn.Module):
         self.end = nn.Linear(config.hidden_size, _RANK, bias=False)
         self.axis_type = nn.Embedding(NUM_PAIR_TYPES, _RANK)
         self.weights = nn.Linear(_RANK, len(config.energy_levels_of_theory) * _NUM_HARMONICS)
+        # A molecule has so many torsions that an untrained model would be ruled by them.
+        self.weights.initializer_scale = 0.1  # type: ignore[assignment]
 
     def forward(self, graph, node_features: Tensor, positions: Tensor, levels: Tensor | None = None) -> Tensor:
         """(B,) in eV, in the precision of the positions.

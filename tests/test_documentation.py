@@ -9,6 +9,7 @@ from pathlib import Path
 from experiments.qm9_report import RELEASED
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "experiments" / "results"
 
 
 def test_the_site_builds_strictly_and_needs_no_network(tmp_path):
@@ -32,21 +33,52 @@ def test_the_quickstart_runs():
     assert result.returncode == 0 and "torch.Size([2, 14, 3])" in result.stdout, result.stderr
 
 
-def test_the_main_table_of_the_readme_is_the_measured_one():
-    shown = (ROOT / "README.md").read_text().split("<!-- main table -->\n")[1].split("<!-- end of main table -->")[0]
-    assert shown == (ROOT / "experiments" / "results" / "main_table.md").read_text()
+def table_rows(text: str) -> list[list[str]]:
+    """The cells of every row of every table."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*$", text, re.MULTILINE)]
 
 
-def test_the_qm9_tables_of_the_readme_are_the_measured_ones():
+def test_the_readme_is_short_and_its_results_are_the_measured_ones():
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.split()) <= 1200
+    evidence = {title: cells for title, *cells in table_rows((RESULTS / "main_table.md").read_text())}
+    assert evidence[""][3:6:2] == ["bond error", "angle error (deg)"]
+    qm9 = json.loads((RESULTS / "qm9.json").read_text())["models"][RELEASED]["refinement"]
+
+    def measured(start: str, checkpoint: str) -> list[list[float]]:
+        """Bond and angle error before, where there is a before, and after."""
+        if checkpoint == "qm9":
+            medians = [qm9[f"{start}, same conformer{what}"]["median"] for what in ("", ", refined")]
+            return [[found["bond_length_error"], found["bond_angle_error"]] for found in medians]
+        way = "generated, DDIM and mean shift" if start == "noise" else f"refined from {start}, mean shift"
+        titles = [f"{checkpoint}: {way}"]
+        if start != "noise":
+            titles.insert(0, f"{start} (same conformer)")
+        return [[float(cell.split()[0]) for cell in evidence[title][3:6:2]] for title in titles]
+
+    rows = [row for row in table_rows(readme.split("| molecules | start |")[1].split("\n\n")[0]) if len(row) == 5]
+    compared = 0
+    for molecules, start, checkpoint, *shown in rows:
+        if "QM9, up to" in molecules or molecules == "the same":
+            compared += 1
+            for column, cell in enumerate(shown):
+                cells = cell.split(" → ")
+                expected = [errors[column] for errors in measured(start, checkpoint)]
+                digits = len(cells[0].partition(".")[2])
+                assert [round(value, digits) for value in expected] == list(map(float, cells)), (start, checkpoint)
+    assert compared == 6
+
+
+def test_the_qm9_tables_of_the_experiments_are_the_measured_ones():
     """Every number to the digits that are shown."""
-    record = json.loads((ROOT / "experiments" / "results" / "qm9.json").read_text())["models"][RELEASED]
+    record = json.loads((RESULTS / "qm9.json").read_text())["models"][RELEASED]
     measured = {row: found["median"] for row, found in record["refinement"].items()}
     for row, found in record["from_graph"].items():
         title = row.replace("most central sample", "most central of 10").replace(
             "PCBridge, DDIM", "PCBridge from noise"
         )
         measured[title] = found["mean"]
-    section = (ROOT / "README.md").read_text().split("## QM9: ")[1].split("\n## ")[0]
+    section = (ROOT / "experiments" / "README.md").read_text().split("## QM9: ")[1].split("\n## ")[0]
     columns = {"RMSD": "rmsd_mean", "heavy-atom RMSD": "heavy_rmsd_mean", "D-MAE": "d_mae", "D-RMSE": "d_rmse"}
     columns |= {"bond error": "bond_length_error", "angle error": "bond_angle_error"}
     num_rows = 0
