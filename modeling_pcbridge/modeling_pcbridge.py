@@ -159,13 +159,11 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         self, graph: GraphBatch, positions: Tensor, levels: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Interaction energy (B,) and forces (B, N, 3) as constants: no parameter of the energy model is reached."""
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.no_grad():
             graph = graph.outside_inference_mode()
             positions = positions.clone() if positions.is_inference() else positions
-            positions = positions.detach().requires_grad_()
-            interaction = self.interaction_energy(graph, positions, levels)
-            (gradient,) = torch.autograd.grad(interaction.sum(), positions)
-        return interaction.detach(), -gradient
+            interaction, gradient = self.interaction_energy_and_gradient(graph, positions, levels)
+        return interaction, -gradient
 
     def denoise(
         self, graph: GraphBatch, noisy_positions: Tensor, timesteps: Tensor, detach_encoder: bool = False
