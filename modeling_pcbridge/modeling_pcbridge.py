@@ -163,6 +163,14 @@ class PCBridgeModel(PCBridgePreTrainedModel):
     def detached_energy_and_forces(
         self, graph: GraphBatch, positions: Tensor, level_of_theory: str | None = None
     ) -> tuple[Tensor, Tensor]:
+<<<<<<< HEAD
+        """Interaction energy (B,) and forces (B, N, 3) as constants: no parameter of the energy model is reached."""
+        with torch.inference_mode(False), torch.no_grad():
+            graph = graph.outside_inference_mode()
+            positions = positions.clone() if positions.is_inference() else positions
+            interaction, gradient = self.interaction_energy_and_gradient(graph, positions, levels)
+        return interaction, -gradient
+=======
         """Interaction energy (B,), dispersion included if the level has it, and forces (B, N, 3) as constants.
 
         No parameter of the energy model is reached.
@@ -179,6 +187,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
                 interaction = interaction + d3bj_energy(own, graph.atomic_numbers, positions)
             (gradient,) = torch.autograd.grad(interaction.sum(), positions)
         return interaction.detach(), -gradient
+>>>>>>> main
 
     def denoise(
         self, graph: GraphBatch, noisy_positions: Tensor, timesteps: Tensor, detach_encoder: bool = False
