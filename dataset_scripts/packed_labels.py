@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from dataset_scripts.bad_rows import BadRowError
 from dataset_scripts.label_generation import read_lines
+from modeling_pcbridge.errors import InputError
 
 _MILLIONTHS = ("positions", "forces")
 _VECTORS = pa.list_(pa.int32())  # 3N numbers
@@ -53,13 +54,13 @@ def pack_labels(inputs: Iterable[Path], output: Path) -> int:
     for path in inputs:
         for number, line in enumerate(read_lines(path), start=1):
             if missing := [key for key in _TASK if key not in line]:
-                raise ValueError(f"{path}, line {number}: no {missing[0]}, so it is not of label_generation")
+                raise InputError(f"{path}, line {number}: no {missing[0]}, so it is not of label_generation")
             task = tuple(line[key] for key in _TASK)
             before = known.get(task)
             if before is None:
                 lines.append(line)
             elif before != line and "error" not in line and "error" not in before:
-                raise ValueError(f"{path}, line {number}: {output} has another label of {line['molecule_id']!r}")
+                raise InputError(f"{path}, line {number}: {output} has another label of {line['molecule_id']!r}")
             known[task] = before or line
     table = pa.Table.from_pylist([_packed(line) for line in lines], schema=_SCHEMA)
     new = output.with_name(output.name + ".new")
@@ -88,7 +89,7 @@ def unpack_labels(path: Path, output: Path) -> int:
         ValueError: there is an output.
     """
     if output.exists():
-        raise ValueError(f"{output} exists; labels are added to a packed file, not to lines")
+        raise InputError(f"{output} exists; labels are added to a packed file, not to lines")
     lines = read_packed_labels(path)
     output.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return len(lines)
