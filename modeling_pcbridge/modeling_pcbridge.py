@@ -8,7 +8,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_pcbridge import PCBridgeConfig
 from .diffusion import DiffusionSchedule, centre
-from .dispersion import d3bj_energy
+from .dispersion import d3bj_energy_and_gradient
 from .encoder import PCBridgeEncoder
 from .energy_decoder import EnergyDecoder
 from .errors import InputError, require
@@ -163,31 +163,21 @@ class PCBridgeModel(PCBridgePreTrainedModel):
     def detached_energy_and_forces(
         self, graph: GraphBatch, positions: Tensor, level_of_theory: str | None = None
     ) -> tuple[Tensor, Tensor]:
-<<<<<<< HEAD
-        """Interaction energy (B,) and forces (B, N, 3) as constants: no parameter of the energy model is reached."""
-        with torch.inference_mode(False), torch.no_grad():
-            graph = graph.outside_inference_mode()
-            positions = positions.clone() if positions.is_inference() else positions
-            interaction, gradient = self.interaction_energy_and_gradient(graph, positions, levels)
-        return interaction, -gradient
-=======
         """Interaction energy (B,), dispersion included if the level has it, and forces (B, N, 3) as constants.
 
         No parameter of the energy model is reached.
         """
         index, has_dispersion = self.config.find_level_of_theory(level_of_theory)
         levels = torch.full_like(graph.atomic_numbers[:, 0], index) if index else None
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.no_grad():
             graph = graph.outside_inference_mode()
             positions = positions.clone() if positions.is_inference() else positions
-            positions = positions.detach().requires_grad_()
-            interaction = self.interaction_energy(graph, positions, levels)
+            interaction, gradient = self.interaction_energy_and_gradient(graph, positions, levels)
             if has_dispersion:
                 own = self.config.energy_levels_of_theory[0]
-                interaction = interaction + d3bj_energy(own, graph.atomic_numbers, positions)
-            (gradient,) = torch.autograd.grad(interaction.sum(), positions)
-        return interaction.detach(), -gradient
->>>>>>> main
+                dispersion, of_dispersion = d3bj_energy_and_gradient(own, graph.atomic_numbers, positions)
+                interaction, gradient = interaction + dispersion, gradient + of_dispersion
+        return interaction, -gradient
 
     def denoise(
         self, graph: GraphBatch, noisy_positions: Tensor, timesteps: Tensor, detach_encoder: bool = False
