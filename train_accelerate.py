@@ -16,6 +16,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from dataset_scripts.options import underscored
 from pcbridge.command_errors import errors_as_sentences
 from pcbridge.training.config import TrainingConfig
 
@@ -31,7 +32,7 @@ def parse(arguments: list[str] | None = None) -> TrainingConfig:
         "--config", action="config", help=f"YAML file; later options override it. See those in {CONFIGS}"
     )
     parser.add_class_arguments(TrainingConfig)
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = underscored(sys.argv[1:] if arguments is None else arguments)
     if not any(argument.split("=")[0] == "--config" for argument in arguments):
         arguments = ["--config", str(CONFIGS / "mini.yaml"), *arguments]
     values = parser.instantiate(parser.parse_args(arguments)).as_dict()

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from dataset_scripts.bad_rows import BadRowError
+from modeling_pcbridge.errors import InputError
 
 # The file of one molecule is a few kilobytes; a member above this is a decompression bomb or something else.
 MAX_MOLECULE_BYTES = 64 * 2**20
@@ -31,7 +32,7 @@ def iterate_members(
         ValueError: another compression.
     """
     if path.suffix not in _OPEN:
-        raise ValueError(f"{path}: not a {', '.join('.tar' + ending for ending in _OPEN)} archive")
+        raise InputError(f"{path}: not a {', '.join('.tar' + ending for ending in _OPEN)} archive")
     try:
         with _OPEN[path.suffix](path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:

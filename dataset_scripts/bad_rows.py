@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from modeling_pcbridge.errors import InputError
+
 OnError = Literal["raise", "skip"]
 
 # What Python, NumPy, RDKit and h5py raise at wrong content.
@@ -20,7 +22,7 @@ _PARSING_ERRORS = (
 )
 
 
-class RowError(ValueError):
+class RowError(InputError):
     """A record that gives no row. `reason` is the category it is counted under, `item` names it."""
 
     def __init__(self, item: str, reason: str, detail: object = ""):

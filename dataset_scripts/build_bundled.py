@@ -25,6 +25,7 @@ from dataset_scripts.labelling import check_same_molecule
 from dataset_scripts.rows import row_of_mol
 from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES, PM6
 from dataset_scripts.splits import SPLITS, constitution_of, split_of
+from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.molecular_graph import mol_from_positions
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def checked_mol(structure: dict) -> Chem.Mol:
     pm6 = np.stack(structure["pm6_positions"])
     mol = mol_from_positions(structure["atomic_numbers"], dft)
     if constitution_of(mol) != constitution_of(Chem.MolFromSmiles(structure["smiles"])):
-        raise ValueError("graph of the DFT structure differs from the SMILES")
+        raise InputError("graph of the DFT structure differs from the SMILES")
     check_same_molecule(mol, pm6)
     return mol
 
@@ -84,7 +85,7 @@ def read_labels(path: Path) -> list[dict]:
         return pq.read_table(path).to_pylist()
     lines = [line for line in read_lines(path) if "error" not in line]
     if any(line["level"] != "b3lyp" for line in lines):
-        raise ValueError(f"{path} has lines of another level than b3lyp")
+        raise InputError(f"{path} has lines of another level than b3lyp")
     return [
         {
             "qm9_index": int(line["molecule_id"].removeprefix("qm9_")),
@@ -128,7 +129,7 @@ def build_minima(path: Path) -> dict:
     """
     lines = sorted(read_lines(path), key=lambda line: line["molecule_id"])
     if any(line["level"] != "pm6" for line in lines):
-        raise ValueError(f"{path} has lines of another level than pm6")
+        raise InputError(f"{path} has lines of another level than pm6")
     rows: dict[tuple[str, str], list[dict]] = {(_MINIMA_NAME, split): [] for split in SPLITS}
     rejected: Counter[str] = Counter()
     for line in lines:

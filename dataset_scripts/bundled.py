@@ -14,6 +14,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.splits import SPLITS
+from modeling_pcbridge.errors import InputError
 
 CONFIG_NAMES = ("pm6", "pm6_displaced", "dft_equilibrium", "pm6_8_heavy_atoms")
 
@@ -27,9 +28,9 @@ def parquet_path(name: str, split: str) -> Path:
         ValueError: no such configuration or split.
     """
     if name not in CONFIG_NAMES:
-        raise ValueError(f"no bundled configuration {name!r}; there are {', '.join(CONFIG_NAMES)}")
+        raise InputError(f"no bundled configuration {name!r}; there are {', '.join(CONFIG_NAMES)}")
     if split not in SPLITS:
-        raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+        raise InputError(f"no split {split!r}; there are {', '.join(SPLITS)}")
     return _FOLDER / f"{name}-{split}.parquet"
 
 

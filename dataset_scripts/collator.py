@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from rdkit import Chem
 
+from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
 from modeling_pcbridge.loss_terms import LabelRows
 from modeling_pcbridge.molecular_graph import MolecularGraph, graph_from_mol, mol_from_smiles, with_structure
@@ -34,11 +35,12 @@ class Example:
         return self.energy is not None or self.forces is not None
 
 
-def example_from_row(row: dict, levels_of_theory: Sequence[str]) -> Example:
+def example_from_row(row: dict, levels_of_theory: Sequence[str], resonance_invariant: bool = False) -> Example:
     """The example of a row of `dataset_scripts.schema.FEATURES`.
 
     Energies and forces of other levels of theory than `levels_of_theory` count as absent. Forces at a minimum of one of
-    these levels are zero by definition, and are labels even where the source does not list them.
+    these levels are zero by definition, and are labels even where the source does not list them. The graph is as the
+    model has it, see `graph_from_mol`.
 
     Raises:
         ValueError: the row's graph, positions and labels do not fit each other, or a number is not finite.
@@ -46,16 +48,16 @@ def example_from_row(row: dict, levels_of_theory: Sequence[str]) -> Example:
     assert not isinstance(levels_of_theory, str)
     name = row["molecule_id"]
     try:
-        graph = graph_from_mol(mol_from_row(row))
+        graph = graph_from_mol(mol_from_row(row), resonance_invariant)
     except ValueError as error:
-        raise ValueError(f"molecule {name}: {error}") from error
+        raise InputError(f"molecule {name}: {error}") from error
     level, energy, forces = row["energy_level_of_theory"], row["energy"], row["forces"]
     if level not in levels_of_theory:
         level, energy, forces = row["equilibrium_level_of_theory"], None, None
     if forces is None and level in levels_of_theory and row["equilibrium_level_of_theory"] == level:
         forces = np.zeros((graph.num_atoms, 3))
     if energy is not None and not np.isfinite(energy):
-        raise ValueError(f"molecule {name}: the energy is {energy}; absent labels must be null")
+        raise InputError(f"molecule {name}: the energy is {energy}; absent labels must be null")
     return Example(
         molecule_id=name,
         graph=graph,
@@ -75,16 +77,16 @@ def mol_from_row(row: dict) -> Chem.Mol:
     """
     mol = mol_from_smiles(row["mapped_smiles"])
     if [atom.GetAtomicNum() for atom in mol.GetAtoms()] != list(row["atomic_numbers"]):
-        raise ValueError("atomic_numbers differ from mapped_smiles")
+        raise InputError("atomic_numbers differ from mapped_smiles")
     return with_structure(mol, _vectors(row["positions"], mol.GetNumAtoms(), "positions"))
 
 
 def _vectors(values, num_atoms: int, what: str) -> np.ndarray:
     array = np.asarray(values, dtype=np.float32)
     if array.shape != (num_atoms, 3):
-        raise ValueError(f"{what} have shape {array.shape}, not ({num_atoms}, 3)")
+        raise InputError(f"{what} have shape {array.shape}, not ({num_atoms}, 3)")
     if not np.isfinite(array).all():
-        raise ValueError(f"{what} are not all finite")
+        raise InputError(f"{what} are not all finite")
     return array
 
 

@@ -23,6 +23,7 @@ import json
 import logging
 import os
 import random
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -33,10 +34,13 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from dataset_scripts.labelling import GEOMETRIES, LEVELS, Level, empty_line, find_level, fingerprint, label
+from dataset_scripts.geometries import GEOMETRIES, parse_geometry
+from dataset_scripts.labelling import LEVELS, Level, empty_line, find_level, fingerprint, label
+from dataset_scripts.options import underscored
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sdf import read_sdf
 from dataset_scripts.tables import read_smiles
+from modeling_pcbridge.errors import InputError
 
 try:
     import fcntl
@@ -70,10 +74,10 @@ def read_molecules(path: Path) -> list[dict]:
         rows = [row for row in rows if "error" not in row]
         for number, row in enumerate(rows, start=1):
             if missing := [key for key in ("molecule_id", "mapped_smiles") if key not in row]:
-                raise ValueError(f"{path}, row {number}: no {' and no '.join(missing)}; see dataset_scripts.schema")
+                raise InputError(f"{path}, row {number}: no {' and no '.join(missing)}; see dataset_scripts.schema")
         found = [row | {"smiles": row["mapped_smiles"]} for row in rows]
     else:
-        raise ValueError(f"{path}: not one of .smi, .smiles, .sdf, .parquet, .jsonl")
+        raise InputError(f"{path}: not one of .smi, .smiles, .sdf, .parquet, .jsonl")
     for number, molecule in enumerate(found, start=1):
         molecule["molecule_id"] = molecule["molecule_id"] or f"{path.stem}_{number:06d}"
     return found
@@ -121,7 +125,7 @@ def read_lines(path: Path) -> list[dict]:
             try:
                 lines.append(json.loads(text))
             except ValueError as error:
-                raise ValueError(f"{path}, line {number} is not JSON ({error})") from error
+                raise InputError(f"{path}, line {number} is not JSON ({error})") from error
     return lines
 
 
@@ -140,6 +144,7 @@ def generate(
     workers: int = 1,
     scheduler: str | None = None,
     retry_failed: bool = False,
+    in_order: bool = False,
 ) -> Counter:
     """The command (see its options): append the missing lines to `output`, and count the new ones by error or "done".
 
@@ -149,18 +154,19 @@ def generate(
     """
     for option, value in (("workers", workers), ("max_molecules", max_molecules)):
         if value is not None and value < 1:
-            raise ValueError(f"{option} must be at least 1, not {value}")
+            raise InputError(f"{option} must be at least 1, not {value}")
     functions = find_level(level)
     geometries = geometries or (["given"] if functions.energy_and_forces else ["minimum"])
     for geometry in geometries:
+        parse_geometry(geometry)
         if (functions.minimum if geometry == "minimum" else functions.energy_and_forces) is None:
-            raise ValueError(f"level {level} cannot compute geometry {geometry!r}")
+            raise InputError(f"level {level} cannot compute geometry {geometry!r}")
     molecules = [molecule for path in inputs for molecule in read_molecules(path)]
     repeated = [name for name, count in Counter(m["molecule_id"] for m in molecules).items() if count > 1]
     if repeated:
-        raise ValueError(f"molecule_id {repeated[0]!r} is there more than once in the input")
-    # In a random order, so that what is there at any time is a fair sample.
-    random.Random(0).shuffle(molecules)
+        raise InputError(f"molecule_id {repeated[0]!r} is there more than once in the input")
+    if not in_order:  # by chance, so that what is there at any time is a fair sample
+        random.Random(0).shuffle(molecules)
     tasks_of = [[(m, g) for g in geometries if not _is_labelled(m, g, functions)] for m in molecules]
     if num_labelled := len(geometries) * len(molecules) - sum(map(len, tasks_of)):
         logger.warning("%d structures of the input are labelled at %s already", num_labelled, functions.level_of_theory)
@@ -170,7 +176,7 @@ def generate(
         done = _finished_tasks(file, level, retry_failed)
         for molecule, geometry in tasks:
             if done.get((molecule["molecule_id"], geometry)) not in (None, fingerprint(molecule)):
-                raise ValueError(
+                raise InputError(
                     f"{output} holds labels of another molecule {molecule['molecule_id']!r} than the input's; give "
                     "another --output, or the molecules names of their own"
                 )
@@ -195,12 +201,12 @@ def _finished_tasks(file: BinaryIO, level: str, retry_failed: bool) -> dict[tupl
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ValueError(f"another process is writing to {file.name}") from error
+        raise InputError(f"another process is writing to {file.name}") from error
     file.seek(0)
     file.truncate(file.read().rfind(b"\n") + 1)  # a line cut short by a kill
     lines = read_lines(Path(file.name))
     if others := {line["level"] for line in lines} - {level}:
-        raise ValueError(f"{file.name} holds labels of level {others.pop()}; give another --output")
+        raise InputError(f"{file.name} holds labels of level {others.pop()}; give another --output")
     kept = [line for line in lines if not (retry_failed and "error" in line)]
     return {(line["molecule_id"], line["geometry"]): line.get("input") for line in kept}
 
@@ -210,12 +216,13 @@ def main() -> None:
     parser.add_argument("--level", required=True, help=f"{', '.join(LEVELS)}, or module:attribute")
     parser.add_argument("--inputs", type=Path, nargs="+", required=True, help=".smi, .sdf, .parquet or .jsonl files")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines, appended to")
-    parser.add_argument("--geometries", nargs="+", choices=GEOMETRIES, help="default: given; for pm6, minimum")
-    parser.add_argument("--max_molecules", type=int, help="take only so many, in a fixed random order")
+    parser.add_argument("--geometries", nargs="+", help=f"{', '.join(GEOMETRIES)} (default: given; pm6: minimum)")
+    parser.add_argument("--max_molecules", type=int, help="take only so many of the inputs, by chance")
+    parser.add_argument("--in_order", action="store_true", help="molecules in the order of the inputs, not by chance")
     parser.add_argument("--workers", type=int, default=1, help="processes on this machine, one thread each")
     parser.add_argument("--scheduler", help="address of a running dask scheduler, in place of --workers")
     parser.add_argument("--retry_failed", action="store_true", help="try again what has failed before")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(underscored(sys.argv[1:]))
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # tblite reads it when it is loaded, which is later
     try:
         counts = generate(**vars(arguments))

@@ -13,15 +13,18 @@ from functools import partial
 import numpy as np
 from rdkit import Chem, rdBase
 
+from dataset_scripts.geometries import MAX_BOND_STRETCH, make_geometry
 from dataset_scripts.quantum_chemistry import (
     b3lyp_energy_and_forces,
     gfn2_energy_and_forces,
     gfn2_minimum,
     pm6_minimum,
+    xtb_minimum,
 )
 from dataset_scripts.rdkit_structures import etkdg_conformers, mmff_minima
 from dataset_scripts.rows import row_of_mol
 from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB, PM6
+from modeling_pcbridge.errors import CalculationError, InputError
 from modeling_pcbridge.molecular_graph import (
     check_bond_lengths,
     graph_from_mol,
@@ -54,14 +57,8 @@ LEVELS = {
     "b3lyp": Level(B3LYP_6_31GD, b3lyp_energy_and_forces),
     "b3lyp_exact": Level(B3LYP_6_31GD, partial(b3lyp_energy_and_forces, exact=True)),
     "gfn2": Level(GFN2_XTB, gfn2_energy_and_forces, gfn2_minimum),
+    "gfn2_program": Level(GFN2_XTB, minimum=xtb_minimum),
 }
-
-# The structure of the input, one moved from it by Gaussian noise of one of the widths, or the minimum below it.
-GEOMETRIES = ("given", "displaced", "minimum")
-DISPLACEMENTS = (0.03, 0.06, 0.1)  # angstrom
-
-# A bond is broken when it is longer than this times the sum of the covalent radii.
-MAX_BOND_STRETCH = 1.3
 
 
 def find_level(name: str) -> Level:
@@ -73,10 +70,10 @@ def find_level(name: str) -> Level:
     """
     module, colon, attribute = name.partition(":")
     if not colon and name not in LEVELS:
-        raise ValueError(f"no level {name!r}; there are {', '.join(LEVELS)}, or give module:attribute")
+        raise InputError(f"no level {name!r}; there are {', '.join(LEVELS)}, or give module:attribute")
     level = getattr(importlib.import_module(module), attribute, None) if colon else LEVELS[name]
     if not isinstance(level, Level):
-        raise ValueError(f"{attribute!r} of module {module!r} is no labelling.Level")
+        raise InputError(f"{attribute!r} of module {module!r} is no labelling.Level")
     return level
 
 
@@ -91,7 +88,7 @@ def starting_structure(molecule: dict) -> Chem.Mol:
     if "mol_block" in molecule:
         mol = Chem.MolFromMolBlock(molecule["mol_block"], removeHs=False)
         if mol is None:
-            raise ValueError("RDKit cannot parse the SDF record")
+            raise InputError("RDKit cannot parse the SDF record")
         mol = Chem.AddHs(mol, addCoords=True)
         positions = mol.GetConformer().GetPositions() if mol.GetConformer().Is3D() else None
     else:
@@ -100,12 +97,12 @@ def starting_structure(molecule: dict) -> Chem.Mol:
     if positions is None:
         embedded = etkdg_conformers(mol, 1, seed=0)
         if embedded is None:
-            raise RuntimeError("ETKDG found no structure")
+            raise CalculationError("ETKDG found no structure")
         relaxed = mmff_minima(mol, embedded)
         [positions] = embedded if relaxed is None else relaxed
     positions = np.array(positions, dtype=np.float64)
     if positions.shape != (mol.GetNumAtoms(), 3) or not np.isfinite(positions).all():
-        raise ValueError(f"positions of shape {positions.shape} for {mol.GetNumAtoms()} atoms, or not numbers")
+        raise InputError(f"positions of shape {positions.shape} for {mol.GetNumAtoms()} atoms, or not numbers")
     return with_structure(mol, positions)
 
 
@@ -118,16 +115,9 @@ def check_same_molecule(mol: Chem.Mol, positions: np.ndarray) -> None:
     try:
         check_bond_lengths(mol, positions, MAX_BOND_STRETCH)
     except ValueError as error:
-        raise ValueError(f"the optimisation broke a bond ({error})") from error
+        raise InputError(f"the optimisation broke a bond ({error})") from error
     if mapped_smiles(with_structure(mol, positions)) != mapped_smiles(mol):
-        raise ValueError("the optimisation led to another stereoisomer")
-
-
-def displaced(positions: np.ndarray, molecule_id: str) -> np.ndarray:
-    """The structure with Gaussian noise on every coordinate, the same for the same molecule on every run."""
-    seed = int.from_bytes(hashlib.sha256(molecule_id.encode()).digest()[:8], "big")
-    rng = np.random.default_rng(seed)
-    return positions + rng.normal(size=positions.shape) * rng.choice(DISPLACEMENTS)
+        raise InputError("the optimisation led to another stereoisomer")
 
 
 def fingerprint(molecule: dict) -> str:
@@ -164,14 +154,14 @@ def _labelled_row(molecule: dict, geometry: str, level: Level) -> dict:
         check_same_molecule(mol, positions)
         equilibrium = level.level_of_theory
     else:
-        if geometry == "displaced":
-            positions = displaced(positions, molecule["molecule_id"])
-        else:
+        if geometry == "given":
             equilibrium = molecule.get("equilibrium_level_of_theory")
+        else:
+            positions = make_geometry(mol, molecule["molecule_id"], geometry)
         assert level.energy_and_forces is not None
         energy, forces = level.energy_and_forces(atomic_numbers, positions, total_charge)
     if not np.isfinite(energy) or (forces is not None and not np.isfinite(forces).all()):
-        raise RuntimeError("the energy or a force is not a number")
+        raise CalculationError("the energy or a force is not a number")
     forces = None if forces is None else forces.round(6)
     name = molecule["molecule_id"]
     return row_of_mol(name, mol, positions.round(6), equilibrium, energy, forces, level.level_of_theory)

@@ -6,6 +6,8 @@ from itertools import islice
 import numpy as np
 from torch.utils.data import Sampler
 
+from modeling_pcbridge.errors import InputError
+
 # Batches whose rows are drawn together and then sorted by size. More means less padding and less random batches.
 BATCHES_PER_WINDOW = 16
 
@@ -18,13 +20,13 @@ def rows_per_batch(weights: Sequence[float], batch_size: int) -> list[int]:
     """
     shares = np.asarray(weights, dtype=np.float64)
     if (shares < 0).any() or shares.sum() == 0:
-        raise ValueError(f"mixing weights must be non-negative and not all zero, not {list(weights)}")
+        raise InputError(f"mixing weights must be non-negative and not all zero, not {list(weights)}")
     exact = batch_size * shares / shares.sum()
     counts = np.floor(exact).astype(int)
     for source in np.argsort(counts - exact, kind="stable")[: batch_size - counts.sum()]:
         counts[source] += 1
     if ((counts == 0) & (shares > 0)).any():
-        raise ValueError(f"a batch of {batch_size} has no room for every source with weights {list(weights)}")
+        raise InputError(f"a batch of {batch_size} has no room for every source with weights {list(weights)}")
     return counts.tolist()
 
 
@@ -58,7 +60,7 @@ class MixtureBatchSampler(Sampler[list[int]]):
     ):
         for source, source_sizes in enumerate(sizes):
             if len(source_sizes) == 0:
-                raise ValueError(f"data source number {source} is empty")
+                raise InputError(f"data source number {source} is empty")
         self.sizes = [np.asarray(source_sizes) for source_sizes in sizes]
         self.shard_lengths = [np.asarray(of_source) for of_source in shard_lengths or [[len(s)] for s in self.sizes]]
         self.counts = rows_per_batch(weights, batch_size)

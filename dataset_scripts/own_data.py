@@ -31,6 +31,7 @@ from dataset_scripts.schema import FEATURES
 from dataset_scripts.sdf import mol_of_sdf, read_sdf
 from dataset_scripts.tables import read_csv, read_parquet
 from dataset_scripts.xyz import atoms_of_frame, read_xyz, text_of_frame
+from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.molecular_graph import check_structure_fits, mol_from_smiles
 
 _LABELS = ("energy", "forces")
@@ -57,7 +58,7 @@ def _read(path: Path) -> Iterator[tuple[str, str, Any]]:
     readers |= {".parquet": read_parquet, ".jsonl": _read_json_lines}
     kind = path.suffix.lower()
     if kind not in readers:
-        raise ValueError(f"{path}: not one of {', '.join(readers)}")
+        raise InputError(f"{path}: not one of {', '.join(readers)}")
     for number, record in enumerate(readers[kind](path)):
         yield f"{path.stem}_{number:06d}", kind, record
 

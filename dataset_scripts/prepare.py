@@ -27,10 +27,12 @@ from rdkit import Chem, RDLogger
 from tqdm.auto import tqdm
 
 from dataset_scripts.bad_rows import rows_of_records
+from dataset_scripts.options import underscored
 from dataset_scripts.own_data import own_source
 from dataset_scripts.raw_sources import SOURCES, RawSource
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.splits import SPLITS, constitution_of, split_of
+from modeling_pcbridge.errors import InputError
 
 # Enough rows for compression and few enough to be held and shuffled in memory when streaming (10 to 40 MB).
 RECORDS_PER_SHARD = 10_000
@@ -65,7 +67,7 @@ def prepare(
         ValueError: two inputs share a name, or the shards in `output` were made with other settings.
     """
     if len({path.name for path in inputs}) < len(inputs):
-        raise ValueError("inputs share a file name, so their shards would too")
+        raise InputError("inputs share a file name, so their shards would too")
     split_of_row = _splitter(source, inputs, split)
     for split_name in SPLITS:
         (output / split_name).mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,7 @@ def _splitter(source: RawSource, inputs: list[Path], split: str) -> Callable[[di
     if split == "published" and source.published_split is not None:
         of_molecule = source.published_split(inputs)
         return lambda row: of_molecule(row["molecule_id"])
-    raise ValueError(f"the source has no split {split!r}")
+    raise InputError(f"the source has no split {split!r}")
 
 
 def _prepare_input(
@@ -139,7 +141,7 @@ def _pass_over(records: Iterator, shards: dict[str, Path], settings: dict, seen:
     before = metadata["settings"]
     if changed := [key for key in settings if before.get(key) != settings[key]]:
         changes = ", ".join(f"{key} {before.get(key)}, not {settings[key]}" for key in changed)
-        raise ValueError(f"{shards['train']} was made with {changes}; give another output folder, or remove it")
+        raise InputError(f"{shards['train']} was made with {changes}; give another output folder, or remove it")
     for shard in shards.values():
         seen.update(map(_key, pq.read_table(shard, columns=_KEY_COLUMNS).to_pylist()))
     deque(rows_of_records(records, lambda record: record, settings["on_error"], Counter()), maxlen=0)
@@ -204,7 +206,7 @@ def main() -> None:
     parser.add_argument("--on_error", choices=("raise", "skip"), default="raise", help="for damaged records")
     parser.add_argument("--equilibrium_level_of_theory", help="of own data: the method whose minima the structures are")
     parser.add_argument("--energy_level_of_theory", help="of own data: the method of energies and forces")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(underscored(sys.argv[1:]))
     if arguments.source == "own":
         source = own_source(arguments.equilibrium_level_of_theory, arguments.energy_level_of_theory)
     else:

@@ -18,6 +18,7 @@ from dataset_scripts.schema import B3LYP_6_31G2DFP
 from dataset_scripts.sdf import mol_of_sdf, read_sdf
 from dataset_scripts.tables import read_csv
 from modeling_pcbridge.constants import HARTREE_TO_EV
+from modeling_pcbridge.errors import InputError
 
 NUM_MOLECULES = 133_885
 NUM_TRAIN, NUM_VALIDATION = 110_000, 10_000
@@ -94,7 +95,7 @@ def read_uncharacterized(path: Path) -> set[int]:
     rules = [number for number, line in enumerate(lines) if line.startswith("===")]
     indices = {int(line.split()[0]) for line in lines[rules[1] + 1 : rules[2]]} if len(rules) == 3 else set()
     if not indices:
-        raise ValueError(f"{path} is not QM9's list of uncharacterised molecules")
+        raise InputError(f"{path} is not QM9's list of uncharacterised molecules")
     return indices
 
 

@@ -4,7 +4,8 @@
 | --- | --- | --- |
 | `pm6_minimum` | PM6 | MOPAC 22 (the program `mopac`; Debian package of that name) |
 | `b3lyp_energy_and_forces` | B3LYP/6-31G*, the level of PubChemQC B3LYP/6-31G*//PM6 | PySCF (extra `qc`) |
-| `gfn2_energy_and_forces`, `gfn2_minimum` | GFN2-xTB | tblite and ASE (extra `xtb`) |
+| `gfn2_energy_and_forces`, `gfn2_minimum`, `gfn2_relaxed`, `gfn2_snapshot` | GFN2-xTB | tblite and ASE (extra `xtb`) |
+| `xtb_minimum` | GFN2-xTB, in half the time | the program `xtb` (6.5 or later; Debian package of that name) |
 
 All take (atomic_numbers, positions, total_charge) of a closed-shell molecule and use one thread (GFN2-xTB: as many as
 OMP_NUM_THREADS says when it is first used). A calculation that fails raises RuntimeError or ValueError with the
@@ -27,6 +28,7 @@ from modeling_pcbridge.constants import (
     HARTREE_TO_EV,
     KCAL_PER_MOL_TO_EV,
 )
+from modeling_pcbridge.errors import CalculationError, InputError
 
 # Above this the structure is not called a minimum, whatever MOPAC says; PRECISE reaches .05 (median).
 MAX_PM6_GRADIENT_NORM = 1.0  # kcal/mol/angstrom, over all coordinates
@@ -34,6 +36,10 @@ MOPAC_TIMEOUT = 3600  # seconds; molecules of PubChem's size take seconds
 
 MAX_GFN2_FORCE = 0.01  # eV/angstrom, on any atom of a minimum
 MAX_GFN2_STEPS = 500
+XTB_TIMEOUT = 3600  # seconds
+
+DYNAMICS_STEPS = 200  # of 1 fs
+DYNAMICS_FRICTION = 0.02  # 1/fs
 
 
 def pm6_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int) -> tuple[np.ndarray, float]:
@@ -60,20 +66,20 @@ def pm6_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_char
         try:
             subprocess.run(["mopac", job.name], cwd=folder, capture_output=True, timeout=MOPAC_TIMEOUT)
         except subprocess.TimeoutExpired as error:
-            raise RuntimeError(f"MOPAC took longer than {MOPAC_TIMEOUT} s") from error
+            raise CalculationError(f"MOPAC took longer than {MOPAC_TIMEOUT} s") from error
         # The archive file is written only when there is a result.
         archive, output = job.with_suffix(".arc"), job.with_suffix(".out")
         if not archive.exists():
-            raise RuntimeError(f"MOPAC: {_mopac_messages(output.read_text() if output.exists() else '')}")
+            raise CalculationError(f"MOPAC: {_mopac_messages(output.read_text() if output.exists() else '')}")
         summary, _, geometry = archive.read_text().partition("FINAL GEOMETRY OBTAINED")
 
     norm = re.search(r"GRADIENT NORM\s+=\s+(\S+)", summary)  # not there for a single atom
     if norm and float(norm[1]) > MAX_PM6_GRADIENT_NORM:
-        raise RuntimeError(f"PM6 did not reach a minimum (gradient norm {norm[1]} kcal/mol/angstrom)")
+        raise CalculationError(f"PM6 did not reach a minimum (gradient norm {norm[1]} kcal/mol/angstrom)")
     heat = re.search(r"HEAT OF FORMATION\s+=\s+(\S+) KCAL/MOL", summary)
     rows = re.findall(r"^\s*[A-Z][a-z]?" + r"\s+(-?\d+\.\d+)\s+\+1" * 3, geometry, re.MULTILINE)
     if heat is None or len(rows) != len(atomic_numbers):
-        raise RuntimeError("MOPAC's archive file has no energy or not every atom")
+        raise CalculationError("MOPAC's archive file has no energy or not every atom")
     return np.array(rows, dtype=np.float64), float(heat[1]) * KCAL_PER_MOL_TO_EV
 
 
@@ -100,6 +106,7 @@ def b3lyp_energy_and_forces(
 
     Raises:
         RuntimeError: the self-consistent field did not converge.
+        ValueError: an element beyond krypton, for which there is no 6-31G*.
     """
     from pyscf import lib
 
@@ -107,7 +114,7 @@ def b3lyp_energy_and_forces(
     with lib.with_omp_threads(1):
         energy = field.kernel()
         if not field.converged:
-            raise RuntimeError("the self-consistent field did not converge")
+            raise CalculationError("the self-consistent field did not converge")
         gradient = field.nuc_grad_method().kernel()
     return energy * HARTREE_TO_EV, -gradient * HARTREE_PER_BOHR_TO_EV_PER_ANGSTROM
 
@@ -133,7 +140,7 @@ def b3lyp_optimizer_steps(atomic_numbers: Sequence[int], positions: np.ndarray, 
         # Net forces and torques are errors of the grid; left in, they rock molecules near the minimum for ten steps.
         converged, _ = geometric_solver.kernel(field, callback=count, maxsteps=100, subfrctor=2)
     if not converged:
-        raise RuntimeError("geomeTRIC found no minimum in 100 steps")
+        raise CalculationError("geomeTRIC found no minimum in 100 steps")
     return num_gradients
 
 
@@ -141,6 +148,8 @@ def _b3lyp_field(atomic_numbers: Sequence[int], positions: np.ndarray, total_cha
     from pyscf import dft, gto
 
     atoms = [(int(z), position) for z, position in zip(atomic_numbers, positions, strict=True)]
+    if heavy := [number for number in atomic_numbers if number > 36]:
+        raise InputError(f"6-31G* has no {Chem.GetPeriodicTable().GetElementSymbol(int(heavy[0]))}")
     molecule = gto.M(atom=atoms, basis="6-31g*", cart=True, charge=total_charge, unit="Angstrom", verbose=0)
     field = dft.RKS(molecule, xc="b3lyp")
     if not exact:
@@ -168,8 +177,88 @@ def gfn2_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_cha
 
     atoms = _gfn2_atoms(atomic_numbers, positions, total_charge)
     if not LBFGS(atoms, logfile=os.devnull).run(fmax=MAX_GFN2_FORCE, steps=MAX_GFN2_STEPS):
-        raise RuntimeError(f"GFN2-xTB did not reach a minimum in {MAX_GFN2_STEPS} steps")
+        raise CalculationError(f"GFN2-xTB did not reach a minimum in {MAX_GFN2_STEPS} steps")
     return atoms.positions, atoms.get_potential_energy()
+
+
+def xtb_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int) -> tuple[np.ndarray, float]:
+    """The GFN2-xTB minimum below (N, 3) `positions` by the program xtb, keywords `--opt tight`, and its energy in eV.
+
+    Of drug-like molecules it takes half the time of `gfn2_minimum`; its forces are some .01 eV/angstrom, too.
+
+    Raises:
+        RuntimeError: xtb found no minimum, stopped, or took longer than `XTB_TIMEOUT`.
+        ImportError: there is no program `xtb`.
+    """
+    if shutil.which("xtb") is None:
+        raise ImportError("this level needs the program xtb (6.5 or later; Debian package xtb)")
+    symbol = Chem.GetPeriodicTable().GetElementSymbol
+    atoms = "".join(
+        f"{symbol(int(z))} {x:.8f} {y:.8f} {w:.8f}\n" for z, (x, y, w) in zip(atomic_numbers, positions, strict=True)
+    )
+    with TemporaryDirectory(prefix="xtb_") as folder:
+        job = Path(folder) / "molecule.xyz"
+        job.write_text(f"{len(atomic_numbers)}\n\n{atoms}")
+        command = ["xtb", job.name, "--gfn", "2", "--opt", "tight", "--chrg", str(total_charge), "--parallel", "1"]
+        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        try:
+            result = subprocess.run(
+                command, cwd=folder, capture_output=True, timeout=XTB_TIMEOUT, env=os.environ | threads
+            )
+        except subprocess.TimeoutExpired as error:
+            raise CalculationError(f"xtb took longer than {XTB_TIMEOUT} s") from error
+        optimised = job.with_name("xtbopt.xyz")
+        if result.returncode or not optimised.exists():
+            raise CalculationError(f"xtb: {_xtb_message(result.stdout + result.stderr)}")
+        if len(atomic_numbers) > 1 and b"GEOMETRY OPTIMIZATION CONVERGED" not in result.stdout:
+            raise CalculationError("xtb did not reach a minimum")
+        _, title, *rows = optimised.read_text().splitlines()
+    energy = re.search(r"energy:\s+(\S+)", title)
+    if energy is None or len(rows) != len(atomic_numbers):
+        raise CalculationError("xtb's structure has no energy or not every atom")
+    return np.array([row.split()[1:4] for row in rows], dtype=np.float64), float(energy[1]) * HARTREE_TO_EV
+
+
+def _xtb_message(output: bytes) -> str:
+    """What xtb says of its failure, or its last lines."""
+    text = output.decode(errors="replace")
+    said = [line.strip(" -#") for line in text.splitlines() if line.startswith(("-", "[ERROR]"))]
+    return " ".join([line for line in said if line][-3:] or text.split("\n")[-4:]).strip() or "no output"
+
+
+def gfn2_relaxed(
+    atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int, held: Sequence[int], steps: int
+) -> np.ndarray:
+    """(N, 3) `positions` after at most so many L-BFGS steps on GFN2-xTB, the atoms `held` left where they are."""
+    from ase.constraints import FixAtoms
+    from ase.optimize import LBFGS
+
+    atoms = _gfn2_atoms(atomic_numbers, positions, total_charge)
+    atoms.set_constraint(FixAtoms(held))
+    LBFGS(atoms, logfile=os.devnull).run(fmax=MAX_GFN2_FORCE, steps=steps)
+    return atoms.positions
+
+
+def gfn2_snapshot(
+    atomic_numbers: Sequence[int],
+    positions: np.ndarray,
+    total_charge: int,
+    temperature: float,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """(N, 3) `positions` after `DYNAMICS_STEPS` of Langevin dynamics on GFN2-xTB at a temperature in kelvin.
+
+    From a minimum: it starts with twice the kinetic energy, half of which becomes potential energy.
+    """
+    from ase import units
+    from ase.md.langevin import Langevin
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+
+    atoms = _gfn2_atoms(atomic_numbers, positions, total_charge)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=2 * temperature, rng=rng)
+    friction = DYNAMICS_FRICTION / units.fs
+    Langevin(atoms, units.fs, temperature_K=temperature, friction=friction, fixcm=False, rng=rng).run(DYNAMICS_STEPS)
+    return atoms.positions
 
 
 def _gfn2_atoms(atomic_numbers, positions, total_charge):

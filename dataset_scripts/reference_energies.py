@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from modeling_pcbridge.errors import InputError
+
 
 def fit_reference_energies(atomic_numbers: Sequence[Sequence[int]], energies: Sequence[float]) -> dict[int, float]:
     """Per-element energies in eV by least squares, atomic number -> energy.
@@ -16,7 +18,7 @@ def fit_reference_energies(atomic_numbers: Sequence[Sequence[int]], energies: Se
         ValueError: no molecules.
     """
     if len(energies) == 0:
-        raise ValueError("there is no energy to fit reference energies to")
+        raise InputError("there is no energy to fit reference energies to")
     elements = sorted({int(z) for molecule in atomic_numbers for z in molecule})
     counts = np.array([[list(molecule).count(z) for z in elements] for molecule in atomic_numbers], dtype=np.float64)
     # The least-norm solution, for elements that always come together.

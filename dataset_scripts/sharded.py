@@ -6,24 +6,73 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from modeling_pcbridge.errors import InputError
+
 from .collator import Example, example_from_row
 
-# Shards that a process holds in memory. Batches walk through one shard a source, sometimes two.
+# Shards that a process holds in memory. Batches walk through one shard of each source, sometimes two.
 _SHARDS_IN_MEMORY = 8
-# Examples are kept where a process can hold them all (8 kB each for QM9), so that later epochs parse nothing.
-_MAX_EXAMPLES_IN_MEMORY = 200_000
+# The first so many examples that a process parses are kept for later epochs: about 0.25 GB of QM9, whose examples take
+# 2.5 kB each, and twice that of molecules of 40 atoms. Nothing is evicted, as every epoch asks for each row once.
+_EXAMPLES_IN_MEMORY = 100_000
+
+
+class _ShardIndex(NamedTuple):
+    """What is known of a shard without parsing its rows.
+
+    Attributes:
+        chosen: places of the rows that count.
+        sizes: their numbers of atoms.
+        num_too_large: how many others have too many atoms.
+        elements: atomic numbers of all rows.
+        label_levels: how many of the chosen rows have labels at each level of theory, None for no label.
+        minimum_levels: the levels of theory at which chosen rows are minima, None for no minimum.
+    """
+
+    chosen: np.ndarray
+    sizes: np.ndarray
+    num_too_large: int
+    elements: set[int]
+    label_levels: Counter[str | None]
+    minimum_levels: set[str | None]
+
+    @classmethod
+    def of(
+        cls, path: Path, levels_of_theory: Sequence[str], only_labelled: bool, max_atoms: int | None
+    ) -> "_ShardIndex":
+        columns = pq.read_table(
+            path, columns=["atomic_numbers", "energy", "energy_level_of_theory", "equilibrium_level_of_theory"]
+        )
+        sizes = pc.list_value_length(columns["atomic_numbers"]).to_numpy().astype(np.uint16)
+        counts = np.ones(len(sizes), dtype=bool)
+        if only_labelled:
+            known = pc.is_in(columns["energy_level_of_theory"], pa.array(levels_of_theory))
+            counts &= pc.and_(columns["energy"].is_valid(), known).to_numpy()
+        fits = sizes <= (np.inf if max_atoms is None else max_atoms)
+        chosen = np.flatnonzero(counts & fits).astype(np.uint32)
+        levels = columns.select(["energy_level_of_theory", "equilibrium_level_of_theory"]).take(chosen)
+        counted = levels["energy_level_of_theory"].value_counts().to_pylist()
+        return cls(
+            chosen,
+            sizes[chosen],
+            int((counts & ~fits).sum()),
+            set(pc.unique(pc.list_flatten(columns["atomic_numbers"])).to_pylist()),
+            Counter({entry["values"]: entry["counts"] for entry in counted}),
+            set(levels["equilibrium_level_of_theory"].unique().to_pylist()),
+        )
 
 
 class ShardedExamples(Sequence[Example]):
     """The rows of `FOLDER/SPLIT/*.parquet`, as `dataset_scripts.prepare` writes them, as a sequence of examples.
 
-    Only the numbers of atoms, and whether there are labels, are read at the beginning: two bytes a row stays in memory.
+    Only the numbers of atoms, and whether there are labels, are read at the beginning: six bytes per row are kept.
 
     Attributes:
         sizes: (rows,) numbers of atoms.
@@ -36,7 +85,7 @@ class ShardedExamples(Sequence[Example]):
 
     Args:
         folder, split: where the shards are.
-        levels_of_theory: see `example_from_row`.
+        levels_of_theory, resonance_invariant: see `example_from_row`.
         only_labelled: count rows with an energy at one of these levels only.
         max_atoms: count molecules with at most so many atoms only.
 
@@ -51,47 +100,25 @@ class ShardedExamples(Sequence[Example]):
         levels_of_theory: Sequence[str],
         only_labelled: bool = False,
         max_atoms: int | None = None,
+        resonance_invariant: bool = False,
     ):
-        self.levels_of_theory = tuple(levels_of_theory)
+        self.levels_of_theory, self.resonance_invariant = tuple(levels_of_theory), resonance_invariant
         self.paths = sorted((folder / split).glob("*.parquet"))
         if not self.paths:
-            raise ValueError(f"no Parquet shards in {folder / split}; dataset_scripts.prepare makes them")
-        # Rows that count, by shard, or None for all.
-        self._chosen: list[np.ndarray | None] = []
-        self.num_too_large = 0
-        self.elements: set[int] = set()
-        self.label_levels: Counter[str | None] = Counter()
-        minimum_levels: set[str | None] = set()
-        sizes = []
-        for path in self.paths:
-            columns = pq.read_table(
-                path, columns=["atomic_numbers", "energy", "energy_level_of_theory", "equilibrium_level_of_theory"]
-            )
-            self.elements |= set(pc.unique(pc.list_flatten(columns["atomic_numbers"])).to_pylist())
-            num_atoms = pc.list_value_length(columns["atomic_numbers"]).to_numpy().astype(np.uint16)
-            counts = np.ones(len(num_atoms), dtype=bool)
-            if only_labelled:
-                labelled = columns["energy"].is_valid()
-                known = pc.is_in(columns["energy_level_of_theory"], pa.array(self.levels_of_theory))
-                labelled = pc.and_(labelled, known)
-                counts &= pc.fill_null(labelled, False).to_numpy()
-            if max_atoms is not None:
-                self.num_too_large += int((counts & (num_atoms > max_atoms)).sum())
-                counts &= num_atoms <= max_atoms
-            self._chosen.append(None if counts.all() else np.flatnonzero(counts))
-            sizes.append(num_atoms[counts])
-            levels = columns.select(["energy_level_of_theory", "equilibrium_level_of_theory"])
-            levels = levels if counts.all() else levels.filter(pa.array(counts))
-            for entry in levels["energy_level_of_theory"].value_counts().to_pylist():
-                self.label_levels[entry["values"]] += entry["counts"]
-            minimum_levels.update(levels["equilibrium_level_of_theory"].unique().to_pylist())
-        self.sizes = np.concatenate(sizes)
-        self.shard_lengths = [len(of_shard) for of_shard in sizes]
+            raise InputError(f"no Parquet shards in {folder / split}; dataset_scripts.prepare makes them")
+        shards = [_ShardIndex.of(path, self.levels_of_theory, only_labelled, max_atoms) for path in self.paths]
+        self._chosen = [shard.chosen for shard in shards]
+        self.sizes = np.concatenate([shard.sizes for shard in shards])
+        self.shard_lengths = [len(shard.sizes) for shard in shards]
         self._ends = list(accumulate(self.shard_lengths))
         if not len(self.sizes):
-            raise ValueError(
+            raise InputError(
                 f"no row of {folder / split} counts (labels at {' or '.join(self.levels_of_theory)}, sizes)"
             )
+        self.num_too_large = sum(shard.num_too_large for shard in shards)
+        self.elements: set[int] = set().union(*(shard.elements for shard in shards))
+        self.label_levels: Counter[str | None] = sum((shard.label_levels for shard in shards), Counter())
+        minimum_levels = set().union(*(shard.minimum_levels for shard in shards))
         # Forces at a minimum are zero, see `example_from_row`.
         self.has_labels = any(level in self.label_levels or level in minimum_levels for level in self.levels_of_theory)
         self.has_structures = bool(minimum_levels - {None})
@@ -99,9 +126,7 @@ class ShardedExamples(Sequence[Example]):
 
     def _make_caches(self) -> None:
         self._read = lru_cache(_SHARDS_IN_MEMORY)(pq.read_table)
-        self._example = self._parse
-        if len(self) <= _MAX_EXAMPLES_IN_MEMORY:
-            self._example = lru_cache(None)(self._parse)
+        self._parsed: dict[int, Example] = {}
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -109,19 +134,23 @@ class ShardedExamples(Sequence[Example]):
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self._example(index)
+        example = self._parsed.get(index)
+        if example is None:
+            example = self._parse(index)
+            if len(self._parsed) < _EXAMPLES_IN_MEMORY:
+                self._parsed[index] = example
+        return example
 
     def _parse(self, index: int) -> Example:
         shard = bisect_right(self._ends, index)
         row = index - (self._ends[shard] - self.shard_lengths[shard])
-        chosen = self._chosen[shard]
         table = self._read(self.paths[shard])
-        [contents] = table.slice(row if chosen is None else chosen[row], 1).to_pylist()
-        return example_from_row(contents, self.levels_of_theory)
+        [contents] = table.slice(int(self._chosen[shard][row]), 1).to_pylist()
+        return example_from_row(contents, self.levels_of_theory, self.resonance_invariant)
 
     def __getstate__(self) -> dict:
         """Worker processes get the index, not what is in memory."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_read", "_example")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_read", "_parsed")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)

@@ -16,6 +16,7 @@ from dataset_scripts.bad_rows import BadRowError, ExcludedRowError, naming
 from dataset_scripts.rows import make_row
 from dataset_scripts.schema import WB97M_D3BJ_DEF2_TZVPPD
 from modeling_pcbridge.constants import BOHR_TO_ANGSTROM, HARTREE_PER_BOHR_TO_EV_PER_ANGSTROM, HARTREE_TO_EV
+from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.molecular_graph import mol_from_smiles
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def read_conformations(path: Path) -> Iterator[tuple[Path, str, int]]:
         names = list(_open(path))
         units = {_open(path)[name]["conformations"].attrs.get("units") for name in names[:1]}
     if units & {"nanometers", "nanometer"}:
-        raise ValueError(f"{path} holds input geometries (in nanometers, without energies), not a SPICE release")
+        raise InputError(f"{path} holds input geometries (in nanometers, without energies), not a SPICE release")
     for name in names:
         with naming(f"{path.name} {name}", "unreadable group"):
             num_conformations = len(_open(path)[name]["conformations"])

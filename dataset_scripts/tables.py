@@ -16,10 +16,15 @@ csv.field_size_limit(2**24)
 def read_csv(path: Path) -> Iterator[dict[str, str]]:
     """The records of a CSV file with a header, as texts."""
     with path.open(newline="", encoding="utf-8-sig") as file:
-        try:
-            yield from csv.DictReader(file)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise BadRowError(str(path), "damaged CSV file", error) from error
+        yield from read_csv_lines(file, str(path))
+
+
+def read_csv_lines(lines: Iterable[str], name: str) -> Iterator[dict[str, str]]:
+    """The records of the lines of a CSV file with a header, as texts; `name` is the file's, for errors."""
+    try:
+        yield from csv.DictReader(lines)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise BadRowError(name, "damaged CSV file", error) from error
 
 
 def read_smiles(lines: Iterable[str]) -> Iterator[tuple[int, str, str]]:

@@ -143,7 +143,10 @@ def _levels_apart(whole: dict[str, dict[str, dict]]) -> str:
         if reference.example.molecule_id in whole:
             graph, positions = reference.example.graph, reference.positions.astype(np.float64)
             forces = whole[reference.example.molecule_id][DFT]["forces_ev_ang"]
-            inputs = (torch.tensor(values)[None] for values in (positions, np.array(forces), graph.pair_types))
+            inputs = (
+                torch.tensor(values)[None]
+                for values in (positions, np.array(forces), graph.pair_types, graph.atomic_numbers)
+            )
             moved = positions + quasi_newton_step(*inputs)[0].numpy()
             bonds.append(bond_length_error(graph, moved[None], positions)[0])
     return (

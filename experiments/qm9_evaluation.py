@@ -18,7 +18,7 @@ from modeling_pcbridge.graph_batch import pad_graphs
 from pcbridge.evaluation.batches import energies_and_forces, moved
 from pcbridge.evaluation.evaluate import structure_record
 from pcbridge.evaluation.metrics import distances_to_others
-from pcbridge.evaluation.references import ReferenceMolecule, etkdg_structures, mmff_structures
+from pcbridge.evaluation.references import ReferenceMolecule, etkdg_structures, graphs_for, mmff_structures
 
 # Structures of a batch, and the steps of each reverse process.
 _BATCH = 200
@@ -54,7 +54,8 @@ def from_graph(
     records: dict[str, Records] = defaultdict(dict)
     structures: dict[str, np.ndarray] = {}
     for reference in tqdm(references, desc="from the graph", unit="molecule"):
-        graph = pad_graphs([reference.example.graph])
+        [own] = graphs_for(model, [reference])
+        graph = pad_graphs([own])
         single = model.predict_structure(**graph, method="denoising", generator=generator).positions[0]
         drawn = model.predict_structure(
             **graph,
@@ -71,7 +72,7 @@ def from_graph(
         name = reference.example.molecule_id
         records[ONE_EVALUATION][name] = structure_record(reference, single.double().numpy())
         for row, candidates in samples.items():
-            repeated = pad_graphs([reference.example.graph] * len(candidates))
+            repeated = pad_graphs([own] * len(candidates))
             energies = model.predict_energy(**repeated, positions=torch.tensor(candidates, dtype=drawn.dtype)).energy
             chosen = {
                 row: candidates,
@@ -113,7 +114,7 @@ def refinement(
 def refine(model: PCBridgeModel, references: list[ReferenceMolecule], starts: list[np.ndarray]) -> list[np.ndarray]:
     """`starts` (N, 3) of each molecule refined by the model."""
     shift = partial(model.mean_shift, num_steps=REFINEMENT_STEPS)
-    return moved(model, [reference.example.graph for reference in references], starts, _BATCH, shift)
+    return moved(model, graphs_for(model, references), starts, _BATCH, shift)
 
 
 def at_minima(model: PCBridgeModel, references: list[ReferenceMolecule]) -> dict[str, float]:
@@ -122,7 +123,7 @@ def at_minima(model: PCBridgeModel, references: list[ReferenceMolecule]) -> dict
     Returns:
         `energy_mae`, eV, and `force_left`, eV/angstrom: the root mean square of a force component, which DFT has zero.
     """
-    graphs = [reference.example.graph for reference in references]
+    graphs = graphs_for(model, references)
     energies, forces = energies_and_forces(model, graphs, [reference.positions for reference in references], _BATCH)
     errors = np.abs(energies - [reference.example.energy for reference in references])
     squares = np.square(np.concatenate(forces))

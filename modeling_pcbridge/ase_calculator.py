@@ -5,6 +5,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from rdkit import Chem
 
+from .errors import InputError
 from .graph_batch import GraphBatch
 from .modeling_pcbridge import PCBridgeModel
 from .molecular_graph import check_structure_fits, mol_from_positions, mol_from_smiles
@@ -49,7 +50,7 @@ class PCBridgeCalculator(Calculator):
         self.model = model if isinstance(model, PCBridgeModel) else PCBridgeModel.from_pretrained(model)
         self.model.to(device or self.model.device).eval()
         self.level_of_theory = level_of_theory or self.model.config.energy_level_of_theory
-        self._level = torch.tensor([self.model.config.energy_level_index(self.level_of_theory)])
+        self.model.config.find_level_of_theory(self.level_of_theory)
         self.total_charge = total_charge
         self._graph: GraphBatch | None = None
         self._unchecked: Chem.Mol | None = None  # a molecule whose bonds no positions have been compared with
@@ -61,15 +62,15 @@ class PCBridgeCalculator(Calculator):
         super().calculate(atoms, properties, system_changes)
         atoms = self.atoms if atoms is None else atoms
         if atoms is None:
-            raise ValueError("there are no atoms to compute")
+            raise InputError("there are no atoms to compute")
         if atoms.pbc.any():
-            raise ValueError("the atoms are periodic; PCBridge describes single molecules in vacuum")
+            raise InputError("the atoms are periodic; PCBridge describes single molecules in vacuum")
         if self._graph is None:
             mol = mol_from_positions(atoms.numbers.tolist(), atoms.positions, self.total_charge)
             self._graph = self._graph_of(mol)
         numbers = self._graph.atomic_numbers[0].tolist()
         if atoms.numbers.tolist() != numbers:
-            raise ValueError(
+            raise InputError(
                 f"the atoms are {atoms.symbols}, but this calculator is for atomic numbers {numbers} in this order; "
                 "make a calculator for each molecule"
             )
@@ -77,10 +78,10 @@ class PCBridgeCalculator(Calculator):
             try:
                 check_structure_fits(self._unchecked, atoms.positions)
             except ValueError as error:
-                raise ValueError(f"the atoms do not fit the molecule in its order: {error}") from error
+                raise InputError(f"the atoms do not fit the molecule in its order: {error}") from error
             self._unchecked = None  # later structures may be stretched on purpose
         positions = torch.as_tensor(atoms.positions, device=self.model.device)[None]
-        energies, forces = self.model.energy_and_forces(self._graph, positions, self._level.to(self.model.device))
+        energies, forces = self.model.energy_and_forces(self._graph, positions, self.level_of_theory)
         energy = energies.item()
         self.results = {"energy": energy, "free_energy": energy, "forces": forces[0].double().cpu().numpy()}
 
@@ -90,5 +91,5 @@ class PCBridgeCalculator(Calculator):
     def _graph_of(self, mol: Chem.Mol) -> GraphBatch:
         mol = Chem.Mol(mol)
         mol.RemoveAllConformers()  # the ASE atoms have the positions
-        graph = PCBridgeProcessor(self.model.config.supported_elements)(mol)
+        graph = PCBridgeProcessor.of_config(self.model.config)(mol)
         return GraphBatch(**{key: tensor.to(self.model.device) for key, tensor in graph.items()})

@@ -1,5 +1,6 @@
 """Multi-head attention pieces shared by the encoder and the structure decoder. Layout (..., H, N, d)."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -20,6 +21,34 @@ def attention_weights(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
     """
     logits = (queries * queries.shape[-1] ** -0.5) @ keys.mT + bias
     return logits.softmax(dim=-1)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, filters: Tensor) -> Tensor:
+    """Messages (B, H, N, d): `values` summed over keys by softmax weights times `filters` (B, H, N, N)."""
+    return (attention_weights(queries, keys, bias) * filters) @ values
+
+
+def attend_locally(
+    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, filters: Tensor, envelope: Tensor
+) -> Tensor:
+    """As `attend`, with weights exp(logits) envelope / (sum over keys of the same), as smooth as the envelope.
+
+    What the envelope hides has no part in the messages.
+
+    Args:
+        queries, keys, values: (B, H, N, d).
+        bias: (B, H, N, N), `PADDING_BIAS` wherever the envelope is zero.
+        filters: (B, H, N, N).
+        envelope: (B, 1, N, N), 1 from an atom to itself, in at least float32.
+    """
+    logits = ((queries * queries.shape[-1] ** -0.5) @ keys.mT + bias).to(envelope.dtype)
+    # The quotient is the same whatever is subtracted, so the jumps of the maximum do not show. An epsilon below the
+    # line would let them show; nothing needs one, since an atom always sees itself.
+    with torch.no_grad():
+        shift = logits.amax(-1, keepdim=True)
+    weights = (logits - shift).exp() * envelope
+    messages = (weights * filters).to(values.dtype) @ values
+    return messages / weights.sum(-1, keepdim=True).to(messages.dtype)
 
 
 class FeedForward(nn.Module):

@@ -1,11 +1,12 @@
 """Configuration of PCBridge models."""
 
 from dataclasses import field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .dispersion import with_d3bj
 from .errors import InputError
 
 # The sizes of Ren et al., Appendix B.2, and the elements of PubChemQC's CHNOPSFClNaKMgCa subset. Sizes only: unlike the
@@ -30,6 +31,15 @@ PAPER_SIZES = {
 _POSITION_STD_PER_ROOT = 0.35
 # At these widths an untrained model of the default size has forces of a few eV/angstrom.
 _INITIALIZER_RANGE, _ITS_HIDDEN_SIZE = 0.08, 96
+# What makes E hold for molecules larger than those it learned from. In every preset, but not the defaults of the
+# fields, which are what a config.json from before there were these fields means.
+EXTENSIVE = {"attention_cutoff": 5.0, "torsion_terms": True}
+# What drug-like molecules need: H C N O F P S Cl Br I, ions, and energies that do not depend on how they are drawn.
+DRUG_LIKE = {
+    "supported_elements": [1, 6, 7, 8, 9, 15, 16, 17, 35, 53],
+    "supported_total_charges": [-2, -1, 0, 1, 2],
+    "resonance_invariant": True,
+}
 
 # What transformers itself puts into a config.json, or passes on, besides the fields of `PreTrainedConfig`.
 _TRANSFORMERS_FIELDS = {
@@ -44,12 +54,17 @@ _TRANSFORMERS_FIELDS = {
 
 @strict
 class PCBridgeConfig(PreTrainedConfig):
-    r"""Sizes and constants of a [`PCBridgeModel`]. The defaults are the `mini` preset, meant for a CPU.
+    r"""Sizes and constants of a [`PCBridgeModel`]. The sizes by default are those of the `mini` preset, meant
+    for a CPU.
 
     A field that does not exist, is of another type or out of range is refused with an error that names it.
 
     Args:
         supported_elements: atomic numbers the model has learned; others are refused by the processor.
+        supported_total_charges: total charges of molecules the model has learned; others are refused by the processor.
+            None, as in checkpoints of before this field: not known, none is refused.
+        resonance_invariant: whether graphs describe all resonance forms of a molecule, see `graph_from_mol`; False, as
+            in checkpoints of before this field: the form that was drawn.
         hidden_size: width of the node features, a multiple of `num_attention_heads`; 64 to 1024 (768 in the paper).
         intermediate_size: width of the feed-forward blocks (equal to `hidden_size` in the paper).
         vector_size: width of the vector features of the structure decoder, a multiple of `num_attention_heads`.
@@ -60,6 +75,10 @@ class PCBridgeConfig(PreTrainedConfig):
         max_distance: centre of the last Gaussian, angstrom; the first is at 0. Farther pairs have no distance: beyond
             8 angstrom lie 2% of the pairs of atoms of bundled molecules, 20% at 30 to 50 atoms and 30% above 60;
             beyond 16 angstrom lie 2% above 60.
+        attention_cutoff: angstrom, beyond which atoms do not see each other in a layer of E, so that E of fragments
+            holds for large molecules; about 5. None, as in models from before there was one: all see all, as in the
+            paper.
+        torsion_terms: give E a learned term for each torsion about a bond, see `TorsionEnergy` (not in the paper).
         initializer_range: standard deviation of initial weights; by default it falls with the square root of
             `hidden_size` from 0.08 at 96, so that features start equally large at every width.
         layer_norm_eps: added to the variance in layer normalisation.
@@ -76,12 +95,15 @@ class PCBridgeConfig(PreTrainedConfig):
             schedule, a few times the difference between PM6 and DFT bond lengths.
         energy_levels_of_theory: the methods whose total electronic energies the model predicts, each by a head and
             reference energies of its own; the first is the model's own, by which it relaxes, ranks and teaches.
+        dispersion: "d3bj" adds D3(BJ) to the model's own level, see `dispersion`; labels of that level are without it.
     """
 
     model_type = "pcbridge"
     _auto_class: ClassVar[str | None] = "AutoConfig"  # what is saved carries this code, for trust_remote_code=True
 
     supported_elements: list[int] = field(default_factory=lambda: [1, 6, 7, 8, 9])
+    supported_total_charges: list[int] | None = None
+    resonance_invariant: bool = False
     hidden_size: int = 96
     intermediate_size: int = 96
     vector_size: int = 48
@@ -90,6 +112,8 @@ class PCBridgeConfig(PreTrainedConfig):
     num_attention_heads: int = 8
     num_gaussians: int = 48
     max_distance: float | int = 8.0
+    attention_cutoff: float | int | None = None
+    torsion_terms: bool = False
     initializer_range: float | int | None = None
     layer_norm_eps: float | int = 1e-5
     num_train_timesteps: int = 1000
@@ -100,13 +124,14 @@ class PCBridgeConfig(PreTrainedConfig):
     denoising_timestep: int = 550
     refinement_timestep: int = 30
     energy_levels_of_theory: list[str] = field(default_factory=lambda: ["B3LYP/6-31G*"])
+    dispersion: Literal["d3bj"] | None = None
 
     def __post_init__(self, **kwargs):
         if "energy_level_of_theory" in kwargs:  # of checkpoints from before there could be several
             self.energy_levels_of_theory = [kwargs.pop("energy_level_of_theory")]
         unknown = sorted(name for name in kwargs if name not in _TRANSFORMERS_FIELDS and not name.startswith("_"))
         if unknown:
-            raise ValueError(f"PCBridgeConfig has no field {', '.join(unknown)}")
+            raise InputError(f"PCBridgeConfig has no field {', '.join(unknown)}")
         super().__post_init__(**kwargs)
         sizes = (
             "hidden_size",
@@ -120,29 +145,34 @@ class PCBridgeConfig(PreTrainedConfig):
         )
         for name in sizes:
             if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("hidden_size", "vector_size"):
             if getattr(self, name) % self.num_attention_heads:
-                raise ValueError(
+                raise InputError(
                     f"{name} ({getattr(self, name)}) must be a multiple of num_attention_heads "
                     f"({self.num_attention_heads})"
                 )
         if self.initializer_range is None:
             self.initializer_range = _INITIALIZER_RANGE * (_ITS_HIDDEN_SIZE / self.hidden_size) ** 0.5
         if not 0 < self.beta_start <= self.beta_end < 1:
-            raise ValueError(f"need 0 < beta_start <= beta_end < 1, not {self.beta_start} and {self.beta_end}")
-        for name in ("length_unit", "position_std", "max_distance", "initializer_range", "layer_norm_eps"):
-            by_law = name == "position_std" and self.position_std is None
-            if not (by_law or 0 < getattr(self, name) < float("inf")):
-                raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")
+            raise InputError(f"need 0 < beta_start <= beta_end < 1, not {self.beta_start} and {self.beta_end}")
+        positive = ["length_unit", "max_distance", "initializer_range", "layer_norm_eps"]
+        positive += [name for name in ("position_std", "attention_cutoff") if getattr(self, name) is not None]
+        for name in positive:
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{name} must be positive and finite, not {getattr(self, name)}")
         for name in ("denoising_timestep", "refinement_timestep"):
             if not 1 <= getattr(self, name) <= self.num_train_timesteps:
-                raise ValueError(f"{name} must lie in 1..num_train_timesteps, not {getattr(self, name)}")
+                raise InputError(f"{name} must lie in 1..num_train_timesteps, not {getattr(self, name)}")
         levels = self.energy_levels_of_theory
         if not levels or len(set(levels)) < len(levels):
             raise InputError(f"energy_levels_of_theory must be one or more different names, not {levels}")
+        if self.dispersion is not None:
+            with_d3bj(levels[0])  # refuses a level that it has no parameters for
         if not self.supported_elements or not all(1 <= z <= 118 for z in self.supported_elements):
-            raise ValueError(f"supported_elements must be atomic numbers in 1..118, not {self.supported_elements}")
+            raise InputError(f"supported_elements must be atomic numbers in 1..118, not {self.supported_elements}")
+        if self.supported_total_charges is not None and not self.supported_total_charges:
+            raise InputError("supported_total_charges must name at least one charge, or be null")
 
     def position_std_of(self, num_atoms):
         """`position_std` for molecules of `num_atoms` atoms, angstrom: 0.35 sqrt(N) where it is not a fixed number."""
@@ -150,28 +180,31 @@ class PCBridgeConfig(PreTrainedConfig):
 
     @property
     def energy_level_of_theory(self) -> str:
-        """The model's own level of theory."""
-        return self.energy_levels_of_theory[0]
+        """The model's own level of theory, with dispersion if it has that."""
+        own = self.energy_levels_of_theory[0]
+        return own if self.dispersion is None else with_d3bj(own)
 
-    def energy_level_index(self, level_of_theory: str) -> int:
-        """The place of a level in `energy_levels_of_theory`.
+    def find_level_of_theory(self, name: str | None) -> tuple[int, bool]:
+        """The place of a level in `energy_levels_of_theory`, and whether dispersion is added; None is the model's own.
 
         Raises:
             InputError: the model has not learned it.
         """
-        if level_of_theory not in self.energy_levels_of_theory:
-            known = ", ".join(self.energy_levels_of_theory)
-            raise InputError(f"the model has not learned energies at {level_of_theory!r}, only at {known}")
-        return self.energy_levels_of_theory.index(level_of_theory)
+        if name is None or name == self.energy_level_of_theory:
+            return 0, self.dispersion is not None
+        if name not in self.energy_levels_of_theory:
+            known = ", ".join(dict.fromkeys([self.energy_level_of_theory, *self.energy_levels_of_theory]))
+            raise InputError(f"the model has not learned energies at {name!r}, only at {known}")
+        return self.energy_levels_of_theory.index(name), False
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "PCBridgeConfig":
-        """The `mini` or `paper_size` configuration, with single fields overridden.
+        """The `mini`, `paper_size` or `drug_like` configuration, with single fields overridden.
 
         Raises:
             ValueError: no such preset.
         """
-        presets = {"mini": {}, "paper_size": PAPER_SIZES}
+        presets: dict[str, dict] = {"mini": {}, "paper_size": PAPER_SIZES, "drug_like": DRUG_LIKE}
         if name not in presets:
-            raise ValueError(f"no preset {name!r}; there are {', '.join(presets)}")
-        return cls(**{**presets[name], **overrides})
+            raise InputError(f"no preset {name!r}; there are {', '.join(presets)}")
+        return cls(**{**EXTENSIVE, **presets[name], **overrides})

@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .attention import FeedForward, attention_weights, merge_heads, split_heads
+from .attention import FeedForward, attend, attend_locally, merge_heads, split_heads
 from .pair_features import NUM_ELEMENTS, PairFeatures, PairProjection, Pairs
+from .resonance import CHARGE_UNITS
 
 # Formal charges -4..4 have an embedding each; larger ones share the last.
 _MAX_FORMAL_CHARGE = 4
@@ -39,10 +40,13 @@ class EncoderLayer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size, config.hidden_size)
 
-    def forward(self, features: Tensor, bias: Tensor, filters: Tensor) -> Tensor:
+    def forward(self, features: Tensor, bias: Tensor, filters: Tensor, envelope: Tensor | None) -> Tensor:
         queries_keys_values = self.query_key_value(self.attention_norm(features))
         queries, keys, values = split_heads(queries_keys_values, 3 * self.num_heads).chunk(3, dim=-3)
-        messages = (attention_weights(queries, keys, bias) * filters) @ values
+        if envelope is None:
+            messages = attend(queries, keys, values, bias, filters)
+        else:
+            messages = attend_locally(queries, keys, values, bias, filters, envelope)
         features = features + self.attention_output(merge_heads(messages))
         return features + self.feed_forward(self.feed_forward_norm(features))
 
@@ -56,6 +60,7 @@ class PCBridgeEncoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         num_layers = config.num_hidden_layers
+        self.charge_units = CHARGE_UNITS if config.resonance_invariant else 1
         self.element_embedding = nn.Embedding(NUM_ELEMENTS, config.hidden_size, padding_idx=0)
         self.charge_embedding = nn.Embedding(2 * _MAX_FORMAL_CHARGE + 1, config.hidden_size)
         self.time_embedding = TimeEmbedding(config.hidden_size)
@@ -66,17 +71,31 @@ class PCBridgeEncoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(num_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, graph, positions: Tensor, timesteps: Tensor) -> tuple[Tensor, Pairs]:
+    def forward(self, graph, positions: Tensor, timesteps: Tensor, cutoff: float | None = None) -> tuple[Tensor, Pairs]:
         """Encode (B, N, 3) positions, in angstrom, at `timesteps` (B,).
+
+        With a `cutoff`, in angstrom, each layer lets an atom see those within it only, so that its features do not
+        depend on how large the rest of the molecule is; without, all atoms.
 
         Returns:
             Node features (B, N, C) and the features of pairs.
         """
         time = self.time_embedding(timesteps)
-        charges = graph.formal_charges.clamp(-_MAX_FORMAL_CHARGE, _MAX_FORMAL_CHARGE) + _MAX_FORMAL_CHARGE
-        features = self.element_embedding(graph.atomic_numbers) + self.charge_embedding(charges) + time.unsqueeze(1)
+        features = self.element_embedding(graph.atomic_numbers) + self._of_charges(graph) + time.unsqueeze(1)
         pairs = self.pair_features(graph.atomic_numbers, graph.pair_types, positions, time)
-        biases, filters = self.pair_projection(pairs)
+        seen, envelope = (pairs, None) if cutoff is None else pairs.within(cutoff)
+        biases, filters = self.pair_projection(seen)
         for layer, bias, layer_filter in zip(self.layers, biases, filters, strict=True):
-            features = layer(features, bias, layer_filter)
+            features = layer(features, bias, layer_filter, envelope)
         return self.final_norm(features), pairs
+
+    def _of_charges(self, graph) -> Tensor:
+        """(B, N, C); a share of a charge lies in proportion between the embeddings of the whole ones."""
+        largest = _MAX_FORMAL_CHARGE * self.charge_units
+        charges = graph.formal_charges.clamp(-largest, largest) + largest
+        if self.charge_units == 1:
+            return self.charge_embedding(charges)
+        below = charges.div(self.charge_units, rounding_mode="floor")
+        above = (below + 1).clamp(max=2 * _MAX_FORMAL_CHARGE)
+        share = (charges % self.charge_units).unsqueeze(-1).to(self.charge_embedding.weight.dtype) / self.charge_units
+        return torch.lerp(self.charge_embedding(below), self.charge_embedding(above), share)

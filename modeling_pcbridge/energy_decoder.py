@@ -6,6 +6,7 @@ from torch.nn.functional import linear
 
 from .float64_buffers import Float64Buffers
 from .pair_features import NUM_ELEMENTS
+from .torsion_energy import TorsionEnergy
 
 
 class ReferenceEnergies(Float64Buffers):
@@ -65,25 +66,30 @@ class LevelHeads(nn.Module):
 
 
 class EnergyDecoder(nn.Module):
-    """Atomic contributions by an MLP, summed, on top of the reference energies."""
+    """Atomic contributions by an MLP and terms of torsions, summed, on top of the reference energies."""
 
     def __init__(self, config):
         super().__init__()
         num_levels = len(config.energy_levels_of_theory)
         self.mlp = LevelHeads(config.hidden_size, num_levels)
+        self.torsions = TorsionEnergy(config) if config.torsion_terms else None
         self.reference_energies = ReferenceEnergies(num_levels)
 
-    def forward(self, node_features: Tensor, atom_mask: Tensor, levels: Tensor | None = None) -> Tensor:
+    def forward(self, graph, node_features: Tensor, positions: Tensor, levels: Tensor | None = None) -> Tensor:
         """Interaction energy, without reference energies: (B,), eV, at least float32.
 
         Args:
-            node_features: (B, N, C).
-            atom_mask: (B, N) bool.
+            graph: the molecular graphs.
+            node_features: (B, N, C) from the encoder.
+            positions: (B, N, 3), angstrom, those that the encoder saw.
             levels: (B,) int64, the level of theory of each molecule as its place in
                 `config.energy_levels_of_theory`; None for the first, the model's own.
         """
         with torch.autocast(node_features.device.type, enabled=False):
             # bfloat16 has three digits; the readout and the sum over atoms stay in the weights' own precision.
-            contributions = self.mlp(node_features.to(self.mlp.up.weight.dtype), levels)
-            contributions = contributions.to(torch.promote_types(contributions.dtype, torch.float32))
-            return (contributions * atom_mask).sum(-1)
+            node_features = node_features.to(self.mlp.up.weight.dtype)
+            contributions = self.mlp(node_features, levels).to(positions.dtype)
+            energy = (contributions * graph.atom_mask).sum(-1)
+            if self.torsions is not None:
+                energy = energy + self.torsions(graph, node_features, positions, levels)
+            return energy

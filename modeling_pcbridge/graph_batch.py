@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import InputError
 from .molecular_graph import MolecularGraph
 
 # About a gigabyte of activations.
@@ -25,6 +26,7 @@ class GraphBatch:
         pair_types: (B, N, N) uint8, 0 where either atom is padding.
         stereo_pair_types: (B, N, N) uint8.
         stereo_quadruples: (B, M, 4) int64 atom indices, -1 on padding; M may be 0.
+        torsion_quadruples: (B, K, 4) int64 atom indices, -1 on padding; K may be 0.
     """
 
     atomic_numbers: Tensor
@@ -33,6 +35,7 @@ class GraphBatch:
     pair_types: Tensor
     stereo_pair_types: Tensor
     stereo_quadruples: Tensor
+    torsion_quadruples: Tensor
 
     @classmethod
     def of_inputs(cls, inputs: dict[str, Tensor]) -> "GraphBatch":
@@ -57,7 +60,7 @@ class GraphBatch:
         """Raises ValueError unless `positions` is (B, N, 3)."""
         expected = (*self.atomic_numbers.shape, 3)
         if positions.shape != expected:
-            raise ValueError(f"positions have shape {tuple(positions.shape)}, but the graphs are for {expected}")
+            raise InputError(f"positions have shape {tuple(positions.shape)}, but the graphs are for {expected}")
 
     def __getitem__(self, rows: slice | Tensor) -> "GraphBatch":
         return self._map(lambda tensor: tensor[rows])
@@ -89,13 +92,17 @@ class GraphBatch:
     def molecule(self, row: int) -> MolecularGraph:
         """The graph of one molecule, without padding; of a batch that is on the CPU."""
         n = int(self.atom_mask[row].sum())
-        quadruples = self.stereo_quadruples[row]
+
+        def unpadded(quadruples: Tensor) -> np.ndarray:
+            return quadruples[quadruples[:, 0] >= 0].numpy()
+
         return MolecularGraph(
             atomic_numbers=self.atomic_numbers[row, :n].numpy(),
             formal_charges=self.formal_charges[row, :n].numpy(),
             pair_types=self.pair_types[row, :n, :n].numpy(),
             stereo_pair_types=self.stereo_pair_types[row, :n, :n].numpy(),
-            stereo_quadruples=quadruples[quadruples[:, 0] >= 0].numpy(),
+            stereo_quadruples=unpadded(self.stereo_quadruples[row]),
+            torsion_quadruples=unpadded(self.torsion_quadruples[row]),
         )
 
     def outside_inference_mode(self) -> "GraphBatch":
@@ -114,6 +121,7 @@ def pad_graphs(graphs: Sequence[MolecularGraph]) -> dict[str, Tensor]:
     batch_size = len(graphs)
     num_atoms = max(graph.num_atoms for graph in graphs)
     num_quadruples = max(len(graph.stereo_quadruples) for graph in graphs)
+    num_torsions = max(len(graph.torsion_quadruples) for graph in graphs)
     batch = {
         "atomic_numbers": torch.zeros(batch_size, num_atoms, dtype=torch.int64),
         "formal_charges": torch.zeros(batch_size, num_atoms, dtype=torch.int64),
@@ -121,6 +129,7 @@ def pad_graphs(graphs: Sequence[MolecularGraph]) -> dict[str, Tensor]:
         "pair_types": torch.zeros(batch_size, num_atoms, num_atoms, dtype=torch.uint8),
         "stereo_pair_types": torch.zeros(batch_size, num_atoms, num_atoms, dtype=torch.uint8),
         "stereo_quadruples": torch.full((batch_size, num_quadruples, 4), -1, dtype=torch.int64),
+        "torsion_quadruples": torch.full((batch_size, num_torsions, 4), -1, dtype=torch.int64),
     }
     for i, graph in enumerate(graphs):
         n = graph.num_atoms
@@ -130,6 +139,7 @@ def pad_graphs(graphs: Sequence[MolecularGraph]) -> dict[str, Tensor]:
         batch["pair_types"][i, :n, :n] = torch.from_numpy(graph.pair_types)
         batch["stereo_pair_types"][i, :n, :n] = torch.from_numpy(graph.stereo_pair_types)
         batch["stereo_quadruples"][i, : len(graph.stereo_quadruples)] = torch.from_numpy(graph.stereo_quadruples)
+        batch["torsion_quadruples"][i, : len(graph.torsion_quadruples)] = torch.from_numpy(graph.torsion_quadruples)
     return batch
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
 
+from .errors import CalculationError
 from .modeling_pcbridge import PCBridgeModel
 from .pipeline_pcbridge import PCBridgePipeline
 from .processing_pcbridge import PCBridgeProcessor
@@ -15,7 +16,7 @@ from .processing_pcbridge import PCBridgeProcessor
 CARD, METRICS = "README.md", "metrics.json"
 
 
-class HubPushError(RuntimeError):
+class HubPushError(CalculationError):
     """The hub could not be reached or refused; nothing of the push is visible there."""
 
 

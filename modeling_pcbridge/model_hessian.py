@@ -5,7 +5,10 @@ simplest of the force-constant models of Schlegel (1984) and Lindh et al. (1995)
 same zeros as the force, so it points at the same minima, but stiff and soft modes get there at about the same rate.
 """
 
+from functools import cache
+
 import torch
+from rdkit import Chem
 from rdkit.Chem import BondType
 from torch import Tensor
 
@@ -23,12 +26,14 @@ STIFFNESS = {
     PAIR_PATH_OF_2: 8.0,
     PAIR_PATH_OF_2 + 1: 1.0,  # a path of 3 bonds, for torsions
 }
+# Longer bonds than C-C are softer by the cube of the sum of covalent radii: C-Cl has 21, S-S and C-Br 17, C-I 14.
+_CARBON_BOND = 1.52  # angstrom
 ATOM_STIFFNESS = 4.0
 # No atom moves further than this, angstrom; far from any label a force means little more than its direction.
 TRUST_RADIUS = 0.2
 
 
-def quasi_newton_step(positions: Tensor, forces: Tensor, pair_types: Tensor) -> Tensor:
+def quasi_newton_step(positions: Tensor, forces: Tensor, pair_types: Tensor, atomic_numbers: Tensor) -> Tensor:
     """The displacement H^-1 F towards the minimum, (B, N, 3), angstrom; zero on padding, detached.
 
     A molecule whose step takes an atom further than `TRUST_RADIUS` has its step scaled down to that.
@@ -37,16 +42,17 @@ def quasi_newton_step(positions: Tensor, forces: Tensor, pair_types: Tensor) -> 
         positions: (B, N, 3), angstrom.
         forces: (B, N, 3), eV/angstrom, zero on padding.
         pair_types: (B, N, N), see `molecular_graph`.
+        atomic_numbers: (B, N), 0 on padding.
     """
-    return cut_to_radius(precondition(positions, forces, pair_types), TRUST_RADIUS)
+    return cut_to_radius(precondition(positions, forces, pair_types, atomic_numbers), TRUST_RADIUS)
 
 
-def precondition(positions: Tensor, forces: Tensor, pair_types: Tensor) -> Tensor:
+def precondition(positions: Tensor, forces: Tensor, pair_types: Tensor, atomic_numbers: Tensor) -> Tensor:
     """H^-1 F, (B, N, 3), angstrom, of any length; arguments as in `quasi_newton_step`."""
     with torch.no_grad(), torch.autocast(positions.device.type, enabled=False):
         forces = forces.to(positions.dtype)
         # H is positive definite by construction, so nothing has to be checked, which would wait for the device.
-        factor, _ = torch.linalg.cholesky_ex(model_hessian(positions, pair_types))
+        factor, _ = torch.linalg.cholesky_ex(model_hessian(positions, pair_types, atomic_numbers))
         return torch.cholesky_solve(forces.flatten(1).unsqueeze(-1), factor).reshape_as(forces)
 
 
@@ -56,12 +62,28 @@ def cut_to_radius(step: Tensor, radius: Tensor | float) -> Tensor:
     return step * (radius / longest.clamp(min=radius)).nan_to_num(0.0)[:, None, None]
 
 
-def model_hessian(positions: Tensor, pair_types: Tensor) -> Tensor:
+def model_hessian(positions: Tensor, pair_types: Tensor, atomic_numbers: Tensor) -> Tensor:
     """(B, 3N, 3N), eV / square angstrom: k u u^T between every two joined atoms, u the unit vector between them."""
-    stiffness = torch.stack([k * (pair_types == pair_type) for pair_type, k in STIFFNESS.items()]).sum(0)
+    stiffness = spring_stiffness(pair_types, atomic_numbers).to(positions.dtype)
     vectors = positions.unsqueeze(2) - positions.unsqueeze(1)
     units = vectors * (vectors.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
     blocks = stiffness[..., None, None] * units.unsqueeze(-1) * units.unsqueeze(-2)  # (B, N, N, 3, 3)
     on_atoms = blocks.sum(2) + ATOM_STIFFNESS * torch.eye(3, device=positions.device)
     hessian = torch.diag_embed(on_atoms.movedim(1, -1)).movedim((1, 2), (3, 4)) - blocks
     return hessian.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def spring_stiffness(pair_types: Tensor, atomic_numbers: Tensor) -> Tensor:
+    """(B, N, N), eV / square angstrom, of the springs between atoms; zero where there is none."""
+    stiffness = torch.stack([k * (pair_types == pair_type) for pair_type, k in STIFFNESS.items()]).sum(0)
+    radii = _covalent_radii(pair_types.device)[atomic_numbers]
+    lengths = radii.unsqueeze(-1) + radii.unsqueeze(-2)
+    is_bond = (pair_types >= min(PAIR_BONDS.values())) & (pair_types <= max(PAIR_BONDS.values()))
+    return stiffness * torch.where(is_bond, (_CARBON_BOND / lengths.clamp(min=_CARBON_BOND)) ** 3, 1.0)
+
+
+@cache
+def _covalent_radii(device: torch.device) -> Tensor:
+    """(119,), angstrom, by atomic number; on the device for good, so that no step has to copy them there."""
+    table = Chem.GetPeriodicTable()
+    return torch.tensor([0.0, *(table.GetRcovalent(z) for z in range(1, 119))], device=device)

@@ -8,6 +8,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_pcbridge import PCBridgeConfig
 from .diffusion import DiffusionSchedule, centre
+from .dispersion import d3bj_energy
 from .encoder import PCBridgeEncoder
 from .energy_decoder import EnergyDecoder
 from .errors import InputError, require
@@ -128,8 +129,9 @@ class PCBridgeModel(PCBridgePreTrainedModel):
     def interaction_energy(self, graph: GraphBatch, positions: Tensor, levels: Tensor | None = None) -> Tensor:
         """E_G(R) without the reference energies, (B,), eV; differentiable in parameters and positions (B, N, 3)."""
         timesteps = torch.zeros(len(positions), dtype=torch.int64, device=positions.device)
-        node_features, _ = self.encoder(graph, positions.to(self._geometry_dtype), timesteps)
-        return self.energy_decoder(node_features, graph.atom_mask, levels)
+        positions = positions.to(self._geometry_dtype)
+        node_features, _ = self.encoder(graph, positions, timesteps, self.config.attention_cutoff)
+        return self.energy_decoder(graph, node_features, positions, levels)
 
     def interaction_energy_and_gradient(
         self, graph: GraphBatch, positions: Tensor, levels: Tensor | None = None
@@ -146,23 +148,38 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         return (interaction, gradient) if is_differentiable else (interaction.detach(), gradient)
 
     def energy_and_forces(
-        self, graph: GraphBatch, positions: Tensor, levels: Tensor | None = None
+        self, graph: GraphBatch, positions: Tensor, level_of_theory: str | None = None
     ) -> tuple[Tensor, Tensor]:
         """E_G(R) in eV, (B,) float64, and F = -dE/dR in eV/angstrom, (B, N, 3), at `positions` (B, N, 3).
 
-        Both are detached, also from the parameters. Works under `torch.no_grad` and `torch.inference_mode`.
+        Both are detached, also from the parameters. Works under `torch.no_grad` and `torch.inference_mode`. The level
+        of theory is the model's own by default, see `predict_energy`.
         """
-        interaction, forces = self.detached_energy_and_forces(graph, positions, levels)
+        interaction, forces = self.detached_energy_and_forces(graph, positions, level_of_theory)
+        index, _ = self.config.find_level_of_theory(level_of_theory)
+        levels = torch.full_like(graph.atomic_numbers[:, 0], index)
         return interaction.double() + self.energy_decoder.reference_energies(graph.atomic_numbers, levels), forces
 
     def detached_energy_and_forces(
-        self, graph: GraphBatch, positions: Tensor, levels: Tensor | None = None
+        self, graph: GraphBatch, positions: Tensor, level_of_theory: str | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Interaction energy (B,) and forces (B, N, 3) as constants: no parameter of the energy model is reached."""
+        """Interaction energy (B,), dispersion included if the level has it, and forces (B, N, 3) as constants.
+
+        No parameter of the energy model is reached.
+        """
+        index, has_dispersion = self.config.find_level_of_theory(level_of_theory)
         with torch.inference_mode(False), torch.no_grad():
             graph = graph.outside_inference_mode()
             positions = positions.clone() if positions.is_inference() else positions
+            levels = torch.full_like(graph.atomic_numbers[:, 0], index) if index else None
             interaction, gradient = self.interaction_energy_and_gradient(graph, positions, levels)
+            if has_dispersion:
+                with torch.enable_grad():
+                    positions = positions.detach().requires_grad_()
+                    own = self.config.energy_levels_of_theory[0]
+                    dispersion = d3bj_energy(own, graph.atomic_numbers, positions)
+                    (dispersion_gradient,) = torch.autograd.grad(dispersion.sum(), positions)
+                interaction, gradient = interaction + dispersion.detach(), gradient + dispersion_gradient
         return interaction, -gradient
 
     def denoise(
@@ -349,7 +366,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
 
         Args:
             positions: (B, N, 3), angstrom.
-            level_of_theory: one of `config.energy_levels_of_theory`; by default the first. The energy is the total
+            level_of_theory: one of `config.energy_levels_of_theory`, or `config.energy_level_of_theory`, the model's
+                own, which is the default: the first, with dispersion if the model has that. The energy is the total
                 electronic energy at that level, nuclear repulsion included.
 
         Returns:
@@ -362,11 +380,9 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             raise InputError("predict_energy needs positions; give the processor molecules that have a conformer")
         batch = GraphBatch.of_inputs(graph)
         batch.check_positions(positions)
-        index = 0 if level_of_theory is None else self.config.energy_level_index(level_of_theory)
-        levels = torch.full_like(batch.atomic_numbers[:, 0], index)
         rows = torch.arange(len(positions), device=positions.device)
         turns = [
-            self.energy_and_forces(batch[some], positions[some], levels[some] if index else None)
+            self.energy_and_forces(batch[some], positions[some], level_of_theory)
             for some in rows.split(batch.rows_at_once)
         ]
         energy, forces = (torch.cat(parts) for parts in zip(*turns, strict=True))

@@ -11,6 +11,9 @@ import numpy as np
 from rdkit import Chem
 from rdkit.Chem import rdDetermineBonds
 
+from .errors import InputError
+from .resonance import average_forms
+
 # Codes of `pair_types`: how two atoms are related in the graph. Bonds are told apart by order, other pairs by
 # the number of bonds on the shortest path between them.
 PAIR_PADDING, PAIR_SELF = 0, 1
@@ -20,6 +23,7 @@ PAIR_BONDS = {
     Chem.BondType.TRIPLE: 4,
     Chem.BondType.AROMATIC: 5,
 }
+_BOND_ORDERS = dict(zip(PAIR_BONDS, (1.0, 2.0, 3.0, 1.5), strict=True))
 PAIR_PATH_OF_2 = 6  # then one code a path length: 7 is a path of 3 bonds, and so on
 MAX_PATH_LENGTH = 9  # longer paths share the last code
 NUM_PAIR_TYPES = PAIR_PATH_OF_2 + MAX_PATH_LENGTH - 1
@@ -42,11 +46,12 @@ class MolecularGraph:
 
     Attributes:
         atomic_numbers: (N,) uint8.
-        formal_charges: (N,) int8, in elementary charges.
+        formal_charges: (N,) int8, in elementary charges, or in 1 / `CHARGE_UNITS` of one where `resonance_invariant`.
         pair_types: (N, N) uint8, symmetric; bond order or shortest-path length (codes above).
         stereo_pair_types: (N, N) uint8, symmetric; cis or trans across a stereo double bond (codes above).
         stereo_quadruples: (M, 4) int16; for each tetrahedral stereo mark four atoms (a, b, c, d) ordered so that
             the signed volume det(b - a, c - a, d - a) of the right structure is positive.
+        torsion_quadruples: (K, 4) int16; the atoms (i, j, k, l) of each torsion, once, see `_torsion_quadruples`.
     """
 
     atomic_numbers: np.ndarray
@@ -54,6 +59,7 @@ class MolecularGraph:
     pair_types: np.ndarray
     stereo_pair_types: np.ndarray
     stereo_quadruples: np.ndarray
+    torsion_quadruples: np.ndarray
 
     @property
     def num_atoms(self) -> int:
@@ -69,40 +75,50 @@ class MolecularGraph:
         return len(self.stereo_quadruples) > 0 or bool(self.stereo_pair_types.any())
 
 
-def graph_from_mol(mol: Chem.Mol) -> MolecularGraph:
+def graph_from_mol(mol: Chem.Mol, resonance_invariant: bool = False) -> MolecularGraph:
     """The graph of a molecule whose hydrogens are explicit; the atom order is kept.
+
+    Args:
+        mol: sanitised.
+        resonance_invariant: describe all resonance forms of the molecule, whichever was drawn (see `resonance`),
+            instead of the one that was drawn, with RDKit's aromatic bonds.
 
     Raises:
         ValueError: no atoms, implicit hydrogens, several fragments, radicals, query or unusual bonds.
     """
     num_atoms = mol.GetNumAtoms()
     if num_atoms == 0:
-        raise ValueError("the molecule has no atoms")
+        raise InputError("the molecule has no atoms")
     for atom in mol.GetAtoms():
         if atom.GetAtomicNum() == 0:
-            raise ValueError("the molecule has a dummy atom ('*')")
+            raise InputError("the molecule has a dummy atom ('*')")
         if atom.GetTotalNumHs() > 0:
-            raise ValueError("hydrogens are implicit; call rdkit.Chem.AddHs first")
+            raise InputError("hydrogens are implicit; call rdkit.Chem.AddHs first")
         if atom.GetNumRadicalElectrons() > 0:
-            raise ValueError("the molecule is a radical; only closed-shell molecules are supported")
+            raise InputError("the molecule is a radical; only closed-shell molecules are supported")
     path_lengths = Chem.GetDistanceMatrix(mol, force=True)
     if path_lengths.max() >= num_atoms:
-        raise ValueError("the molecule is disconnected (several fragments)")
+        raise InputError("the molecule is disconnected (several fragments)")
 
     pair_types = PAIR_PATH_OF_2 - 2 + np.clip(path_lengths, 2, MAX_PATH_LENGTH).astype(np.uint8)
     np.fill_diagonal(pair_types, PAIR_SELF)
-    for bond in mol.GetBonds():
-        if bond.GetBondType() not in PAIR_BONDS:
-            raise ValueError(f"bond type {bond.GetBondType()} is not supported")
-        i, j = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
-        pair_types[i, j] = pair_types[j, i] = PAIR_BONDS[bond.GetBondType()]
+    bonds = {(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()): bond.GetBondType() for bond in mol.GetBonds()}
+    if unsupported := sorted(str(bond_type) for bond_type in set(bonds.values()) - set(PAIR_BONDS)):
+        raise InputError(f"bond type {unsupported[0]} is not supported")
+    if resonance_invariant:
+        formal_charges, bonds = average_forms(mol)
+    else:
+        formal_charges = np.array([atom.GetFormalCharge() for atom in mol.GetAtoms()], dtype=np.int8)
+    for (i, j), bond_type in bonds.items():
+        pair_types[i, j] = pair_types[j, i] = PAIR_BONDS[bond_type]
 
     return MolecularGraph(
         atomic_numbers=np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], dtype=np.uint8),
-        formal_charges=np.array([atom.GetFormalCharge() for atom in mol.GetAtoms()], dtype=np.int8),
+        formal_charges=formal_charges,
         pair_types=pair_types,
         stereo_pair_types=_stereo_pair_types(mol),
         stereo_quadruples=_stereo_quadruples(mol),
+        torsion_quadruples=_torsion_quadruples(mol, bonds),
     )
 
 
@@ -136,6 +152,42 @@ def _stereo_quadruples(mol: Chem.Mol) -> np.ndarray:
             corners[2], corners[3] = corners[3], corners[2]
         quadruples.append(corners)
     return np.array(quadruples, dtype=np.int16).reshape(-1, 4)
+
+
+def _torsion_quadruples(mol: Chem.Mol, bonds: dict[tuple[int, int], Chem.BondType]) -> np.ndarray:
+    """(K, 4) atoms i, j, k, l of each torsion: i on j and l on k, turned against each other about the axis j-k.
+
+    An axis is a bond, or a row of sp atoms with the atom at either end, as in allenes, ketenimines and alkynes: their
+    bonds are in line, so that no angle is defined about one of them alone.
+    """
+    neighbours = [[other.GetIdx() for other in atom.GetNeighbors()] for atom in mol.GetAtoms()]
+    is_sp = _sp_atoms(mol, bonds)
+    quadruples = []
+    for j in (atom for atom, linear in enumerate(is_sp) if not linear):
+        for first in neighbours[j]:
+            before, k = j, first
+            while is_sp[k]:
+                before, k = k, sum(neighbours[k]) - before  # the other of its two neighbours
+            if j < k:  # each axis is found from both ends
+                on_j = [atom for atom in neighbours[j] if atom not in (first, k)]
+                on_k = [atom for atom in neighbours[k] if atom not in (before, j)]
+                quadruples += [(i, j, k, end) for i in on_j for end in on_k if i != end]
+    return np.array(quadruples, dtype=np.int16).reshape(-1, 4)
+
+
+def _sp_atoms(mol: Chem.Mol, bonds: dict[tuple[int, int], Chem.BondType]) -> list[bool]:
+    """Whether the two bonds of each atom are in line: of carbon, or N+, with two neighbours and no lone pair.
+
+    By the types of `bonds`, which may be those of all resonance forms.
+    """
+    orders = [0.0] * mol.GetNumAtoms()
+    for ends, bond_type in bonds.items():
+        for atom in ends:
+            orders[atom] += _BOND_ORDERS[bond_type]
+    return [
+        atom.GetAtomicNum() in (6, 7) and atom.GetDegree() == 2 and order > 3
+        for atom, order in zip(mol.GetAtoms(), orders, strict=True)
+    ]
 
 
 def signed_volumes(positions: np.ndarray, quadruples: np.ndarray) -> np.ndarray:
@@ -177,14 +229,14 @@ def mol_from_smiles(smiles: str) -> Chem.Mol:
         ValueError: the SMILES is empty, not ASCII or cannot be parsed.
     """
     if not smiles or not smiles.strip():
-        raise ValueError("the SMILES is empty")
+        raise InputError("the SMILES is empty")
     if not smiles.isascii():  # RDKit takes what follows such a character for a name
-        raise ValueError("the SMILES has characters that are not ASCII")
+        raise InputError("the SMILES has characters that are not ASCII")
     parameters = Chem.SmilesParserParams()
     parameters.removeHs = False  # type: ignore[assignment]  # RDKit's stub is wrong
     mol = Chem.MolFromSmiles(smiles, parameters)
     if mol is None:
-        raise ValueError("RDKit cannot parse the SMILES")
+        raise InputError("RDKit cannot parse the SMILES")
     map_numbers = [atom.GetAtomMapNum() for atom in mol.GetAtoms()]
     has_all_hydrogens = all(atom.GetTotalNumHs() == 0 for atom in mol.GetAtoms())
     if has_all_hydrogens and sorted(map_numbers) == list(range(1, mol.GetNumAtoms() + 1)):
@@ -224,7 +276,7 @@ def mol_from_positions(atomic_numbers: Sequence[int], positions: np.ndarray, tot
             mol.GetAtomWithIdx(0).SetFormalCharge(int(total_charge))
             Chem.SanitizeMol(mol)
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"no bonds of total charge {total_charge} fit the positions ({error})") from error
+        raise InputError(f"no bonds of total charge {total_charge} fit the positions ({error})") from error
     Chem.AssignStereochemistryFrom3D(mol)
     return mol.GetMol()
 
@@ -254,9 +306,9 @@ def check_structure_fits(mol: Chem.Mol, positions: np.ndarray) -> None:
     for atom, other in enumerate(nearest.tolist()):
         pair = f"{_label(mol, atom)} and {_label(mol, other)} are only {distances[atom, other]:.2f} angstrom apart"
         if distances[atom, other] < MIN_DISTANCE:
-            raise ValueError(pair)
+            raise InputError(pair)
         if mol.GetBondBetweenAtoms(atom, other) is None:
-            raise ValueError(f"{pair}, but not bonded; the first has its bonds with other atoms")
+            raise InputError(f"{pair}, but not bonded; the first has its bonds with other atoms")
 
 
 def check_bond_lengths(mol: Chem.Mol, positions: np.ndarray, max_stretch: float) -> None:
@@ -266,7 +318,7 @@ def check_bond_lengths(mol: Chem.Mol, positions: np.ndarray, max_stretch: float)
         i, j = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
         length = np.linalg.norm(positions[i] - positions[j])
         if length > max_stretch * (radii[i] + radii[j]):
-            raise ValueError(f"{_label(mol, i)} and {_label(mol, j)} are bonded, but {length:.2f} angstrom apart")
+            raise InputError(f"{_label(mol, i)} and {_label(mol, j)} are bonded, but {length:.2f} angstrom apart")
 
 
 def _covalent_radii(mol: Chem.Mol) -> np.ndarray:

@@ -164,12 +164,32 @@ class Pairs(NamedTuple):
         types: (B, types, T) one-hot.
         gaussians: (B, K, T), the Gaussian basis of the shifted distances.
         gate: (B, 1, K), what the basis functions are multiplied by; depends on the noise level.
+        distances: (B, T), angstrom.
     """
 
     triangle: Triangle
     types: Tensor
     gaussians: Tensor
     gate: Tensor
+    distances: Tensor
+
+    def within(self, cutoff: float) -> tuple["Pairs", Tensor]:
+        """These features with pairs beyond `cutoff` (angstrom) made padding, and the `envelope`, (B, 1, N, N)."""
+        envelope = smooth_envelope(self.distances / cutoff)
+        is_near = (envelope > 0).to(self.types.dtype).unsqueeze(1)
+        padding = torch.zeros_like(self.types[:1, :, :1])
+        padding[:, PAIR_PADDING] = 1
+        types = torch.lerp(padding, self.types, is_near)
+        return self._replace(types=types), self.triangle.unfold(envelope.unsqueeze(1))
+
+
+def smooth_envelope(x: Tensor) -> Tensor:
+    """1 - 10 x^3 + 15 x^4 - 6 x^5 for x >= 0, and 0 from x = 1 on; two derivatives are zero at either end.
+
+    Factorised, as the sum of powers rounds to less than zero near 1.
+    """
+    x = x.clamp(max=1)
+    return (1 - x).pow(3) * (1 + x * (3 + 6 * x))
 
 
 class PairFeatures(nn.Module):
@@ -203,11 +223,11 @@ class PairFeatures(nn.Module):
 
             scale, shift = self.element_factors(atomic_numbers).chunk(2, dim=-1)
             shifts = (self.type_shifts @ types) + triangle.take(shift @ shift.mT)
-            distances = distances * (1 + triangle.take(scale @ scale.mT)) + shifts
+            shifted = distances * (1 + triangle.take(scale @ scale.mT)) + shifts
             basis = _GaussianBasis.forward if torch.compiler.is_compiling() else _GaussianBasis.apply
-            gaussians = basis(distances / self.spacing, self.num_gaussians)
+            gaussians = basis(shifted / self.spacing, self.num_gaussians)
             gate = 1 + self.time_gate(time_embedding.to(self.time_gate.weight.dtype)).unsqueeze(1)
-        return Pairs(triangle, types, gaussians.to(types.dtype), gate.to(types.dtype))
+        return Pairs(triangle, types, gaussians.to(types.dtype), gate.to(types.dtype), distances)
 
 
 class PairProjection(nn.Module):

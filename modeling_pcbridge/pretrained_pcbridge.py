@@ -9,6 +9,7 @@ from transformers import initialization as init
 from .configuration_pcbridge import PCBridgeConfig
 from .diffusion import DiffusionSchedule
 from .energy_decoder import ReferenceEnergies
+from .errors import InputError
 from .pair_features import PairFeatures, PairProjection
 from .structure_decoder import StructureDecoder
 
@@ -38,7 +39,7 @@ class PCBridgePreTrainedModel(PreTrainedModel):
         try:
             model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except SafetensorError as error:
-            raise ValueError(f"the weights of {pretrained_model_name_or_path} are damaged: {error}") from error
+            raise InputError(f"the weights of {pretrained_model_name_or_path} are damaged: {error}") from error
         wrong = {
             "are missing": sorted(info["missing_keys"]),
             "are not of this model": sorted(info["unexpected_keys"]),
@@ -47,7 +48,7 @@ class PCBridgePreTrainedModel(PreTrainedModel):
         }
         reasons = [f"{names[0]} ({len(names)} in all) {reason}" for reason, names in wrong.items() if names]
         if reasons:
-            raise ValueError(f"the weights of {pretrained_model_name_or_path} do not fit: {'; '.join(reasons)}")
+            raise InputError(f"the weights of {pretrained_model_name_or_path} do not fit: {'; '.join(reasons)}")
         return (model, info) if output_loading_info else model
 
     @staticmethod

@@ -6,6 +6,8 @@ import numpy as np
 from rdkit import Chem
 from transformers import BatchFeature, ProcessorMixin
 
+from .configuration_pcbridge import PCBridgeConfig
+from .errors import InputError
 from .graph_batch import GRAPH_KEYS, pad_graphs, pad_positions
 from .molecular_graph import graph_from_mol, mol_from_positions, mol_from_smiles
 
@@ -17,13 +19,29 @@ class PCBridgeProcessor(ProcessorMixin):
 
     Args:
         supported_elements: atomic numbers that the model has learned; others are refused.
+        supported_total_charges: total charges that it has learned; others are refused. None: all are taken.
+        resonance_invariant: whether its graphs describe all resonance forms, see `graph_from_mol`.
     """
 
     _auto_class = "AutoProcessor"  # what is saved carries this code, for trust_remote_code=True
 
-    def __init__(self, supported_elements: Sequence[int] = (1, 6, 7, 8, 9), **kwargs):
+    def __init__(
+        self,
+        supported_elements: Sequence[int] = (1, 6, 7, 8, 9),
+        supported_total_charges: Sequence[int] | None = None,
+        resonance_invariant: bool = False,
+        **kwargs,
+    ):
         super().__init__()
         self.supported_elements = [int(z) for z in supported_elements]
+        charges = supported_total_charges
+        self.supported_total_charges = None if charges is None else sorted(int(charge) for charge in charges)
+        self.resonance_invariant = bool(resonance_invariant)
+
+    @classmethod
+    def of_config(cls, config: PCBridgeConfig) -> "PCBridgeProcessor":
+        """The processor of a model with this configuration."""
+        return cls(config.supported_elements, config.supported_total_charges, config.resonance_invariant)
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -42,20 +60,21 @@ class PCBridgeProcessor(ProcessorMixin):
 
         Raises:
             ValueError: naming the molecule and the reason: nothing given, unparsable, disconnected or radical input,
-                an unsupported element, positions that are not finite or of the wrong shape, implicit hydrogens beside
-                a conformer, a drawing in place of a 3D structure, or positions for some molecules only.
+                an element or a total charge that the model has not learned, positions that are not finite or of the
+                wrong shape, implicit hydrogens beside a conformer, a drawing in place of a 3D structure, or positions
+                for some molecules only.
         """
         molecules = [molecules] if is_single(molecules) else list(molecules)
         if not molecules:
-            raise ValueError("no molecules given")
+            raise InputError("no molecules given")
         graphs, positions = [], []
         for index, molecule in enumerate(molecules):
             try:
                 mol, coordinates = self._read(molecule)
-                graphs.append(graph_from_mol(mol))
-                self._check(graphs[-1], coordinates)
+                graphs.append(graph_from_mol(mol, self.resonance_invariant))
+                self._check(mol, coordinates)
             except (TypeError, ValueError) as error:
-                raise ValueError(f"molecule {index} ({describe(molecule)}): {error}") from error
+                raise InputError(f"molecule {index} ({describe(molecule)}): {error}") from error
             positions.append(coordinates)
 
         batch = pad_graphs(graphs)
@@ -64,7 +83,7 @@ class PCBridgeProcessor(ProcessorMixin):
             if len(given) < len(graphs):
                 having = [coordinates is not None for coordinates in positions]
                 without = having.index(False)
-                raise ValueError(
+                raise InputError(
                     f"molecule {having.index(True)} has positions but molecule {without} "
                     f"({describe(molecules[without])}) has none; give positions for all molecules or for none"
                 )
@@ -84,36 +103,38 @@ class PCBridgeProcessor(ProcessorMixin):
             if molecule.GetNumConformers() == 0:
                 return Chem.AddHs(molecule), None
             if any(atom.GetTotalNumHs() > 0 for atom in molecule.GetAtoms()):
-                raise ValueError(
+                raise InputError(
                     "it has a conformer but implicit hydrogens; call Chem.AddHs(mol, addCoords=True) first"
                 )
             if not molecule.GetConformer().Is3D() and molecule.GetNumAtoms() > 1:
-                raise ValueError("its conformer is a drawing in two dimensions; embed it, or remove it")
+                raise InputError("its conformer is a drawing in two dimensions; embed it, or remove it")
             return molecule, molecule.GetConformer().GetPositions().astype(np.float32)
         if isinstance(molecule, (tuple, list)) and len(molecule) in (2, 3):
             atomic_numbers = np.asarray(molecule[0])
             coordinates = np.asarray(molecule[1], dtype=np.float32)
             total_charge = 0 if len(molecule) == 2 else molecule[2]
             if len(atomic_numbers) == 0:
-                raise ValueError("the molecule has no atoms")
+                raise InputError("the molecule has no atoms")
             if not np.issubdtype(atomic_numbers.dtype, np.number):
-                raise ValueError("atomic numbers must be numbers, such as 6 for carbon")
+                raise InputError("atomic numbers must be numbers, such as 6 for carbon")
             if total_charge is None or total_charge != int(total_charge):
-                raise ValueError(f"the total charge must be a whole number, not {total_charge!r}")
+                raise InputError(f"the total charge must be a whole number, not {total_charge!r}")
             if coordinates.shape != (len(atomic_numbers), 3):
-                raise ValueError(f"positions have shape {coordinates.shape}, not ({len(atomic_numbers)}, 3)")
+                raise InputError(f"positions have shape {coordinates.shape}, not ({len(atomic_numbers)}, 3)")
             if not np.isfinite(coordinates).all():
-                raise ValueError("positions are not all finite")
+                raise InputError("positions are not all finite")
             self._check_elements(atomic_numbers)
+            self._check_total_charge(int(total_charge))
             return mol_from_positions(atomic_numbers.tolist(), coordinates, int(total_charge)), coordinates
-        raise ValueError(
+        raise InputError(
             "expected a SMILES string, an RDKit molecule or a tuple (atomic numbers, positions, total charge)"
         )
 
-    def _check(self, graph, coordinates: np.ndarray | None) -> None:
-        self._check_elements(graph.atomic_numbers)
+    def _check(self, mol: Chem.Mol, coordinates: np.ndarray | None) -> None:
+        self._check_elements([atom.GetAtomicNum() for atom in mol.GetAtoms()])
+        self._check_total_charge(Chem.GetFormalCharge(mol))
         if coordinates is not None and not np.isfinite(coordinates).all():
-            raise ValueError("positions are not all finite")
+            raise InputError("positions are not all finite")
 
     def _check_elements(self, atomic_numbers) -> None:
         unsupported = sorted({int(z) for z in atomic_numbers} - set(self.supported_elements))
@@ -121,7 +142,13 @@ class PCBridgeProcessor(ProcessorMixin):
             table = Chem.GetPeriodicTable()
             symbols = ", ".join(table.GetElementSymbol(z) if 1 <= z <= 118 else f"Z={z}" for z in unsupported)
             supported = ", ".join(table.GetElementSymbol(z) for z in self.supported_elements)
-            raise ValueError(f"unsupported element {symbols}; this model knows {supported}")
+            raise InputError(f"unsupported element {symbols}; this model knows {supported}")
+
+    def _check_total_charge(self, charge: int) -> None:
+        known = self.supported_total_charges
+        if known is not None and charge not in known:
+            charges = ", ".join(f"{value:+d}" if value else "0" for value in known)
+            raise InputError(f"unsupported total charge {charge:+d}; this model knows {charges}")
 
 
 def is_single(molecules) -> bool:

@@ -213,7 +213,7 @@ def quasi_newton_wish(graph: GraphBatch, state: RelaxationState) -> Tensor:
         share = inverse * _dot(move, forces)
         forces = forces - share[:, None, None] * force_change
         known.append((move, force_change, inverse, share))
-    wish = precondition(state.positions, forces, graph.pair_types)
+    wish = precondition(state.positions, forces, graph.pair_types, graph.atomic_numbers)
     for move, force_change, inverse, share in reversed(known):
         wish = wish + (share - inverse * _dot(force_change, wish))[:, None, None] * move
     return wish

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch_sim.models.interface import ModelInterface  # type: ignore[import-not-found, unused-ignore]
 from torch_sim.state import SimState  # type: ignore[import-not-found, unused-ignore]
 
+from .errors import InputError
 from .graph_batch import GRAPH_KEYS, GraphBatch
 from .modeling_pcbridge import PCBridgeModel
 
@@ -58,7 +59,7 @@ class PCBridgeTorchSimModel(ModelInterface):
         """
         positions = self._positions if positions is None else positions
         if positions is None:
-            raise ValueError("there are no positions; give the processor molecules that have a conformer")
+            raise InputError("there are no positions; give the processor molecules that have a conformer")
         self._graph.check_positions(positions)
         mask = self._graph.atom_mask
         numbers = self._graph.atomic_numbers[mask]
@@ -83,11 +84,11 @@ class PCBridgeTorchSimModel(ModelInterface):
         state = state if isinstance(state, SimState) else SimState(**state)
         rows = state.cell[:, 0, 0].round().long() - 1
         if state.pbc or (rows < 0).any() or (rows >= len(self._graph.atom_mask)).any():
-            raise ValueError("the state is not of this model's molecules; make it by initial_state()")
+            raise InputError("the state is not of this model's molecules; make it by initial_state()")
         graph = self._graph[rows]
         graph = graph.truncated(int(graph.atom_mask.sum(1).max()))
         if not torch.equal(graph.atomic_numbers[graph.atom_mask], state.atomic_numbers):
-            raise ValueError("the atoms are not those of this model's molecules; make the state by initial_state()")
+            raise InputError("the atoms are not those of this model's molecules; make the state by initial_state()")
         positions = state.positions.new_zeros(*graph.atom_mask.shape, 3)
         positions[graph.atom_mask] = state.positions
         energy, forces = self.model.energy_and_forces(graph, positions)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_PACKAGES = ("modeling_pcbridge", "dataset_scripts", "pcbridge")
+from modeling_pcbridge.errors import PCBridgeError
 
 
 @contextmanager
@@ -15,14 +15,5 @@ def errors_as_sentences(program: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError, ValueError) as error:
-        if not isinstance(error, OSError) and not _is_ours(error):
-            raise
+    except (OSError, PCBridgeError) as error:
         sys.exit(f"{program}: {error}")
-
-
-def _is_ours(error: Exception) -> bool:
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback is not None and traceback.tb_frame.f_globals["__name__"].split(".")[0] in _PACKAGES

@@ -58,9 +58,13 @@ def graph(processor) -> dict:
     return dict(processor(SMILES))
 
 
-@pytest.fixture
-def model() -> PCBridgeModel:
-    return small_model()
+# Fields of the config: E that sees all atoms, and E within a cutoff, shorter than the molecules, with torsion terms.
+FORMS = {"global": {}, "extensive": {"attention_cutoff": 4.0, "torsion_terms": True}}
+
+
+@pytest.fixture(params=list(FORMS))
+def model(request) -> PCBridgeModel:
+    return small_model(**FORMS[request.param])
 
 
 def bundled_examples(name: str, split: str, count: int, only_labelled: bool = False):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from conftest import SMILES, random_positions, small_model
 
 from modeling_pcbridge import PCBridgeConfig, PCBridgeModel
 
+ROOT = Path(__file__).parents[1]
 WATER = ([8, 1, 1], [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]], 0)
 
 FRESH_PROCESS = """
@@ -100,9 +102,16 @@ def test_autocast(folder, processor):
     assert 0 < (rounded.energy - exact.energy).abs().max() < 0.05 * exact.energy.abs().max()
 
 
+@pytest.mark.parametrize("name", ["multi-task", "consistency", "qm9"])
+def test_checkpoints_from_before_the_cutoff_have_none(name):
+    model = PCBridgeModel.from_pretrained(ROOT / "checkpoints" / name)
+    assert model.config.attention_cutoff is None and model.energy_decoder.torsions is None
+
+
 @pytest.mark.parametrize(
     ("wrong", "name"),
     [
+        ({"attention_cutoff": 0.0}, "attention_cutoff"),
         ({"hidden_size": 30}, "hidden_size"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"beta_start": 0.5, "beta_end": 0.1}, "beta_start"),
@@ -124,6 +133,13 @@ def test_presets():
         32,
         128,
     )
-    assert PCBridgeConfig.from_preset("mini").to_dict() == PCBridgeConfig().to_dict()
+    mini = PCBridgeConfig.from_preset("mini")
+    extensive = {"attention_cutoff": 5.0, "torsion_terms": True}
+    assert (
+        {name: getattr(mini, name) for name in extensive}
+        == extensive
+        == {name: getattr(paper, name) for name in extensive}
+    )
+    assert mini.to_dict() == PCBridgeConfig(**extensive).to_dict()
     with pytest.raises(ValueError, match="no preset 'huge'"):
         PCBridgeConfig.from_preset("huge")

@@ -17,10 +17,12 @@ import pytest
 from rdkit import Chem
 
 from dataset_scripts.collator import example_from_row
+from dataset_scripts.options import underscored
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles, stereo_is_right
 from pcbridge.app import default_model
 from pcbridge.app.command_line import main
+from train_accelerate import parse
 
 CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "consistency"
 INPUT = """C[C@H](N)CO\talaninol
@@ -67,7 +69,7 @@ def test_smiles_to_sdf_lists_failures_and_does_the_rest(smiles_file, tmp_path, c
 
 def test_lowest_energy_first_and_relaxed(tmp_path):
     (tmp_path / "in.csv").write_text("id,SMILES,name\n1,OCCO,glycol\n2,,empty\n")
-    options = ["--smiles-column", "SMILES", "--num-samples", "4", "--rank-by", "energy", *QUICK]
+    options = ["--smiles_column", "SMILES", "--num_samples", "4", "--rank_by", "energy", *QUICK]
     for name, more in (("plain", []), ("relaxed", ["--relax"])):
         assert main(["predict", str(tmp_path / "in.csv"), "-o", str(tmp_path / f"{name}.sdf"), *options, *more]) == 1
     mols = {name: read_sdf(tmp_path / f"{name}.sdf") for name in ("plain", "relaxed")}
@@ -81,8 +83,8 @@ def test_lowest_energy_first_and_relaxed(tmp_path):
 
 def test_most_central_first(tmp_path):
     (tmp_path / "in.smi").write_text("OCCCO\n")
-    for name, options in (("as_drawn", []), ("central", ["--rank-by", "centrality"])):
-        command = ["predict", str(tmp_path / "in.smi"), "-o", str(tmp_path / f"{name}.sdf"), "--num-samples", "6"]
+    for name, options in (("as_drawn", []), ("central", ["--rank_by", "centrality"])):
+        command = ["predict", str(tmp_path / "in.smi"), "-o", str(tmp_path / f"{name}.sdf"), "--num_samples", "6"]
         assert main([*command, *options, *QUICK]) == 0
     drawn, ranked = (
         np.array([m.GetConformer().GetPositions() for m in read_sdf(tmp_path / f"{name}.sdf")])
@@ -95,7 +97,7 @@ def test_most_central_first(tmp_path):
 
 
 def test_parquet_has_the_projects_rows(smiles_file, tmp_path):
-    main(["predict", smiles_file, "-o", str(tmp_path / "out.parquet"), "--num-samples", "2", *QUICK])
+    main(["predict", smiles_file, "-o", str(tmp_path / "out.parquet"), "--num_samples", "2", *QUICK])
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
     assert [(row["molecule_id"], row["sample"]) for row in rows] == [
         ("alaninol", 0), ("alaninol", 1), ("water", 0), ("water", 1)
@@ -172,7 +174,7 @@ def test_a_name_of_several_lines_becomes_one(tmp_path):
 
 
 def test_same_seed_same_file_whatever_the_batches(smiles_file, tmp_path):
-    for name, options in (("a", []), ("b", ["--batch-size", "1"]), ("c", ["--seed", "1"])):
+    for name, options in (("a", []), ("b", ["--batch_size", "1"]), ("c", ["--seed", "1"])):
         main(["predict", smiles_file, "-o", str(tmp_path / f"{name}.sdf"), *QUICK, *options])
     a, b, c = ([m.GetConformer().GetPositions() for m in read_sdf(tmp_path / f"{n}.sdf")] for n in "abc")
     for x, y, z in zip(a, b, c, strict=True):
@@ -186,17 +188,17 @@ def test_same_seed_same_file_whatever_the_batches(smiles_file, tmp_path):
         (["in.unknown"], "cannot tell the format of in.unknown"),
         (["missing.smi"], "No such file or directory: 'missing.smi'"),
         (["in.smi", "--output", "nowhere/out.sdf"], "there is no folder nowhere"),
-        (["in.smi", "--output-format", "parquet"], "Parquet cannot go to standard output"),
-        (["in.smi", "--num-samples", "0"], "a whole number of at least 1, not 0"),
-        (["in.smi", "--num-samples", "x"], "a whole number of at least 1, not x"),
+        (["in.smi", "--output_format", "parquet"], "Parquet cannot go to standard output"),
+        (["in.smi", "--num_samples", "0"], "a whole number of at least 1, not 0"),
+        (["in.smi", "--num_samples", "x"], "a whole number of at least 1, not x"),
         (["in.smi", "--seed", "9" * 30], "--seed must fit into 64 bits"),
         (["in.smi", "--device", "gpu"], "--device gpu"),
-        (["in.smi", "--output", "empty_folder", "--output-format", "sdf"], "empty_folder is a folder"),
+        (["in.smi", "--output", "empty_folder", "--output_format", "sdf"], "empty_folder is a folder"),
         (["in.smi", "--steps", "2000"], "--steps: num_inference_steps of ddim must lie in 2..1000"),
         (["in.smi", "--output", "a.sdf", "--failures", "./a.sdf"], "must be different files"),
         (["in.smi", "--failures", "in.smi"], "must be different files"),
         (["in.smi", "--device", "cuda:99"], "--device cuda:99: "),
-        (["in.smi", "--output", "/dev/full", "--output-format", "sdf"], "No space left on device"),
+        (["in.smi", "--output", "/dev/full", "--output_format", "sdf"], "No space left on device"),
         (["in.csv"], "has no column 'smiles'; its columns are a, b"),
         (["empty.smi"], "there is no molecule in empty.smi"),
         (["in.smi", "--model", "empty_folder"], "empty_folder"),
@@ -226,7 +228,7 @@ def test_without_a_released_checkpoint_it_says_what_to_do(tmp_path, monkeypatch,
 
 def test_standard_streams_in_a_process_of_its_own():
     result = subprocess.run(
-        [sys.executable, "-m", "pcbridge.app.command_line", "predict", "-", "--output-format", "xyz", *QUICK],
+        [sys.executable, "-m", "pcbridge.app.command_line", "predict", "-", "--output_format", "xyz", *QUICK],
         input="C methane\n",
         capture_output=True,
         text=True,
@@ -238,7 +240,7 @@ def test_standard_streams_in_a_process_of_its_own():
 
 
 def test_a_reader_that_has_enough_is_no_error():
-    command = [sys.executable, "-m", "pcbridge.app.command_line", "predict", "-", "--batch-size", "1", *QUICK]
+    command = [sys.executable, "-m", "pcbridge.app.command_line", "predict", "-", "--batch_size", "1", *QUICK]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         process.stdin.write(b"C\nO\nN\n")
@@ -249,7 +251,7 @@ def test_a_reader_that_has_enough_is_no_error():
 
 def test_an_interruption_keeps_what_was_written(tmp_path):
     (tmp_path / "in.smi").write_text("CCCCCCO\n" * 500)
-    options = ["-o", "out.parquet", "--batch-size", "1"]
+    options = ["-o", "out.parquet", "--batch_size", "1"]
     command = [sys.executable, "-m", "pcbridge.app.command_line", "predict", "in.smi", *options, *QUICK]
     environment = os.environ | {"PYTHONPATH": str(CHECKPOINT.parents[1])}
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs begin with it ignored
@@ -297,3 +299,10 @@ def test_every_command_has_help(command, expected, capsys, monkeypatch):
     assert not ended.value.code
     text = capsys.readouterr().out
     assert expected in text and f"usage: pcbridge {command}".strip() in text
+
+
+def test_options_are_taken_with_hyphens_too():
+    given = ["--num-samples=3-4", "--stage1.num-steps", "-5", "a-b", "-o", "--checkpoints.multi-task", "x-y"]
+    spelled = ["--num_samples=3-4", "--stage1.num_steps", "-5", "a-b", "-o", "--checkpoints.multi-task", "x-y"]
+    assert underscored(given) == spelled
+    assert parse(["--batch-size=7", "--stage1.num-steps", "9"]) == parse(["--batch_size=7", "--stage1.num_steps", "9"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import bundled_examples, small_model
+from conftest import FORMS, bundled_examples, small_model
 
 from dataset_scripts.collator import collate
 from modeling_pcbridge.losses import LossSettings
@@ -36,10 +36,14 @@ def test_all_of_the_network_runs_compiled(settings, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [LossSettings(), LossSettings(force_weight=0.0), EVERY_LOSS])
-def test_compiled_steps_equal_plain_ones(settings):
+@pytest.mark.parametrize(
+    "form, settings",
+    [*((form, EVERY_LOSS) for form in FORMS.values()), ({}, LossSettings(force_weight=0.0))],
+    ids=[*FORMS, "energies without forces"],
+)
+def test_compiled_steps_equal_plain_ones(form, settings):
     """Sizes change from batch to batch, so this also sees that no shape is compiled in."""
-    model = small_model()
+    model = small_model(**form)
     examples = bundled_examples("pm6", "train", 40, only_labelled=True)
     batches = [collate(examples[:8]), collate(examples[32:])]
     assert batches[0]["positions"].shape != batches[1]["positions"].shape

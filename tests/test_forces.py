@@ -37,7 +37,11 @@ def test_gradient_of_the_force_loss_against_finite_differences(model, graph):
         "encoder.pair_projection.filter_weight",
         "encoder.layers.0.query_key_value.weight",
         "energy_decoder.mlp.up.weight",
+        "energy_decoder.torsions.axis.weight",
+        "energy_decoder.torsions.axis_type.weight",
     ):
+        if "torsions" in name and not model.config.torsion_terms:
+            continue
         parameter = model.get_parameter(name)
         model.zero_grad()
         model(**batch, loss_settings=FORCES_ONLY).loss.backward()

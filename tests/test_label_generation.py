@@ -18,8 +18,9 @@ from rdkit import Chem
 from dataset_scripts.bad_rows import BadRowError
 from dataset_scripts.build_bundled import read_labels
 from dataset_scripts.bundled import SPLITS, load_bundled, parquet_path
+from dataset_scripts.geometries import displaced
 from dataset_scripts.label_generation import generate, load_labels, read_lines, read_molecules
-from dataset_scripts.labelling import check_same_molecule, displaced, label, starting_structure
+from dataset_scripts.labelling import check_same_molecule, label, starting_structure
 from dataset_scripts.own_data import own_source
 from dataset_scripts.prepare import prepare
 from dataset_scripts.schema import FEATURES

@@ -146,8 +146,8 @@ def test_calculator_and_command_line_name_the_level(rows, processor, tmp_path, c
     processor.save_pretrained(tmp_path / "model")
     (tmp_path / "water.smi").write_text("O water\n")
     command = ["predict", str(tmp_path / "water.smi"), "--model", str(tmp_path / "model"), "--steps", "2"]
-    assert main([*command, "--level-of-theory", "b", "--output", str(tmp_path / "water.sdf")]) == 0
+    assert main([*command, "--level_of_theory", "b", "--output", str(tmp_path / "water.sdf")]) == 0
     assert "PCBridge of b" in (tmp_path / "water.sdf").read_text()
     with pytest.raises(SystemExit):
-        main([*command, "--level-of-theory", "PBE"])
+        main([*command, "--level_of_theory", "PBE"])
     assert "has not learned energies at 'PBE'" in capsys.readouterr().err

@@ -22,6 +22,7 @@ USES_OF_EXTRAS = {
     "ase": "import modeling_pcbridge.ase_calculator",
     "bench": "import h5py, dataset_scripts.spice",
     "cluster": "import distributed, dataset_scripts.label_generation",
+    "dispersion": "import tad_dftd3, modeling_pcbridge.dispersion",
     "docs": "import mkdocs, material, mkdocstrings_handlers.python",
     "qc": "import pyscf, dataset_scripts.quantum_chemistry",
     "qm9": "import dataset_scripts.qm9 as qm9; assert all(path.exists() for path in qm9.qm9pack_files())",

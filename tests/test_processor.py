@@ -1,10 +1,14 @@
 """The processor on what people have, and on what they get wrong."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from rdkit import Chem
 from rdkit.Chem import rdDepictor, rdDistGeom
+
+from modeling_pcbridge import PCBridgeConfig, PCBridgeModel, PCBridgeProcessor
 
 WATER = ([8, 1, 1], [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
 
@@ -44,8 +48,6 @@ def test_elements_positions_and_charge(processor):
 
 
 def test_save_and_load(processor, tmp_path):
-    from modeling_pcbridge import PCBridgeProcessor
-
     PCBridgeProcessor(supported_elements=[1, 8]).save_pretrained(tmp_path)
     loaded = PCBridgeProcessor.from_pretrained(tmp_path)
     assert loaded.supported_elements == [1, 8]
@@ -149,3 +151,52 @@ def test_any_iterable_of_molecules_and_no_unknown_options(processor):
     assert processor(("C", "O"))["atomic_numbers"].shape == (2, 5)
     with pytest.raises(TypeError, match="total_charge"):
         processor(WATER, total_charge=-1)
+
+
+def test_charges_that_the_model_has_not_learned_are_named(tmp_path):
+    PCBridgeProcessor.of_config(PCBridgeConfig.from_preset("drug_like")).save_pretrained(tmp_path)
+    processor = PCBridgeProcessor.from_pretrained(tmp_path)
+    assert processor.resonance_invariant and processor.supported_total_charges == [-2, -1, 0, 1, 2]
+    taken = ["[O-]C(=O)CC(=O)[O-]", "C[NH3+]", "[NH3+]CC(=O)[O-]", "COP(=O)(O)O", "CS(=O)(=O)NBr", "FC(Cl)I"]
+    assert processor(taken)["formal_charges"].shape[0] == len(taken)
+    hydroxide = ([8, 1], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.97]], -1)
+    citrate = "OC(CC(=O)[O-])(CC(=O)[O-])C(=O)[O-]"
+    message = r"unsupported total charge -3; this model knows -2, -1, 0, \+1, \+2"
+    with pytest.raises(ValueError, match=rf"molecule 1 \('{re.escape(citrate)}'\): {message}"):
+        processor(["CO", citrate])
+    neutral_only = PCBridgeProcessor([1, 6, 7, 8], supported_total_charges=[0])
+    for ion in ("C[NH3+]", hydroxide):
+        with pytest.raises(ValueError, match=r"unsupported total charge [+-]1; this model knows 0"):
+            neutral_only(ion)
+    assert PCBridgeProcessor()(citrate)["formal_charges"].sum() == -3  # as before the field: nothing is known
+    with pytest.raises(ValueError, match="unsupported element Si; this model knows H, C, N, O, F, P, S, Cl, Br, I"):
+        processor("C[SiH3]")
+    with pytest.raises(ValueError, match="at least one charge"):
+        PCBridgeConfig(supported_total_charges=[])
+
+
+def test_untrained_energies_of_rare_elements_are_of_the_size_of_others():
+    """Nothing about an element or a charge is larger at the start because it is rare."""
+    config = PCBridgeConfig.from_preset("drug_like")
+    torch.manual_seed(0)
+    model, processor = PCBridgeModel(config).eval(), PCBridgeProcessor.of_config(config)
+    mols = []
+    for smiles in (
+        "CF",
+        "CCl",
+        "CBr",
+        "CI",
+        "CS",
+        "CP",
+        "CO",
+        "CS(C)(=O)=O",
+        "COP(=O)(O)O",
+        "C[NH3+]",
+        "CS(=O)(=O)[O-]",
+    ):
+        mols.append(Chem.AddHs(Chem.MolFromSmiles(smiles)))
+        rdDistGeom.EmbedMolecule(mols[-1], randomSeed=1)
+    found = model.predict_energy(**processor(mols))
+    per_atom = found.energy / torch.tensor([mol.GetNumAtoms() for mol in mols])
+    forces = found.forces.norm(dim=-1).amax(-1)
+    assert per_atom.abs().max() < 3 and forces.max() < 8 * forces.min()

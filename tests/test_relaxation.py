@@ -228,7 +228,7 @@ def test_released_energy_relaxes_to_a_threshold(model):
     assert not model.relax_structure(**inputs, max_evaluations=3).converged.any()
     for wrong, message in (
         ({"max_force": 0.0}, "max_force must be positive"),
-        ({"max_evaluations": 0}, "max_evaluations must be a whole number of at least 1"),
+        ({"max_evaluations": 0}, "max_evaluations must be at least 1"),
         ({"positions": None}, "needs positions"),
     ):
         with pytest.raises(ValueError, match=message):

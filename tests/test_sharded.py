@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_training import small_config
 
+from dataset_scripts import sharded
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import example_from_row
 from dataset_scripts.schema import FEATURES
@@ -41,17 +42,17 @@ def folder(rows, tmp_path_factory) -> Path:
 
 
 def test_rows_are_those_of_the_shards(rows, folder):
-    sharded = ShardedExamples(folder, "train", [LEVEL])
-    assert sharded.shard_lengths == [25, 0, 25, 10]
-    for got, row in zip(sharded, rows, strict=True):
+    examples = ShardedExamples(folder, "train", [LEVEL])
+    assert examples.shard_lengths == [25, 0, 25, 10]
+    for got, row in zip(examples, rows, strict=True):
         expected = example_from_row(row, [LEVEL])
         assert (got.molecule_id, got.energy) == (expected.molecule_id, expected.energy)
         np.testing.assert_array_equal(got.positions, expected.positions)
-    assert sharded.sizes.tolist() == [len(row["atomic_numbers"]) for row in rows]
-    elsewhere = pickle.loads(pickle.dumps(sharded))  # as a worker process gets it
+    assert examples.sizes.tolist() == [len(row["atomic_numbers"]) for row in rows]
+    elsewhere = pickle.loads(pickle.dumps(examples))  # as a worker process gets it
     assert elsewhere[30].molecule_id == rows[30]["molecule_id"]
     with pytest.raises(IndexError):
-        sharded[60]
+        examples[60]
 
 
 def test_only_rows_that_count(rows, folder):
@@ -67,6 +68,14 @@ def test_only_rows_that_count(rows, folder):
         ShardedExamples(folder, "test", [LEVEL])
     with pytest.raises(ValueError, match=r"no data source 'nowhere': neither a bundled configuration \(pm6"):
         load_source(SourceConfig("nowhere"), "train", [LEVEL])
+
+
+def test_examples_in_memory_are_bounded_and_the_same(folder, monkeypatch):
+    monkeypatch.setattr(sharded, "_EXAMPLES_IN_MEMORY", 7)
+    examples = ShardedExamples(folder, "train", [LEVEL])
+    first, second = list(examples), list(examples)
+    assert [a is b for a, b in zip(first, second, strict=True)] == [True] * 7 + [False] * 53
+    assert [a.molecule_id for a in first] == [b.molecule_id for b in second]
 
 
 def test_losses_without_rows_are_told(rows, folder, tmp_path, caplog):

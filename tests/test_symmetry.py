@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import SMILES, random_positions, small_model
+from conftest import FORMS, SMILES, random_positions, small_model
 from scipy.spatial.transform import Rotation
 
 from modeling_pcbridge.graph_batch import GraphBatch
@@ -46,14 +46,18 @@ def equivariance_error(model, graph: dict) -> float:
 def permuted(graph: dict, order: torch.Tensor) -> dict:
     """The graphs with atom `order[i]` moved to place i, in every molecule."""
     inverse = torch.argsort(order)
-    quadruples = graph["stereo_quadruples"]
+
+    def moved(quadruples: torch.Tensor) -> torch.Tensor:
+        return torch.where(quadruples >= 0, inverse[quadruples.clamp(min=0)], quadruples)
+
     return {
         "atomic_numbers": graph["atomic_numbers"][:, order],
         "formal_charges": graph["formal_charges"][:, order],
         "atom_mask": graph["atom_mask"][:, order],
         "pair_types": graph["pair_types"][:, order][:, :, order],
         "stereo_pair_types": graph["stereo_pair_types"][:, order][:, :, order],
-        "stereo_quadruples": torch.where(quadruples >= 0, inverse[quadruples.clamp(min=0)], quadruples),
+        "stereo_quadruples": moved(graph["stereo_quadruples"]),
+        "torsion_quadruples": moved(graph["torsion_quadruples"]),
     }
 
 
@@ -146,9 +150,10 @@ def test_equivalent_orders_of_a_stereo_mark_are_the_same(model, processor):
     assert (denoise(model, odd, positions) - expected).abs().max() > 1e-3
 
 
-def test_results_do_not_depend_on_batch_or_padding(processor):
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_results_do_not_depend_on_batch_or_padding(processor, form):
     # float32, as in use; the bound is rounding, since kernels may sum in another order for another shape.
-    model = small_model(dtype=torch.float32, initializer_range=0.1)
+    model = small_model(dtype=torch.float32, initializer_range=0.1, **form)
     graph = dict(processor(SMILES))
     positions = random_positions(graph, dtype=torch.float32)
     together = model.predict_energy(**graph, positions=positions)

@@ -6,6 +6,8 @@ import signal
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
+from dataset_scripts.options import underscored
+
 from . import predict_command
 
 EXAMPLES = """examples:
@@ -29,7 +31,7 @@ MODULES = {
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line; returns its exit code, or exits by itself on wrong usage."""
     try:
-        return _run(sys.argv[1:] if arguments is None else arguments)
+        return _run(underscored(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         print("interrupted; what was written is kept", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -20,6 +20,7 @@ from dataset_scripts.schema import FEATURES
 from dataset_scripts.sdf import read_sdf, sdf_record
 from dataset_scripts.tables import read_smiles
 from dataset_scripts.xyz import atoms_of_frame, comment_of_frame, read_xyz, text_of_frame
+from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.molecular_graph import (
     conformer_from_positions,
     mol_from_positions,
@@ -168,7 +169,7 @@ def _read_csv(stream: TextIO, smiles_column: str) -> Iterator[Record]:
     reader = csv.DictReader(stream)
     if smiles_column not in (reader.fieldnames or ()):
         found = ", ".join(reader.fieldnames or ()) or "none"
-        raise ValueError(f"the CSV file has no column {smiles_column!r}; its columns are {found}")
+        raise InputError(f"the CSV file has no column {smiles_column!r}; its columns are {found}")
     for row in reader:
         smiles = (row[smiles_column] or "").strip()
         yield _record(f"line {reader.line_num}", row.get("name"), smiles, partial(mol_from_smiles, smiles))
@@ -188,7 +189,7 @@ def _mol_from_block(block: str) -> Chem.Mol:
         unsanitized = parse(sanitize=False)
         if unsanitized is not None:
             Chem.SanitizeMol(unsanitized)  # raises a ValueError that says what is wrong
-        raise ValueError("RDKit cannot read the MOL block")
+        raise InputError("RDKit cannot read the MOL block")
     if mol.GetNumConformers() and not mol.GetConformer().Is3D():
         mol.RemoveAllConformers()
     return Chem.AddHs(mol, addCoords=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 EXAMPLES = """examples:
   pcbridge predict molecules.smi --output structures.sdf
-  pcbridge predict molecules.csv --smiles-column SMILES --num-samples 10 --rank-by energy --relax -o best.parquet
+  pcbridge predict molecules.csv --smiles_column SMILES --num_samples 10 --rank_by energy --relax -o best.parquet
   pcbridge predict pm6.sdf --method refine --output refined.xyz
-  echo 'C[C@H](N)C(=O)O alanine' | pcbridge predict - --output-format xyz > alanine.xyz
+  echo 'C[C@H](N)C(=O)O alanine' | pcbridge predict - --output_format xyz > alanine.xyz
 
 Molecules that fail are listed with place and reason, the others are done.
 exit codes: 0 all molecules done, 1 some failed, 2 wrong usage, no input or no model"""
@@ -26,21 +26,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("input", help="SMILES (.smi), .csv, .sdf or .xyz file; - for standard input")
     add("-o", "--output", default="-", help=".sdf, .xyz or .parquet file (default: standard output)")
     add("--model", help="checkpoint folder or hub name (default: the released one)")
-    add("--num-samples", type=_positive, default=1, metavar="N", help="structures a molecule (default: 1)")
+    add("--num_samples", type=_positive, default=1, metavar="N", help="structures a molecule (default: 1)")
     ranks = "order the structures of a molecule: lowest energy first, or closest to the others first"
-    add("--rank-by", choices=["energy", "centrality"], help=ranks)
+    add("--rank_by", choices=["energy", "centrality"], help=ranks)
     add("--relax", action="store_true", help="relax structures with the model's own forces")
     methods = "from noise by DDIM or in one step; from the structures of the file with a little noise or none"
     add("--method", choices=["ddim", "denoising", "refine", "mean_shift"], default="ddim", help=methods)
-    add("--mean-shift-steps", type=int, default=10, metavar="N", help="after other methods, to sharpen (default: 10)")
+    add("--mean_shift_steps", type=int, default=10, metavar="N", help="after other methods, to sharpen (default: 10)")
     add("--steps", type=_positive, default=20, metavar="N", help="model evaluations a structure (default: 20)")
     add("--seed", type=int, default=0, help="of the noise (default: 0)")
-    add("--batch-size", type=_positive, default=64, metavar="N", help="structures at once (default: 64)")
-    add("--level-of-theory", metavar="NAME", help="of energies, if the model has several (default: its first)")
+    add("--batch_size", type=_positive, default=64, metavar="N", help="structures at once (default: 64)")
+    add("--level_of_theory", metavar="NAME", help="of energies, if the model has several (default: its first)")
     add("--device", help="such as cpu or cuda (default: a GPU where there is one)")
-    add("--smiles-column", default="smiles", metavar="NAME", help="of a CSV file (default: smiles)")
-    add("--input-format", choices=sorted(set(INPUT_FORMATS.values())), help="(default: by the file's name, else smi)")
-    add("--output-format", choices=sorted(set(OUTPUT_FORMATS.values())), help="(default: by the file's name, else sdf)")
+    add("--smiles_column", default="smiles", metavar="NAME", help="of a CSV file (default: smiles)")
+    add("--input_format", choices=sorted(set(INPUT_FORMATS.values())), help="(default: by the file's name, else smi)")
+    add("--output_format", choices=sorted(set(OUTPUT_FORMATS.values())), help="(default: by the file's name, else sdf)")
     add("--failures", metavar="FILE", help="write failures as CSV: place, name, input, reason")
 
 
@@ -58,9 +58,9 @@ def run(arguments: argparse.Namespace, error) -> int:
     _check_numbers(arguments, pipeline.model.config.num_train_timesteps, error)
     if arguments.level_of_theory is not None:
         try:
-            pipeline.model.config.energy_level_index(arguments.level_of_theory)
+            pipeline.model.config.find_level_of_theory(arguments.level_of_theory)
         except ValueError as problem:
-            error(f"--level-of-theory: {problem}")
+            error(f"--level_of_theory: {problem}")
 
     start = time.perf_counter()
     try:
@@ -117,7 +117,7 @@ def _check_numbers(arguments: argparse.Namespace, num_timesteps: int, error) -> 
     if not -(2**63) <= arguments.seed < 2**63:
         error(f"--seed must fit into 64 bits, which {arguments.seed} does not")
     if arguments.mean_shift_steps < 0:
-        error(f"--mean-shift-steps must not be negative, but is {arguments.mean_shift_steps}")
+        error(f"--mean_shift_steps must not be negative, but is {arguments.mean_shift_steps}")
     try:
         check_num_steps(arguments.method, arguments.steps, num_timesteps)
     except ValueError as problem:

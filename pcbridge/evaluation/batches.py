@@ -37,13 +37,17 @@ def moved(
 
 
 def energies_and_forces(
-    model: PCBridgeModel, graphs: Sequence[MolecularGraph], structures: Sequence[np.ndarray], batch_size: int
+    model: PCBridgeModel,
+    graphs: Sequence[MolecularGraph],
+    structures: Sequence[np.ndarray],
+    batch_size: int,
+    level_of_theory: str | None = None,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Energies (S,) in eV and forces (N_i, 3) in eV/angstrom of S structures (N_i, 3)."""
+    """Energies (S,) in eV and forces (N_i, 3) in eV/angstrom of S structures (N_i, 3); by default at the own level."""
     energies: list[float] = []
     forces: list[np.ndarray] = []
     for graph, positions in padded_batches(model, graphs, structures, batch_size):
-        energy, force = model.energy_and_forces(graph, positions)
+        energy, force = model.energy_and_forces(graph, positions, level_of_theory)
         energies += energy.tolist()
         forces += unpadded(graph, force)
     return np.array(energies), forces

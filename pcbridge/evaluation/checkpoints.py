@@ -5,6 +5,7 @@
 """
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from jsonargparse import auto_cli
 from rdkit import RDLogger
 
+from dataset_scripts.options import underscored
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from pcbridge.command_errors import errors_as_sentences
 from pcbridge.evaluation.config import EvaluationConfig
@@ -80,7 +82,7 @@ def evaluate_checkpoints(
 def main() -> None:
     RDLogger.DisableLog("rdApp.*")
     with errors_as_sentences("evaluate_checkpoints"):
-        auto_cli(evaluate_checkpoints, as_positional=False)
+        auto_cli(evaluate_checkpoints, args=underscored(sys.argv[1:]), as_positional=False)
 
 
 if __name__ == "__main__":

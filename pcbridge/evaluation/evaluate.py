@@ -27,7 +27,7 @@ from pcbridge.evaluation.metrics import (
     one_three_distance_error,
     torsion_error,
 )
-from pcbridge.evaluation.references import ReferenceMolecule, load_references, pm6_structures
+from pcbridge.evaluation.references import ReferenceMolecule, graphs_for, load_references, pm6_structures
 
 # A sample covers the reference when it is closer than this, angstrom (QM9; the paper has 1.25 for PCQM4Mv2).
 COVERAGE_RMSD = 0.9
@@ -97,7 +97,7 @@ def evaluate_model(model: PCBridgeModel, evaluation: EvaluationConfig, seed: int
     """
     model.eval()
     references, pm6 = load_references(evaluation), pm6_structures(evaluation)
-    graphs = [reference.example.graph for reference in references]
+    graphs = graphs_for(model, references)
     starts = [pm6(reference) for reference in references]
     size = evaluation.batch_size
     reference_energies, _ = energies_and_forces(model, graphs, [r.positions for r in references], size)
@@ -202,13 +202,14 @@ def evaluate_energy(model: PCBridgeModel, evaluation: EvaluationConfig) -> dict[
 
     None where it has none at the model's level of theory.
     """
+    level = model.config.energy_levels_of_theory[0]  # labels are without dispersion
     summary: dict[str, float | None] = {}
     for name in ("pm6", "pm6_displaced"):
         rows = load_bundled(name, evaluation.split)
-        examples = [example_from_row(row, [model.config.energy_level_of_theory]) for row in rows]
+        examples = [example_from_row(row, [level], model.config.resonance_invariant) for row in rows]
         examples = [example for example in examples if example.energy is not None and example.forces is not None]
         energies, forces = energies_and_forces(
-            model, [e.graph for e in examples], [e.positions for e in examples], evaluation.batch_size
+            model, [e.graph for e in examples], [e.positions for e in examples], evaluation.batch_size, level
         )
         energy_errors = [abs(energy - e.energy) for energy, e in zip(energies, examples, strict=True)]
         force_errors = [np.abs(force - e.forces).ravel() for force, e in zip(forces, examples, strict=True)]

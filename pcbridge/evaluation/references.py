@@ -1,6 +1,6 @@
 """What predictions are compared with: DFT structures, and what classical methods make of the same molecules."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,8 @@ from rdkit import Chem
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import Example, example_from_row, mol_from_row
 from dataset_scripts.rdkit_structures import etkdg_conformers, mmff_minima
+from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
+from modeling_pcbridge.molecular_graph import MolecularGraph, graph_from_mol
 from pcbridge.evaluation.config import EvaluationConfig
 
 
@@ -22,6 +24,11 @@ class ReferenceMolecule:
     @property
     def positions(self) -> np.ndarray:
         return self.example.positions
+
+
+def graphs_for(model: PCBridgeModel, references: Sequence[ReferenceMolecule]) -> list[MolecularGraph]:
+    """The graphs of the molecules as `model` has learned to read them."""
+    return [graph_from_mol(reference.mol, model.config.resonance_invariant) for reference in references]
 
 
 def load_references(evaluation: EvaluationConfig) -> list[ReferenceMolecule]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from modeling_pcbridge.errors import CalculationError
 from pcbridge.training.fsdp import local
 
 # Whole numbers of the same size as floating-point ones, by their bytes.
@@ -13,7 +14,7 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 LABEL_MASKS = ("has_energy", "has_forces", "is_equilibrium")
 
 
-class BadLossError(RuntimeError):
+class BadLossError(CalculationError):
     """Too many updates in a row had a NaN or infinite loss or gradient."""
 
 

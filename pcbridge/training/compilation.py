@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
+from modeling_pcbridge.errors import CalculationError
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ def compiled(model: PCBridgeModel):
     try:
         torch.compile(torch.sin)(torch.ones(2))
         if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
-            raise RuntimeError(f"torch {torch.__version__} cannot compile torch.autograd.grad; take a newer one")
+            raise CalculationError(f"torch {torch.__version__} cannot compile torch.autograd.grad; take a newer one")
     except Exception as error:  # whatever the compiler chokes on, training can go on
         logger.warning("compile: going on without torch.compile, because %s", str(error).strip().splitlines()[0])
         yield

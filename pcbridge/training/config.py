@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from modeling_pcbridge.errors import require, require_choices
+from modeling_pcbridge.errors import InputError, require, require_choices
 from modeling_pcbridge.losses import LossSettings
 from pcbridge.evaluation.config import EvaluationConfig
 
@@ -55,7 +55,7 @@ class StageConfig:
         require(self.learning_rate >= 0, "learning_rate", "zero or more", self.learning_rate)
         require(self.warmup_steps >= 0, "warmup_steps", "zero or more", self.warmup_steps)
         if not any(weight > 0 for weight in self.losses.weights().values()):
-            raise ValueError("all losses of the stage have weight 0; there is nothing to train")
+            raise InputError("all losses of the stage have weight 0; there is nothing to train")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class ValidationConfig:
 
     def __post_init__(self):
         if self.every < 1 or self.every % UPDATES_PER_WINDOW:
-            raise ValueError(f"validation.every must be a positive multiple of 10, not {self.every}")
+            raise InputError(f"validation.every must be a positive multiple of 10, not {self.every}")
         for name in ("patience", "max_molecules"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"validation.{name}", "at least 1", value)
@@ -168,11 +168,11 @@ class TrainingConfig:
     def __post_init__(self):
         require_choices(self)
         if self.stage1 is None and self.stage2 is None:
-            raise ValueError("both stages are left out; there is nothing to train")
+            raise InputError("both stages are left out; there is nothing to train")
         if self.stage1 is None and self.init_from is None:
-            raise ValueError("stage 2 alone needs init_from, a checkpoint of stage 1")
+            raise InputError("stage 2 alone needs init_from, a checkpoint of stage 1")
         if self.checkpoint_every < 1 or self.checkpoint_every % UPDATES_PER_WINDOW:
-            raise ValueError(f"checkpoint_every must be a positive multiple of 10, not {self.checkpoint_every}")
+            raise InputError(f"checkpoint_every must be a positive multiple of 10, not {self.checkpoint_every}")
         for name in ("keep_checkpoints", "max_bad_updates", "batch_size", "gradient_accumulation_steps"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("num_workers", "weight_decay"):
@@ -181,7 +181,7 @@ class TrainingConfig:
         require(self.max_grad_norm > 0, "max_grad_norm", "positive", self.max_grad_norm)
         require(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1", self.ema_decay)
         if self.push_to_hub and self.hub_model_id is None:
-            raise ValueError("push_to_hub needs hub_model_id")
+            raise InputError("push_to_hub needs hub_model_id")
 
     @property
     def sources(self) -> list[SourceConfig]:

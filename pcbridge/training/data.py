@@ -18,6 +18,7 @@ from dataset_scripts.collator import Example, collate, example_from_row, order_r
 from dataset_scripts.mixture import MixtureBatchSampler
 from dataset_scripts.reference_energies import fit_reference_energies
 from dataset_scripts.sharded import ShardedExamples
+from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
 
@@ -50,6 +51,7 @@ class TrainingData:
     def __init__(self, config: TrainingConfig, model: PCBridgeModel):
         self.max_pairs = config.max_pairs
         self.levels_of_theory = tuple(model.config.energy_levels_of_theory)
+        self.resonance_invariant = model.config.resonance_invariant
         self.supported_elements = set(model.config.supported_elements)
         self._examples: dict[tuple[SourceConfig, str], Sequence[Example]] = {}
 
@@ -63,10 +65,10 @@ class TrainingData:
 
     def _of_source(self, source: SourceConfig, split: str) -> Sequence[Example]:
         if (source, split) not in self._examples:
-            examples = load_source(source, split, self.levels_of_theory, self.max_pairs)
+            examples = load_source(source, split, self.levels_of_theory, self.max_pairs, self.resonance_invariant)
             unknown = sorted(elements_of(examples) - self.supported_elements)
             if unknown:
-                raise ValueError(
+                raise InputError(
                     f"data source {source.name} has atomic numbers {unknown}, which the model does not support; leave "
                     "these molecules out, or train a new model with --model '{supported_elements: [...]}'"
                 )
@@ -82,7 +84,11 @@ def elements_of(examples: Sequence[Example]) -> set[int]:
 
 
 def load_source(
-    source: SourceConfig, split: str, levels_of_theory: Sequence[str], max_pairs: int | None = None
+    source: SourceConfig,
+    split: str,
+    levels_of_theory: Sequence[str],
+    max_pairs: int | None = None,
+    resonance_invariant: bool = False,
 ) -> Sequence[Example]:
     """The examples of one source: of bundled data in memory, graph features computed once; else read from
     its shards as they are asked for.
@@ -96,14 +102,18 @@ def load_source(
     max_atoms = None if max_pairs is None else isqrt(max_pairs)
     examples: Sequence[Example]
     if source.name in CONFIG_NAMES:
-        examples, num_too_large, label_levels = _bundled_examples(source, split, levels_of_theory, max_atoms)
+        examples, num_too_large, label_levels = _bundled_examples(
+            source, split, levels_of_theory, max_atoms, resonance_invariant
+        )
     elif Path(source.name).is_dir():
-        examples = ShardedExamples(Path(source.name), split, levels_of_theory, source.only_labelled, max_atoms)
+        examples = ShardedExamples(
+            Path(source.name), split, levels_of_theory, source.only_labelled, max_atoms, resonance_invariant
+        )
         num_too_large, label_levels = examples.num_too_large, examples.label_levels
         if source.max_rows is not None:
             examples = list(islice(examples, source.max_rows))
     else:
-        raise ValueError(
+        raise InputError(
             f"no data source {source.name!r}: neither a bundled configuration ({', '.join(CONFIG_NAMES)}) nor a folder "
             "that dataset_scripts.prepare wrote"
         )
@@ -127,12 +137,16 @@ def load_source(
                 " or ".join(levels_of_theory),
             )
     if not examples:
-        raise ValueError(f"data source {source} has no rows at {' or '.join(levels_of_theory)}")
+        raise InputError(f"data source {source} has no rows at {' or '.join(levels_of_theory)}")
     return examples
 
 
 def _bundled_examples(
-    source: SourceConfig, split: str, levels_of_theory: Sequence[str], max_atoms: int | None
+    source: SourceConfig,
+    split: str,
+    levels_of_theory: Sequence[str],
+    max_atoms: int | None,
+    resonance_invariant: bool,
 ) -> tuple[list[Example], int, Counter[str | None]]:
     """Up to `source.max_rows` examples, how many molecules before the last of them were too large, levels of labels."""
     examples: list[Example] = []
@@ -145,7 +159,7 @@ def _bundled_examples(
         if source.only_labelled and not has_energy:
             continue
         if max_atoms is None or len(row["atomic_numbers"]) <= max_atoms:
-            examples.append(example_from_row(row, levels_of_theory))
+            examples.append(example_from_row(row, levels_of_theory, resonance_invariant))
             label_levels[row["energy_level_of_theory"]] += 1
         else:
             num_too_large += 1
@@ -177,7 +191,7 @@ def check_losses_have_rows(stage: StageConfig, sources: Iterable[Sequence[Exampl
     idle = {name: needs.get(name, "minima") for name in weighted if not there[needs.get(name, "minima")]}
     reasons = ", ".join(f"{name} no {what}" for name, what in idle.items())
     if len(idle) == len(weighted):
-        raise ValueError(f"nothing to train: no row of the stage's sources serves a loss in use ({reasons})")
+        raise InputError(f"nothing to train: no row of the stage's sources serves a loss in use ({reasons})")
     if idle:
         logger.warning("losses that no row of the stage's sources trains: %s", reasons)
 

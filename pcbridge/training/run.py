@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedType, GradScalerKwargs
 
 from modeling_pcbridge.configuration_pcbridge import PCBridgeConfig
+from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.hub import HubPushError, create_repository, push_checkpoint
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.pipeline_pcbridge import PCBridgePipeline
@@ -118,7 +119,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         kwargs_handlers=[GradScalerKwargs(enabled=False)],
     )
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("fp16 needs a GPU; on CPUs accelerate would leave everything in float32")
+        raise InputError("fp16 needs a GPU; on CPUs accelerate would leave everything in float32")
     refuse_unsupported_sharding(accelerator, config)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
@@ -134,32 +135,32 @@ def refuse_unsupported_sharding(accelerator: Accelerator, config: TrainingConfig
     """
     kind = accelerator.distributed_type
     if kind == DistributedType.MEGATRON_LM or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
-        raise ValueError(
+        raise InputError(
             f"of the ways to spread a model over processes there are FSDP with fsdp_version 2 and DeepSpeed with "
             f"zero_stage 1, not {kind.value}; these models fit on any GPU, so launch with --multi_gpu (DDP), or see "
             "configs/accelerate"
         )
     if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) and config.compile:
-        raise ValueError("compile has not been tried with FSDP2 or DeepSpeed; leave one of them out")
+        raise InputError("compile has not been tried with FSDP2 or DeepSpeed; leave one of them out")
     if kind == DistributedType.DEEPSPEED:
         _refuse_unsupported_deepspeed(accelerator.state.deepspeed_plugin, config)
     if accelerator.is_fsdp2 and accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
-        raise ValueError("set fsdp_cpu_ram_efficient_loading to false: every process loads the weights of init_from")
+        raise InputError("set fsdp_cpu_ram_efficient_loading to false: every process loads the weights of init_from")
 
 
 def _refuse_unsupported_deepspeed(plugin, config: TrainingConfig) -> None:
     if plugin.zero_stage != 1 or plugin.offload_optimizer_device not in (None, "none"):
-        raise ValueError(
+        raise InputError(
             "of DeepSpeed there is zero_stage 1 without offloading: the other stages reduce gradients at every "
             "backward pass, and processes have different numbers of them; FSDP2 spreads weights and gradients too"
         )
     if config.optimizer != "adam":
-        raise ValueError(
+        raise InputError(
             f"optimizer {config.optimizer} needs whole matrices and DeepSpeed spreads flat pieces of them; take "
             "--optimizer adam, or FSDP2 (configs/accelerate)"
         )
     if config.mixed_precision != "no":
-        raise ValueError(
+        raise InputError(
             f"accelerate has no autocast beside DeepSpeed, so mixed_precision {config.mixed_precision} would do "
             "nothing; leave it at no, or take DDP or FSDP2 (configs/accelerate)"
         )
@@ -191,7 +192,7 @@ def _fit_references(model: PCBridgeModel, data: TrainingData, config: TrainingCo
     rows = [row for source in sources for row in sample_rows(source, _REFERENCE_ROWS)]
     references = reference_energies_of(rows, index)
     if not references:
-        raise ValueError(f"no training row has an energy at {level}, so its reference energies cannot be fitted")
+        raise InputError(f"no training row has an energy at {level}, so its reference energies cannot be fitted")
     for atomic_number, energy in references.items():
         model.energy_decoder.reference_energies.by_level[index, atomic_number] = energy
     missing = sorted(set().union(*map(elements_of, sources)) - set(references))
@@ -216,9 +217,9 @@ def with_levels_of_theory(model: PCBridgeModel, levels: list[str]) -> PCBridgeMo
     config.energy_levels_of_theory = levels
     extended = PCBridgeModel(config)
     state = model.state_dict()
-    for name in ("mlp.up.weight", "mlp.up.bias", "mlp.down.weight", "mlp.down.bias", "reference_energies.energies"):
-        of_levels = state[f"energy_decoder.{name}"].unflatten(0, (len(known), -1))
-        state[f"energy_decoder.{name}"] = of_levels[places].flatten(0, 1)
+    for name, tensor in extended.energy_decoder.state_dict(prefix="energy_decoder.").items():
+        if tensor.shape != state[name].shape:  # a part per level
+            state[name] = state[name].unflatten(0, (len(known), -1))[places].flatten(0, 1)
     extended.load_state_dict(state)
     for index, level in enumerate(levels):
         if level not in known:
@@ -249,7 +250,7 @@ def save_checkpoint(
 ) -> Path:
     """Weights, config, code, processor and card in `folder`, ready for from_pretrained and for a hub."""
     if accelerator.is_main_process:
-        processor = PCBridgeProcessor(model.config.supported_elements)
+        processor = PCBridgeProcessor.of_config(model.config)
         PCBridgePipeline(model, processor=processor, device=model.device).save_pretrained(folder)
         card_of_run(model.config, config, stages).save(folder / "README.md")
     accelerator.wait_for_everyone()

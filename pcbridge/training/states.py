@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from modeling_pcbridge.errors import CalculationError
 from pcbridge.training.fsdp import sharded_like, whole
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ _PROGRESS = "progress.json"
 _CHECKSUMS = "checksums.json"
 
 
-class TrainingStateError(RuntimeError):
+class TrainingStateError(CalculationError):
     """A training state could not be written, or none of those on disk can be used."""
 
 

@@ -12,7 +12,7 @@ from accelerate.utils import send_to_device
 from modeling_pcbridge.graph_batch import pad_graphs
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from pcbridge.evaluation.config import EvaluationConfig
-from pcbridge.evaluation.references import load_references
+from pcbridge.evaluation.references import graphs_for, load_references
 from pcbridge.evaluation.report import plot_structures
 from pcbridge.training.config import StageConfig, TrainingConfig
 from pcbridge.training.data import TrainingData, collate_in_parts, sample_rows
@@ -91,7 +91,7 @@ class Validation:
     def _picture(self, model: PCBridgeModel, step: int) -> None:
         """Generated over DFT structures of the same few molecules of the bundled validation split."""
         references = load_references(EvaluationConfig("validation", self.settings.num_pictures))
-        graphs = send_to_device(pad_graphs([reference.example.graph for reference in references]), model.device)
+        graphs = send_to_device(pad_graphs(graphs_for(model, references)), model.device)
         generator = noise_generator(self.config, self.accelerator, 0)
         positions = model.predict_structure(**graphs, generator=generator).positions[:, 0].cpu().double().numpy()
         structures = [

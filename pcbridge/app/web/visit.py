@@ -14,6 +14,7 @@ from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import mol_from_row
 from dataset_scripts.sdf import sdf_record
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
+from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.molecular_graph import conformer_from_positions, mol_from_smiles
 
 # What one visitor may ask of the machine. Hydrogens count as atoms.
@@ -61,16 +62,16 @@ class Predictor:
             ValueError: it is too long, too large, or not one that the processor takes; the message is for the visitor.
         """
         if len(smiles) > MAX_SMILES_LENGTH:
-            raise ValueError(f"the SMILES has {len(smiles)} characters; this page takes up to {MAX_SMILES_LENGTH}")
+            raise InputError(f"the SMILES has {len(smiles)} characters; this page takes up to {MAX_SMILES_LENGTH}")
         mol = mol_from_smiles(smiles)
         if mol.GetNumAtoms() > MAX_ATOMS:
-            raise ValueError(
+            raise InputError(
                 f"the molecule has {mol.GetNumAtoms()} atoms, hydrogens included; this page takes up to {MAX_ATOMS}"
             )
         try:
             self.processor(mol)
         except ValueError as error:  # its cause does not number the molecule, which is the only one here
-            raise ValueError(str(error.__cause__ or error)) from error
+            raise InputError(str(error.__cause__ or error)) from error
         return mol
 
     def predict(self, mol: Chem.Mol, num_samples: int, emit: Emit) -> None:

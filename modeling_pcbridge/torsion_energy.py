@@ -1,0 +1,82 @@
+"""Terms of the energy for turning about bonds, which distances between atoms hardly show."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from .molecular_graph import NUM_PAIR_TYPES
+
+# Inside the squares of lengths (square angstrom): keeps directions smooth where two atoms coincide.
+_LENGTH_EPS = 1e-6
+_NUM_HARMONICS = 3
+# A molecule has five times as many torsions as atoms, so what is computed for each is kept narrow.
+_RANK = 32
+
+
+class TorsionEnergy(nn.Module):
+    """The sum over the torsions i-j-k-l of the graph of w_n cos(n phi), n = 1..3, made smooth, with learned w.
+
+    w_n is a linear map of g(i, j) * g(l, k), where g(i, j) = GELU(P h_j + Q h_i + b_jk) sees the features h of an atom
+    of the axis and of one on it, and how the two atoms of the axis are joined. So the order in which a torsion is
+    written does not matter, and the wide maps are made once an atom, not once a torsion.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.axis = nn.Linear(config.hidden_size, _RANK)
+        self.end = nn.Linear(config.hidden_size, _RANK, bias=False)
+        self.axis_type = nn.Embedding(NUM_PAIR_TYPES, _RANK)
+        self.weights = nn.Linear(_RANK, len(config.energy_levels_of_theory) * _NUM_HARMONICS)
+
+    def forward(self, graph, node_features: Tensor, positions: Tensor, levels: Tensor | None = None) -> Tensor:
+        """(B,) in eV, in the precision of the positions.
+
+        Args:
+            graph: the molecular graphs.
+            node_features: (B, N, C) from the encoder.
+            positions: (B, N, 3), angstrom.
+            levels: (B,) which level of theory, each of which has its own w, see `EnergyDecoder`; None for the first.
+        """
+        quadruples = graph.torsion_quadruples
+        is_real = quadruples[..., 0] >= 0
+        # (B, 4, K)
+        atoms = quadruples.clamp(min=0).transpose(1, 2)
+        _, j, k, _ = atoms.unbind(1)
+        axis_types = graph.pair_types.flatten(1).gather(1, j * graph.pair_types.shape[-1] + k).long()
+
+        ends = _at(self.end(node_features), atoms[:, ::3])  # (B, 2, K, C), of i and l
+        axes = _at(self.axis(node_features), atoms[:, 1:3])  # of j and k
+        halves = axes + ends + self.axis_type(axis_types).unsqueeze(1)
+        weights = self._of_levels(halves[:, 0] * halves[:, 1], levels).to(positions.dtype)
+        terms = (weights * smooth_cosines(_at(positions, atoms))).sum(-1)
+        return (terms * is_real).sum(-1)
+
+    def _of_levels(self, products: Tensor, levels: Tensor | None) -> Tensor:
+        """w, (B, K, 3), from (B, K, rank)."""
+        if levels is None:
+            return linear(products, self.weights.weight[:_NUM_HARMONICS], self.weights.bias[:_NUM_HARMONICS])
+        weights = self.weights(products).unflatten(-1, (-1, _NUM_HARMONICS))
+        return weights.take_along_dim(levels[:, None, None, None], dim=2).squeeze(2)
+
+
+def _at(values: Tensor, atoms: Tensor) -> Tensor:
+    """`values` (B, N, C) of the atoms (B, M, K): (B, M, K, C)."""
+    rows = torch.arange(len(values), device=values.device) * values.shape[1]
+    flat = (atoms + rows[:, None, None]).flatten()
+    # On CPUs rows are taken, and added back, much faster than single numbers by `gather`.
+    return values.flatten(0, 1).index_select(0, flat).unflatten(0, atoms.shape)
+
+
+def smooth_cosines(corners: Tensor) -> Tensor:
+    """(s cos phi, s^2 cos 2 phi, s^3 cos 3 phi) of the dihedral angles phi of (B, 4, K, 3) positions; (B, K, 3).
+
+    s = sin(i-j-k) sin(j-k-l) is zero where three atoms are in line and phi jumps, so that these, which are polynomials
+    in the directions of the three bonds, are smooth everywhere.
+    """
+    first, axis, last = (corners[:, 1:] - corners[:, :-1]).unbind(1)
+    first, axis, last = (v * (v.square().sum(-1, keepdim=True) + _LENGTH_EPS).rsqrt() for v in (first, axis, last))
+    normal, other_normal = torch.linalg.cross(first, axis), torch.linalg.cross(axis, last)
+    cos = (normal * other_normal).sum(-1)
+    squared = normal.square().sum(-1) * other_normal.square().sum(-1)
+    # cos(2 phi) = 2 cos^2 - 1, cos(3 phi) = 4 cos^3 - 3 cos, each times its power of s
+    return torch.stack([cos, 2 * cos.square() - squared, (4 * cos.square() - 3 * squared) * cos], dim=-1)
