@@ -168,10 +168,10 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         No parameter of the energy model is reached.
         """
         index, has_dispersion = self.config.find_level_of_theory(level_of_theory)
-        levels = torch.full_like(graph.atomic_numbers[:, 0], index) if index else None
         with torch.inference_mode(False), torch.no_grad():
             graph = graph.outside_inference_mode()
             positions = positions.clone() if positions.is_inference() else positions
+            levels = torch.full_like(graph.atomic_numbers[:, 0], index) if index else None
             interaction, gradient = self.interaction_energy_and_gradient(graph, positions, levels)
             if has_dispersion:
                 own = self.config.energy_levels_of_theory[0]
