@@ -9,8 +9,8 @@ run. What has no structure gets one from ETKDGv3 and MMFF94. Output: one JSON ob
 its `geometry` and `level`; `load_labels` makes a `Dataset` of it. A molecule that fails is a line with the reason as
 its `error`. A killed run goes on where it stopped when it is started again.
 
-What a label is: `labelling`; which structures there are: `geometries`. A level of your own: put a `labelling.Level` into a module and give `--level
-my_module:MY_LEVEL`. Programs: `quantum_chemistry`.
+What a label is: `labelling`; which structures there are: `geometries`. A level of your own: put a `labelling.Level`
+into a module and give `--level my_module:MY_LEVEL`. Programs: `quantum_chemistry`.
 Several workers need the `cluster` extra; `--scheduler tcp://host:8786` uses the workers of a running dask scheduler
 (`dask worker --nthreads 1`), which need this package and the programs.
 On Linux, PySCF's big arrays go back to the system and come again all the time; with the environment variables
