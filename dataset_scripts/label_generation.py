@@ -2,15 +2,15 @@
 
     python -m dataset_scripts.label_generation --level pm6 --inputs molecules.smi --output pm6.jsonl --workers 8
     python -m dataset_scripts.label_generation --level b3lyp --inputs pm6.jsonl --output b3lyp.jsonl \\
-        --geometries given displaced --workers 8
+        --geometries given torsion dynamics displaced --workers 8
 
 Input: SMILES files (`SMILES name` a line), SDF, Parquet in `dataset_scripts.schema.FEATURES`, or the output of another
 run. What has no structure gets one from ETKDGv3 and MMFF94. Output: one JSON object a line, a row of the schema with
 its `geometry` and `level`; `load_labels` makes a `Dataset` of it. A molecule that fails is a line with the reason as
 its `error`. A killed run goes on where it stopped when it is started again.
 
-What a label is: `labelling`. A level of your own: put a `labelling.Level` into a module and give `--level
-my_module:MY_LEVEL`. Programs: `quantum_chemistry`.
+What a label is: `labelling`; which structures there are: `geometries`. A level of your own: put a `labelling.Level`
+into a module and give `--level my_module:MY_LEVEL`. Programs: `quantum_chemistry`.
 Several workers need the `cluster` extra; `--scheduler tcp://host:8786` uses the workers of a running dask scheduler
 (`dask worker --nthreads 1`), which need this package and the programs.
 On Linux, PySCF's big arrays go back to the system and come again all the time; with the environment variables

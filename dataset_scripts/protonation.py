@@ -10,9 +10,9 @@ from rdkit import Chem
 _ACIDS = tuple(
     Chem.MolFromSmarts(smarts)
     for smarts in (
-        "[OX2H1;$(O-C(=O)[#6,#1,$([CX3H1])]),$(O-[CX3H1]=O)]",
+        "[OX2H1;$(O-C(=O)-[#6]),$(O-[CX3H1]=O)]",
         "[OX2H1;$(O-S=O)]",
-        "[OX2H1;$(O-P=O)]",
+        "[OX2H1;$(O-P=O);!$(O-P-[O-])]",
         "[nH1;$(n1nnnc1),$(n1nncn1)]",
         "[NX3H1;$(N(C=O)S(=O)=O)]",
     )

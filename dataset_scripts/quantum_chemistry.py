@@ -252,10 +252,10 @@ def gfn2_snapshot(
     """
     from ase import units
     from ase.md.langevin import Langevin
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
     atoms = _gfn2_atoms(atomic_numbers, positions, total_charge)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=2 * temperature, rng=rng)
+    widths = np.sqrt(atoms.get_masses() * units.kB * 2 * temperature)
+    atoms.set_momenta(rng.standard_normal(atoms.positions.shape) * widths[:, None])
     friction = DYNAMICS_FRICTION / units.fs
     Langevin(atoms, units.fs, temperature_K=temperature, friction=friction, fixcm=False, rng=rng).run(DYNAMICS_STEPS)
     return atoms.positions

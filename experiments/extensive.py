@@ -151,14 +151,18 @@ def run(
     seed: int,
     output: Path,
 ) -> None:
-    """Train and evaluate one form of the model; everything about it goes to `output`/`name`.json."""
+    """Train one form of the model, unless it is in `output`/`name`, and evaluate it; results: `output`/`name`.json."""
     _, config = VARIANTS[name]
-    start = time.process_time()
-    model = train(config, training, updates, seed)
-    seconds = time.process_time() - start
-    model.save_pretrained(output / name)
-    results: dict = {"config": config, "updates": updates, "seed": seed, "seconds": round(seconds)}
-    results["training_structures"] = len(training)
+    record = output / name / "training.json"
+    if not record.exists():
+        start = time.process_time()
+        model = train(config, training, updates, seed)
+        seconds = round(time.process_time() - start)
+        model.save_pretrained(output / name)
+        about = {"config": config, "updates": updates, "seed": seed, "training_structures": len(training)}
+        record.write_text(json.dumps(about | {"seconds": seconds}) + "\n")
+    model = PCBridgeModel.from_pretrained(output / name).eval()
+    results = json.loads(record.read_text())
     results["errors"] = {group: _means(evaluate(model, examples)) for group, examples in evaluated.items()}
 
     def energies_of(graph, positions: np.ndarray) -> np.ndarray:

@@ -51,6 +51,15 @@ def d3bj_energy(level_of_theory: str, atomic_numbers: Tensor, positions: Tensor)
     return atoms.sum(-1) * HARTREE_TO_EV
 
 
+def d3bj_energy_and_gradient(level_of_theory: str, atomic_numbers: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """`d3bj_energy` (B,) and its gradient (B, N, 3), eV/angstrom, as constants."""
+    with torch.enable_grad():
+        positions = positions.detach().requires_grad_()
+        energy = d3bj_energy(level_of_theory, atomic_numbers, positions)
+        (gradient,) = torch.autograd.grad(energy.sum(), positions)
+    return energy.detach(), gradient
+
+
 @cache
 def _reference(device: torch.device, dtype: torch.dtype):
     """The C6 coefficients of reference systems, which tad-dftd3 reads from a file."""

@@ -8,7 +8,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_pcbridge import PCBridgeConfig
 from .diffusion import DiffusionSchedule, centre
-from .dispersion import d3bj_energy
+from .dispersion import d3bj_energy_and_gradient
 from .encoder import PCBridgeEncoder
 from .energy_decoder import EnergyDecoder
 from .errors import InputError, require
@@ -168,17 +168,16 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         No parameter of the energy model is reached.
         """
         index, has_dispersion = self.config.find_level_of_theory(level_of_theory)
-        levels = torch.full_like(graph.atomic_numbers[:, 0], index) if index else None
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.no_grad():
             graph = graph.outside_inference_mode()
             positions = positions.clone() if positions.is_inference() else positions
-            positions = positions.detach().requires_grad_()
-            interaction = self.interaction_energy(graph, positions, levels)
+            levels = torch.full_like(graph.atomic_numbers[:, 0], index) if index else None
+            interaction, gradient = self.interaction_energy_and_gradient(graph, positions, levels)
             if has_dispersion:
                 own = self.config.energy_levels_of_theory[0]
-                interaction = interaction + d3bj_energy(own, graph.atomic_numbers, positions)
-            (gradient,) = torch.autograd.grad(interaction.sum(), positions)
-        return interaction.detach(), -gradient
+                dispersion, of_dispersion = d3bj_energy_and_gradient(own, graph.atomic_numbers, positions)
+                interaction, gradient = interaction + dispersion, gradient + of_dispersion
+        return interaction, -gradient
 
     def denoise(
         self, graph: GraphBatch, noisy_positions: Tensor, timesteps: Tensor, detach_encoder: bool = False

@@ -88,11 +88,15 @@ def test_denoised_point_form_pulls_to_the_minimum():
     (gradient,) = torch.autograd.grad(loss.sum(), s)
     assert loss.item() == pytest.approx(3.0 * (0.02 * 24.0) ** 2)
     assert gradient[0, 0, 0].item() == pytest.approx(-2 * 3.0 * 0.02 * 24.0)  # 2 w step grad E
-    # At S = (R + k step m) / (1 + k step) the gradients of both terms cancel: 2 (S - R) = 2 step k (m - S).
-    fixed = (start + k * step * minimum) / (1 + k * step)
-    assert (fixed - start) == pytest.approx(step * k * (minimum - fixed))
     at_minimum = denoised_point_consistency_loss(s, torch.zeros_like(force), weight, step)
     assert at_minimum.item() == 0.0
+    # Beside the denoising term there is no gradient where S - R = step F(S).
+    fixed = vectors([(start + k * step * minimum) / (1 + k * step), 0, 0]).requires_grad_()
+    both = denoising_loss(fixed, vectors([start, 0, 0]), weight) + denoised_point_consistency_loss(
+        fixed, -k * (fixed.detach() - vectors([minimum, 0, 0])), weight, step
+    )
+    (gradient,) = torch.autograd.grad(both.sum(), fixed)
+    assert gradient.abs().max() < 1e-12
 
 
 def test_attach_gradient_keeps_values_and_sets_derivatives():

@@ -1,6 +1,7 @@
 """Any number of processes, with whole or spread models, gives the run of one process."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -149,3 +150,50 @@ def test_ways_to_spread_a_model_that_would_go_wrong_are_refused(
     monkeypatch.setattr(training_run, "Accelerator", lambda **_: accelerator)
     with pytest.raises(ValueError, match=reason):
         run(replace(small_config(tmp_path), **options))
+
+
+# The main process evaluates for as long as the other takes to leave.
+LEAVING = """
+import atexit, os, sys, time
+from pathlib import Path
+import torch
+from pcbridge.evaluation.config import EvaluationConfig
+from pcbridge.training import run
+from test_training import small_config
+from dataclasses import replace
+
+folder = Path(sys.argv[1])
+if os.environ["RANK"] != "0":
+    atexit.register((folder / "left").touch)
+
+def evaluate(*_):
+    assert not torch.distributed.is_initialized()
+    while not (folder / "left").exists():
+        time.sleep(0.1)
+    return {"evaluated": os.environ["RANK"]}
+
+run.evaluate_checkpoints, run.results_markdown = evaluate, lambda _: ""
+config = small_config(folder, evaluation=EvaluationConfig())
+run.run(replace(config, stage1=replace(config.stage1, num_steps=2)))
+"""
+
+
+def test_processes_leave_together_before_the_main_one_evaluates(tmp_path):
+    """NCCL ends a process group on all processes or on none; an evaluation may take hours."""
+    script = tmp_path / "leaving.py"
+    script.write_text(LEAVING)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**ENVIRONMENT, "ACCELERATE_USE_CPU": "true"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["evaluated"] == "0" and len(metrics["histories"]["stage1"]) == 1

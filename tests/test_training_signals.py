@@ -174,28 +174,6 @@ def test_losses_come_with_the_energies_and_forces_they_compare(batch, context):
     assert output.energy_loss.item() == pytest.approx(errors.item())
 
 
-def test_score_consistency_against_equation_11(batch):
-    """Recomputed from the model's own public parts, with the same random numbers."""
-    from modeling_pcbridge.diffusion import centre, centred_noise
-
-    model = small_model(dtype=torch.float64)
-    settings = LossSettings().only(score_weight=1.0)
-    loss = model(**batch, loss_settings=settings, generator=generator()).loss
-    rows = batch["label_rows"].structures
-    graph = GraphBatch(**{name: batch[name][rows] for name in GRAPH_KEYS})
-    random = generator()
-    tau = 5 + (torch.rand(8, generator=random) * 296).long()
-    noise = centred_noise(graph.atom_mask, torch.float64, random)
-    abar = model.diffusion.alphas_cumprod[tau][:, None, None]
-    clean = centre(batch["positions"], batch["atom_mask"]).double()[rows]
-    noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
-    gradient = -model.predict_energy(**graph.__dict__, positions=noisy).forces
-    with torch.no_grad():
-        score = (abar.sqrt() * model.denoise(graph, noisy, tau) - noisy) / (1 - abar)
-    expected = (score + gradient / 0.1).square().sum((1, 2)).mean().item()
-    assert loss.item() == pytest.approx(expected, rel=1e-9)
-
-
 def test_total_energy_is_exact_despite_float32(processor):
     """Reference energies of thousands of eV must not round what the network adds."""
     model = small_model(dtype=torch.float32, initializer_range=0.1)

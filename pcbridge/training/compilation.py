@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def compiled(model: PCBridgeModel):
-    """Within the context the model's E with its gradient, and its S, run through `torch.compile`.
+    """Within the context the model's E, with its gradient and without, and its S run through `torch.compile`.
 
     Where nothing can be compiled (no C++ compiler, for instance) the model stays as it is, and a warning says why.
     """
@@ -25,7 +25,7 @@ def compiled(model: PCBridgeModel):
         logger.warning("compile: going on without torch.compile, because %s", str(error).strip().splitlines()[0])
         yield
         return
-    functions = ("interaction_energy_and_gradient", "denoise")
+    functions = ("interaction_energy", "interaction_energy_and_gradient", "denoise")
     for name in functions:
         setattr(model, name, torch.compile(getattr(model, name), dynamic=True))
     try:
