@@ -233,7 +233,7 @@ def _processor_name() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="PCBridge alone, batch 32: two minutes")
-    parser.add_argument("--full", action="store_true", help="also MACE at batch 256: minutes a step, 17 GB")
+    parser.add_argument("--full", action="store_true", help="also MACE at batch 256: minutes per step, 17 GB")
     parser.add_argument("--compile", action="store_true", help="also the mini preset through torch.compile: minutes")
     parser.add_argument("--checkpoint", help="a trained model, for the distances to DFT structures")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")

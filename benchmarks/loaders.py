@@ -174,7 +174,7 @@ def write_shards(folder: Path) -> Path:
 
 
 def rate(items: Iterator, parse: Callable | None = None) -> float:
-    """Items a second of processor time."""
+    """Items per second of processor time."""
     start = time.process_time()
     count = 0
     for item in items:

@@ -22,7 +22,7 @@ _EVALUATION = EvaluationConfig(split="test", max_molecules=32)
 
 
 def measure(checkpoint: str | None) -> list[dict]:
-    """One record a method: seconds a molecule and, unless the model is untrained, mean errors in angstrom."""
+    """One record per method: seconds per molecule and, unless the model is untrained, mean errors in angstrom."""
     torch.set_num_threads(1)
     references = load_references(_EVALUATION)
     if checkpoint is not None:

@@ -49,7 +49,7 @@ def write(result: dict, folder: Path) -> None:
     programs = [name for name in LABELS if name in result["programs"]]
     sections = [_heading, _energies_and_forces, _stages, _data, _structures]
     lines = [line for section in sections for line in [*section(result), ""]]
-    lines += ["![Molecules a second, and time against molecule size](benchmark.png)", ""]
+    lines += ["![Molecules per second, and time against molecule size](benchmark.png)", ""]
     (folder / "benchmark.md").write_text("\n".join(lines))
     _plot(result, programs, folder / "benchmark.png")
 
@@ -68,7 +68,7 @@ def _energies_and_forces(result: dict) -> list[str]:
     return [
         "## Energies and forces",
         "",
-        "Molecules a second, QM9 molecules of 18 and 19 atoms, float32; in brackets how many times as fast PCBridge "
+        "Molecules per second, QM9 molecules of 18 and 19 atoms, float32; in brackets how many times as fast PCBridge "
         "is. Training is one update on energies and forces.",
         "",
         "| | parameters | width, layers, cutoff | train, 32 | train, 256 | train, 32, 2 threads | infer, 32 "
@@ -98,7 +98,7 @@ def _program_row(result: dict, name: str) -> str:
 
 
 def _rate(result: dict, name: str, case: str, batch_size: int, threads: int) -> str:
-    """Molecules a second, and how many times as fast PCBridge is."""
+    """Molecules per second, and how many times as fast PCBridge is."""
     seconds, ours = (find(result, who, case, batch_size, threads) for who in (name, "PCBridge"))
     if seconds is None:
         return "killed" if name in result["stopped"] and batch_size == 256 else "-"
@@ -110,7 +110,7 @@ def _stages(result: dict) -> list[str]:
     lines = [
         "## The stages of training",
         "",
-        "Molecules a second.",
+        "Molecules per second.",
         "",
         "| | batch | threads | stage 1 (energy, force, denoising) | stage 2 (both consistency losses besides) | cost |",
         "|---|---|---|---|---|---|",
@@ -134,7 +134,7 @@ def _stages(result: dict) -> list[str]:
 
 def _data(result: dict) -> list[str]:
     step = find(result, "PCBridge mini", "multi_task_step", 32)
-    lines = ["## Data", "", "| batch of 32 | molecules a second | share of a mini stage-1 step |", "|---|---|---|"]
+    lines = ["## Data", "", "| batch of 32 | molecules per second | share of a mini stage-1 step |", "|---|---|---|"]
     for case, what in (
         ("batch_from_cache", "collated from cached graphs (every step)"),
         ("batch_from_parquet", "from Parquet rows (once)"),
@@ -158,7 +158,7 @@ def _structures(result: dict) -> list[str]:
         "32 test molecules of the bundled data, one thread; angstrom, against the DFT structure. PCBridge: preset "
         + ("mini, trained." if trained else "mini, untrained, so without distances."),
         "",
-        "| | seconds a molecule | heavy RMSD mean / median | bond error |",
+        "| | seconds per molecule | heavy RMSD mean / median | bond error |",
         "|---|---|---|---|",
     ]
     for record in result["structures"]:
@@ -185,7 +185,7 @@ def _plot(result: dict, programs: list[str], path: Path) -> None:
         bars.bar_label(container, fmt="%.3g", fontsize=7)
     bars.set_yscale("log")
     bars.set_xticks(np.arange(len(groups)) + 0.4 - width / 2, ["train\n32", "train\n256", "infer\n32", "infer\n256"])
-    bars.set_ylabel("molecules a second")
+    bars.set_ylabel("molecules per second")
     bars.set_title("QM9 molecules, energies and forces, one core", fontsize=10)
     bars.legend(fontsize=8, ncols=2, loc="upper left")
     bars.set_ylim(top=bars.get_ylim()[1] * 8)
@@ -200,7 +200,7 @@ def _plot(result: dict, programs: list[str], path: Path) -> None:
                 *zip(*points, strict=True), "o-", label=f"{LABELS[name]} ({growth_exponent(result, name):.2f})"
             )
     growth.set_xlabel("atoms")
-    growth.set_ylabel("training step, seconds a molecule")
+    growth.set_ylabel("training step, seconds per molecule")
     growth.set_title("n-alkanes, batch 8 (growth exponent from 20 atoms)", fontsize=10)
     growth.legend(fontsize=8)
     figure.tight_layout()

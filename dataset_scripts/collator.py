@@ -1,4 +1,4 @@
-"""From rows of the schema to padded batches: graph features once a row, then stacking and row order."""
+"""From rows of the schema to padded batches: graph features once per row, then stacking and row order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -67,7 +67,7 @@ MAX_SETS_PER_MOLECULE = 2000
 # Lengths of the tables of fragments and of environments: some hundred megabytes.
 MAX_TABLE_LENGTH = 1_000_000
 
-_CHUNK_SIZE = 200  # records a task
+_CHUNK_SIZE = 200  # records per task
 _EXAMPLES_PER_REASON = 20
 _UNCOVERED_EXAMPLES = 12
 

@@ -149,7 +149,7 @@ def _labelled_row(molecule: dict, geometry: str, level: Level) -> dict:
     positions = mol.GetConformer().GetPositions()
     forces, equilibrium = None, None
     if geometry == "minimum":
-        assert level.minimum is not None  # `generate` has looked
+        assert level.minimum is not None  # `generate` has checked
         positions, energy = level.minimum(atomic_numbers, positions, total_charge)
         check_same_molecule(mol, positions)
         equilibrium = level.level_of_theory

@@ -33,7 +33,7 @@ def rows_per_batch(weights: Sequence[float], batch_size: int) -> list[int]:
 class MixtureBatchSampler(Sampler[list[int]]):
     """Batches of indices into the concatenation of several sources.
 
-    Every batch has the same number of rows of each source. Each source is walked through in a fresh random order an
+    Every batch has the same number of rows of each source. Each source is walked through in a fresh random order per
     epoch, on its own; small sources simply come around more often. A source in shards is walked through shard by
     shard, in random order, with the rows of each in random order, so that few shards are in use at a time. Batch k
     depends on the seed and k only, so a run resumes at `start_batch` without state.
@@ -41,7 +41,7 @@ class MixtureBatchSampler(Sampler[list[int]]):
     Args:
         sizes: for each source, the number of atoms of each of its rows.
         weights: mixing weights.
-        batch_size: rows a batch.
+        batch_size: rows of each batch.
         num_batches: batches in the whole run.
         seed: of all orders.
         start_batch: batches to leave out at the beginning.

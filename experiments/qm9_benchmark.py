@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="choose settings on validation")
     parser.add_argument("--molecules", type=int, default=1000)
-    parser.add_argument("--samples", type=int, default=10, help="DDIM samples a molecule")
+    parser.add_argument("--samples", type=int, default=10, help="DDIM samples per molecule")
     parser.add_argument("--report", action="store_true", help="train and evaluate nothing")
     arguments = parser.parse_args()
     RDLogger.DisableLog("rdApp.*")

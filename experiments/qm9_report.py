@@ -113,9 +113,9 @@ def _markdown(record: dict) -> str:
         "",
         "## From the graph",
         "",
-        f"{record['num_from_graph']} of them, {record['num_samples']} samples a molecule; DDIM ends in mean shift. ± "
+        f"{record['num_from_graph']} of them, {record['num_samples']} samples per molecule; DDIM ends in mean shift. ± "
         "is the standard error over molecules, where it was kept. "
-        "Published rows are on splits of the same sizes, of which no lists are to be had; means over their whole test "
+        "Published rows are on splits of the same sizes, whose lists are not public; means over their whole test "
         "sets. RDKit and PCBridge are told the stereo marks of the DFT structure; whether the published models were is "
         "not known here.",
         "",

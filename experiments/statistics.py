@@ -8,7 +8,7 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """The effect of B against A, one value of each a seed.
+    """The effect of B against A, one value of each per seed.
 
     Attributes:
         difference: mean of B - A.
@@ -32,7 +32,7 @@ def compare(baseline: list[float], other: list[float]) -> PairedComparison:
     """
     a, b = np.asarray(baseline, dtype=np.float64), np.asarray(other, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(f"a paired test needs one value of each a seed, not {a.shape} and {b.shape}")
+        raise ValueError(f"a paired test needs one value of each per seed, not {a.shape} and {b.shape}")
     if len(a) < 2:
         raise ValueError("a paired test needs at least two seeds")
     test = stats.ttest_rel(b, a)

@@ -231,7 +231,7 @@ class PairFeatures(nn.Module):
 
 
 class PairProjection(nn.Module):
-    """A linear map of pair features to `num_biases` attention biases and `num_filters` filters, each a head wide.
+    """A linear map of pair features to `num_biases` attention biases and `num_filters` filters, each one head wide.
 
     Biases are added to attention logits (padded pairs get `PADDING_BIAS`); filters multiply attention weights.
     """

@@ -99,7 +99,7 @@ class PCBridgeProcessor(ProcessorMixin):
             return mol_from_smiles(molecule), None
         if isinstance(molecule, Chem.Mol):
             molecule = Chem.Mol(molecule)
-            Chem.SanitizeMol(molecule)  # one graph a molecule, however its aromatic bonds were written
+            Chem.SanitizeMol(molecule)  # one graph per molecule, however its aromatic bonds were written
             if molecule.GetNumConformers() == 0:
                 return Chem.AddHs(molecule), None
             if any(atom.GetTotalNumHs() > 0 for atom in molecule.GetAtoms()):

@@ -142,7 +142,7 @@ def relaxation_step(potential: Potential, graph: GraphBatch, state: RelaxationSt
         energy=torch.where(accepted, end.energy, state.energy),
         forces=torch.where(accepted[:, None, None], end.forces, state.forces),
         radius=radius,
-        # `where`, because what a potential gives of nonsense need not be finite.
+        # `where`, because the energy of an impossible structure need not be finite.
         moves=(*state.moves, torch.where(convex, move, 0.0)),
         force_changes=(*state.force_changes, torch.where(convex, force_change, 0.0)),
     )

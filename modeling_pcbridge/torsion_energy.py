@@ -18,7 +18,7 @@ class TorsionEnergy(nn.Module):
 
     w_n is a linear map of g(i, j) * g(l, k), where g(i, j) = GELU(P h_j + Q h_i + b_jk) sees the features h of an atom
     of the axis and of one on it, and how the two atoms of the axis are joined. So the order in which a torsion is
-    written does not matter, and the wide maps are made once an atom, not once a torsion.
+    written does not matter, and the wide maps are made once per atom, not once per torsion.
     """
 
     def __init__(self, config):

@@ -65,7 +65,7 @@ def test_centred_noise_has_unit_variance_in_the_centred_subspace():
     mask[:, 4] = False
     noise = centred_noise(mask, torch.float64, torch.Generator().manual_seed(0))
     assert (noise[:, 4] == 0).all() and noise.sum(1).abs().max() < 1e-12
-    # 4 atoms: 3 x 3 degrees of freedom a molecule; the mean square over 36,000 of them is 1 within 4 sigma.
+    # 4 atoms: 3 x 3 degrees of freedom per molecule; the mean square over 36,000 of them is 1 within 4 sigma.
     assert abs(noise.square().sum().item() / (4000 * 9) - 1) < 4 * math.sqrt(2 / 36000)
 
 

@@ -35,7 +35,7 @@ def test_paired_comparison_on_worked_numbers():
 
 
 def test_seeds_must_pair():
-    with pytest.raises(ValueError, match="one value of each a seed"):
+    with pytest.raises(ValueError, match="one value of each per seed"):
         compare([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match="at least two seeds"):
         compare([1.0], [2.0])

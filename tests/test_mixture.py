@@ -37,7 +37,7 @@ def test_every_batch_has_its_shares():
 
 
 def test_each_epoch_visits_every_row_once():
-    """100 rows, 6 a batch: 50 batches are three epochs; windows cut evenly at 16 batches, so count 48 = 288 rows."""
+    """100 rows, 6 per batch: 50 batches are three epochs; windows cut evenly at 16 batches, so count 48 = 288 rows."""
     counts = Counter(index for batch in list(sampler())[:48] for index in batch if index < 100)
     assert set(counts) == set(range(100))
     assert set(counts.values()) == {2, 3} and sum(counts.values()) == 288

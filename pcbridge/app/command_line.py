@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 def _version() -> str:
     try:
         return version("pcbridge")
-    except PackageNotFoundError:  # a folder of files
+    except PackageNotFoundError:  # run from a folder, not installed
         return "not installed"
 
 

@@ -26,14 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("input", help="SMILES (.smi), .csv, .sdf or .xyz file; - for standard input")
     add("-o", "--output", default="-", help=".sdf, .xyz or .parquet file (default: standard output)")
     add("--model", help="checkpoint folder or hub name (default: the released one)")
-    add("--num_samples", type=_positive, default=1, metavar="N", help="structures a molecule (default: 1)")
+    add("--num_samples", type=_positive, default=1, metavar="N", help="structures per molecule (default: 1)")
     ranks = "order the structures of a molecule: lowest energy first, or closest to the others first"
     add("--rank_by", choices=["energy", "centrality"], help=ranks)
     add("--relax", action="store_true", help="relax structures with the model's own forces")
     methods = "from noise by DDIM or in one step; from the structures of the file with a little noise or none"
     add("--method", choices=["ddim", "denoising", "refine", "mean_shift"], default="ddim", help=methods)
     add("--mean_shift_steps", type=int, default=10, metavar="N", help="after other methods, to sharpen (default: 10)")
-    add("--steps", type=_positive, default=20, metavar="N", help="model evaluations a structure (default: 20)")
+    add("--steps", type=_positive, default=20, metavar="N", help="model evaluations per structure (default: 20)")
     add("--seed", type=int, default=0, help="of the noise (default: 0)")
     add("--batch_size", type=_positive, default=64, metavar="N", help="structures at once (default: 64)")
     add("--level_of_theory", metavar="NAME", help="of energies, if the model has several (default: its first)")

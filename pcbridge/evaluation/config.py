@@ -13,7 +13,7 @@ class EvaluationConfig:
     Attributes:
         split: of the bundled data; choose settings on "validation", report "test".
         max_molecules: structures of so many molecules, evenly from small to large; null for all.
-        num_samples: structures a molecule, for each sampling method.
+        num_samples: structures per molecule, for each sampling method.
         num_inference_steps, eta: of DDIM, see `PCBridgeModel.predict_structure`.
         batch_size: structures evaluated at once.
         num_pictures: molecules in the picture of predicted over reference structures.

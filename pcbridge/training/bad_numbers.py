@@ -10,7 +10,7 @@ from pcbridge.training.fsdp import local
 
 # Whole numbers of the same size as floating-point ones, by their bytes.
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-# What says of a row of a batch that it has a label.
+# The masks of a batch that say which rows have a label.
 LABEL_MASKS = ("has_energy", "has_forces", "is_equilibrium")
 
 

@@ -102,10 +102,10 @@ class TrainingConfig:
         keep_checkpoints: how many of the newest states a stage keeps.
         max_bad_updates: so many updates in a row with a NaN or infinite loss or gradient end the run; fewer are
             reported with their molecules, and their gradient counts as zero.
-        batch_size: molecules a process and micro-batch.
+        batch_size: molecules per process and micro-batch.
         max_pairs: a micro-batch with more pairs of atom slots (molecules x largest molecule squared) is computed in
             parts, with the same gradient; a molecule that has more alone is left out. Null: no limit.
-        gradient_accumulation_steps: micro-batches an update.
+        gradient_accumulation_steps: micro-batches per update.
         num_workers: processes beside each training process that read and collate batches. Bundled data needs none;
             rows of shards are parsed as they are read, which takes a worker or two.
         optimizer: "adam" as in the paper, or "muon" (torch.optim.Muon for the matrices of the layers, Adam for the

@@ -1,6 +1,6 @@
 """DeepSpeed's ZeRO 1: the moments of Adam spread over the processes, behind the interface of any optimiser.
 
-Weights and gradients stay whole on every process, and gradients are averaged here (`average_gradients`) once an update.
+Weights and gradients stay whole on every process; gradients are averaged here (`average_gradients`) once per update.
 So processes may compute different numbers of batches, and norms, clipping, dropped updates and training states are
 those of every other run; DeepSpeed only steps. ZeRO 2 and 3 reduce at every backward pass, which excludes that.
 """

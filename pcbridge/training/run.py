@@ -29,7 +29,7 @@ from pcbridge.training.states import set_aside
 logger = logging.getLogger(__name__)
 
 CONSISTENCY, MULTI_TASK, STAGE1 = "consistency", "multi-task", "stage1"
-# So many rows of each source are what reference energies are fitted to.
+# Reference energies are fitted to this many rows of each source.
 _REFERENCE_ROWS = 10_000
 
 
@@ -52,7 +52,7 @@ def run(config: TrainingConfig) -> dict:
     accelerator.wait_for_everyone()
 
     model, data = initial_model(config)
-    if config.evaluation is not None:  # an evaluation that cannot be done is told before hours of training
+    if config.evaluation is not None:  # an impossible evaluation is refused before hours of training
         check_num_steps("ddim", config.evaluation.num_inference_steps, model.config.num_train_timesteps)
     histories: dict[str, list[dict]] = {}
     models: dict[str, Path] = {}

@@ -16,7 +16,7 @@ from pcbridge.training.config import StageConfig, TrainingConfig
 from pcbridge.training.deepspeed_zero import average_gradients
 from pcbridge.training.fsdp import gathered, whole
 
-# Of an update's record, by their names in the model's output.
+# The losses in the record of an update, by their names in the model's output.
 LOSSES = ("loss", *LOSS_NAMES.values())
 BLOCKS = ("encoder", "energy_decoder", "structure_decoder")
 RECORD_NAMES = (
