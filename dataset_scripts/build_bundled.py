@@ -147,7 +147,7 @@ def build_drug_like(name: str, path: Path) -> dict:
 def _build_lines(name: str, path: Path, lines: list[dict], levels: tuple[str, ...], change: dict) -> dict:
     """Write lines of `label_generation` as one configuration, split by constitution."""
     if others := {line["level"] for line in lines}.difference(levels):
-        raise ValueError(f"{path} has lines of another level than {' or '.join(levels)}: {others.pop()}")
+        raise InputError(f"{path} has lines of another level than {' or '.join(levels)}: {others.pop()}")
     rows: dict[tuple[str, str], list[dict]] = {(name, split): [] for split in SPLITS}
     rejected: Counter[str] = Counter()
     for line in lines:
