@@ -1,11 +1,15 @@
-"""The bundled data set: real PM6, B3LYP/6-31G* and DFT-equilibrium labels of small molecules.
+"""The bundled data set: real PM6, GFN2-xTB, B3LYP/6-31G* and DFT-equilibrium labels of small and drug-like molecules.
 
-Four configurations, each split by molecule into train, validation and test (bundled/README.md is the data card):
+Six configurations, each split by molecule into train, validation and test (bundled/README.md is the data card):
 
 - `pm6`: PM6 minima; B3LYP/6-31G* energy and forces at them where computed, null elsewhere.
 - `pm6_displaced`: structures displaced from PM6 minima, with B3LYP/6-31G* energy and forces. Not minima.
 - `dft_equilibrium`: B3LYP/6-31G(2df,p) minima (QM9). Only evaluation, and fine-tuning on `train`, may see them.
-- `pm6_8_heavy_atoms`: PM6 minima of larger molecules, without energies; the others have up to seven heavy atoms.
+- `pm6_8_heavy_atoms`: PM6 minima of larger molecules, without energies; the ones above
+  have up to seven heavy atoms.
+- `fragments`: fragments of drug-like molecules, the smallest molecules and ions; B3LYP/6-31G* energies and forces at
+  GFN2-xTB minima, torsion scan points, snapshots of dynamics and displaced structures: rows of one `molecule_id`.
+- `drug_like`: GFN2-xTB minima and energies of molecules of 8 to 45 heavy atoms, without forces.
 """
 
 from pathlib import Path
@@ -16,7 +20,7 @@ from dataset_scripts.schema import FEATURES
 from dataset_scripts.splits import SPLITS
 from modeling_pcbridge.errors import InputError
 
-CONFIG_NAMES = ("pm6", "pm6_displaced", "dft_equilibrium", "pm6_8_heavy_atoms")
+CONFIG_NAMES = ("pm6", "pm6_displaced", "dft_equilibrium", "pm6_8_heavy_atoms", "fragments", "drug_like")
 
 _FOLDER = Path(__file__).parent / "bundled"
 

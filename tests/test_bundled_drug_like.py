@@ -1,0 +1,109 @@
+"""The drug-like bundles: nothing that models are tested on, no molecule in two splits, labels are what they say."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rdkit import Chem
+
+from dataset_scripts import bundled
+from dataset_scripts.build_bundled import build_drug_like
+from dataset_scripts.bundled import load_bundled, parquet_path
+from dataset_scripts.collator import example_from_row
+from dataset_scripts.drug_like import Exclusion
+from dataset_scripts.packed_labels import read_packed_labels
+from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB
+from dataset_scripts.splits import SPLITS, constitution_of, split_of
+
+EXCLUDED = Path(__file__).parent / "data" / "excluded_sha256.txt"
+RAW_LABELS = parquet_path("pm6", "test").parents[1] / "raw_labels"
+NAMES = ("fragments", "drug_like")
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[tuple[str, str], list[dict]]:
+    return {(name, split): list(load_bundled(name, split)) for name in NAMES for split in SPLITS}
+
+
+def test_nothing_that_models_are_tested_on_is_in_any_split(rows):
+    exclusion = Exclusion.of_file(EXCLUDED)
+    assert len(EXCLUDED.read_text().split()) > 600
+    seen = {row["smiles"] for part in rows.values() for row in part}
+    assert len(seen) > 100 and not [smiles for smiles in seen if Chem.MolFromSmiles(smiles) in exclusion]
+    # That the list works: a drug of FlexiSol, in a form that is not listed itself.
+    assert Chem.MolFromSmiles("CC(C)Cc1ccc(cc1)C(C)C(=O)[O-]") in exclusion
+
+
+def test_splits_are_by_constitution_and_share_no_molecule(rows):
+    splits = defaultdict(set)
+    for (_, split), part in rows.items():
+        for row in part:
+            constitution = constitution_of(Chem.MolFromSmiles(row["smiles"]))
+            assert split_of(constitution) == split
+            splits[row["molecule_id"]].add(split)
+            splits[constitution].add(split)
+    assert all(len(where) == 1 for where in splits.values())
+
+
+def test_fragments_are_labelled_at_minima_and_away_from_them(rows):
+    of_molecule = defaultdict(list)
+    for split in SPLITS:
+        for row in rows["fragments", split]:
+            assert row["energy_level_of_theory"] == B3LYP_6_31GD
+            assert row["equilibrium_level_of_theory"] in (GFN2_XTB, None)
+            of_molecule[row["molecule_id"]].append(row)
+    elements = {number for of in of_molecule.values() for number in of[0]["atomic_numbers"]}
+    assert elements == {1, 6, 7, 8, 9, 15, 16, 17, 35}  # 6-31G* has no iodine
+    assert {-1, 0, 1} <= {of[0]["total_charge"] for of in of_molecule.values()}
+    for name in ("hydrogen", "water", "ammonia", "methane", "hydrogen_sulfide", "phosphine"):
+        assert 2 <= len(of_molecule[name]) <= 4
+    above = defaultdict(list)
+    for of in of_molecule.values():
+        minimum = [row for row in of if row["equilibrium_level_of_theory"]]
+        assert len(minimum) <= 1 and len(of) <= 4
+        for row in of:
+            # Grids leave net forces of some .05 eV/angstrom.
+            assert np.abs(np.sum(row["forces"], axis=0)).max() < 0.3
+            example_from_row(row, B3LYP_6_31GD)
+            if minimum:
+                above[bool(row["equilibrium_level_of_theory"])].append(row["energy"] - minimum[0]["energy"])
+    # B3LYP's own minimum lies a little below; everything else above.
+    assert min(above[False]) > -0.5 and np.mean(above[False]) > 0.3
+    water = {row["equilibrium_level_of_theory"]: row for row in of_molecule["water"]}[GFN2_XTB]
+    assert water["energy"] == pytest.approx(-76.409 * 27.2114, abs=0.05)
+    assert np.linalg.norm(np.subtract(*water["positions"][:2])) == pytest.approx(0.96, abs=0.01)
+
+
+def test_drug_like_molecules_are_minima_of_a_stated_size(rows):
+    found = [row for split in SPLITS for row in rows["drug_like", split]]
+    assert len({row["molecule_id"] for row in found}) == len(found) > 100
+    for row in found:
+        assert 8 <= sum(number > 1 for number in row["atomic_numbers"]) <= 45
+        assert row["equilibrium_level_of_theory"] == row["energy_level_of_theory"] == GFN2_XTB
+        assert row["energy"] < -100 and row["forces"] is None
+    assert sum(row["total_charge"] != 0 for row in found) > 0.05 * len(found)
+    example = example_from_row(found[0], GFN2_XTB)
+    np.testing.assert_array_equal(example.forces, np.zeros_like(example.positions))
+
+
+def test_the_fragments_are_built_again_byte_for_byte(tmp_path, monkeypatch):
+    before = {split: parquet_path("fragments", split).read_bytes() for split in SPLITS}
+    summary = json.loads(parquet_path("pm6", "train").with_name("summary.json").read_text())
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    monkeypatch.setattr(bundled, "_FOLDER", tmp_path)
+    build_drug_like("fragments", RAW_LABELS / "fragments_b3lyp.parquet")
+    assert {split: parquet_path("fragments", split).read_bytes() for split in SPLITS} == before
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    with pytest.raises(ValueError, match="lines of another level than gfn2 or gfn2_program: b3lyp"):
+        build_drug_like("drug_like", RAW_LABELS / "fragments_b3lyp.parquet")
+
+
+def test_labels_were_made_at_the_minima_that_are_kept():
+    minima = {line["molecule_id"]: line for line in read_packed_labels(RAW_LABELS / "fragments_gfn2_minima.parquet")}
+    labels = [line for line in read_packed_labels(RAW_LABELS / "fragments_b3lyp.parquet") if "error" not in line]
+    assert {line["level"] for line in labels} == {"b3lyp"}
+    for line in labels:
+        if line["geometry"] == "given":
+            assert line["positions"] == minima[line["molecule_id"]]["positions"]
