@@ -5,8 +5,8 @@
 
 QM9's structures are B3LYP minima below a force field's guess at one conformer, not the lowest minima that there are. So
 ten samples of checkpoints/qm9 of each molecule are compared with its QM9 structure, and all are relaxed by GFN2-xTB, a
-judge that neither was trained on (extra `xtb`). Lines in experiments/results/qm9_conformers.jsonl; test molecules, by which
-nothing is chosen.
+judge that neither was trained on (extra `xtb`). Lines in experiments/results/qm9_conformers.jsonl; test molecules, by
+which nothing is chosen.
 """
 
 import argparse
