@@ -2,9 +2,10 @@
 
     python -m dataset_scripts.build_bundled --structures structures.parquet --labels labels.parquet [more.parquet ...]
     python -m dataset_scripts.build_bundled --minima pm6_8_heavy_atoms.jsonl
+    python -m dataset_scripts.build_bundled --fragments raw_labels/fragments_b3lyp.parquet --drug_like drug_like.jsonl
 
-The second adds what `label_generation --level pm6` wrote. The output is deterministic: the same inputs give the same
-rows in the same order.
+The second adds what `label_generation --level pm6` wrote, the third its lines at levels b3lyp and gfn2_program, packed
+by `packed_labels` or as they are. The output is deterministic: the same inputs give the same rows in the same order.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from rdkit import Chem, RDLogger
 from dataset_scripts.bundled import CONFIG_NAMES, parquet_path
 from dataset_scripts.label_generation import read_lines
 from dataset_scripts.labelling import check_same_molecule
+from dataset_scripts.packed_labels import read_packed_labels
 from dataset_scripts.rows import row_of_mol
 from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES, PM6
 from dataset_scripts.splits import SPLITS, constitution_of, split_of
@@ -31,7 +33,7 @@ from modeling_pcbridge.molecular_graph import mol_from_positions
 logger = logging.getLogger(__name__)
 
 _MINIMA_NAME = "pm6_8_heavy_atoms"
-_LABELLED_NAMES = tuple(name for name in CONFIG_NAMES if name != _MINIMA_NAME)
+_LABELLED_NAMES = ("pm6", "pm6_displaced", "dft_equilibrium")
 # What `label_generation` calls the structures of its lines, in the words of the bundled configurations.
 _GEOMETRY_NAMES = {"given": "pm6", "displaced": "pm6_displaced"}
 
@@ -128,17 +130,41 @@ def build_minima(path: Path) -> dict:
         ValueError: lines of another level than pm6.
     """
     lines = sorted(read_lines(path), key=lambda line: line["molecule_id"])
-    if any(line["level"] != "pm6" for line in lines):
-        raise InputError(f"{path} has lines of another level than pm6")
-    rows: dict[tuple[str, str], list[dict]] = {(_MINIMA_NAME, split): [] for split in SPLITS}
+    return _build_lines(_MINIMA_NAME, path, lines, ("pm6",), {"energy": None, "energy_level_of_theory": None})
+
+
+def build_drug_like(name: str, path: Path) -> dict:
+    """Write the Parquet files of `fragments` or `drug_like`, and return what is new in bundled/summary.json.
+
+    Raises:
+        ValueError: lines of a level that does not belong there.
+    """
+    lines = read_packed_labels(path) if path.suffix == ".parquet" else read_lines(path)
+    levels = {"fragments": ("b3lyp",), "drug_like": ("gfn2", "gfn2_program")}[name]
+    return _build_lines(name, path, lines, levels, {})
+
+
+def _build_lines(name: str, path: Path, lines: list[dict], levels: tuple[str, ...], change: dict) -> dict:
+    """Write lines of `label_generation` as one configuration, split by constitution."""
+    if others := {line["level"] for line in lines}.difference(levels):
+        raise InputError(f"{path} has lines of another level than {' or '.join(levels)}: {others.pop()}")
+    rows: dict[tuple[str, str], list[dict]] = {(name, split): [] for split in SPLITS}
     rejected: Counter[str] = Counter()
     for line in lines:
         if "error" in line:
-            rejected[line["error"].split(" (")[0]] += 1
+            rejected[_kind_of_error(line["error"])] += 1
             continue
-        row = {name: line[name] for name in FEATURES} | {"energy": None, "energy_level_of_theory": None}
-        rows[_MINIMA_NAME, split_of(constitution_of(Chem.MolFromSmiles(line["smiles"])))].append(row)
-    return _write(rows, f"rejected_{_MINIMA_NAME}", rejected)
+        split = split_of(constitution_of(Chem.MolFromSmiles(line["smiles"])))
+        rows[name, split].append({key: line[key] for key in FEATURES} | change)
+    return _write(rows, f"rejected_{name}", rejected)
+
+
+def _kind_of_error(error: str) -> str:
+    """The error without what it says of one molecule."""
+    kind = error.partition(" (")[0]
+    if " are bonded, but " in kind:
+        return "a bond broke"
+    return "folded onto itself" if kind.startswith("folded onto itself") else kind
 
 
 def _write(rows: dict[tuple[str, str], list[dict]], title: str, rejected: Counter[str]) -> dict:
@@ -166,14 +192,19 @@ def main() -> None:
     parser.add_argument("--structures", type=Path)
     parser.add_argument("--labels", type=Path, nargs="+")
     parser.add_argument("--minima", type=Path)
+    parser.add_argument("--fragments", type=Path)
+    parser.add_argument("--drug_like", type=Path)
     arguments = parser.parse_args()
-    if (arguments.structures is None) != (arguments.labels is None) or arguments.structures == arguments.minima:
-        parser.error("give --structures with --labels, or --minima, or all of them")
+    if (arguments.structures is None) != (arguments.labels is None) or not any(vars(arguments).values()):
+        parser.error("give --structures with --labels, or --minima, --fragments, --drug_like, or several of them")
     RDLogger.DisableLog("rdApp.*")
     if arguments.structures is not None:
         print(json.dumps(build(arguments.structures, arguments.labels), indent=2))
     if arguments.minima is not None:
         print(json.dumps(build_minima(arguments.minima), indent=2))
+    for name in ("fragments", "drug_like"):
+        if (path := getattr(arguments, name)) is not None:
+            print(json.dumps(build_drug_like(name, path), indent=2))
 
 
 if __name__ == "__main__":

@@ -373,31 +373,32 @@ def _count_chunk(
     return counts
 
 
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A fragment with, by radius, the numbers of its environments that the library has."""
+
+    smiles: str
+    num_heavy_atoms: int
+    num_molecules: int
+    environments: dict[int, tuple[int, ...]]
+
+
 def choose_fragments(counts: LibraryCounts, num: int) -> list[ChosenFragment]:
     """At most `num` fragments, greedily by covered atoms at the first radius, then at the next.
 
     Of fragments that add the same, the smaller, then the more frequent one is taken.
     """
-    weights = {
-        radius: {environment: count.num_atoms for environment, count in table.items()}
-        for radius, table in counts.environments.items()
-    }
-    # (SMILES, heavy atoms, molecules, by radius its environments that the library has)
-    candidates = []
-    for smiles, num_molecules in counts.fragments.items():
-        mol = Chem.MolFromSmiles(smiles)
-        environments = {
-            radius: weights[radius].keys() & hashes for radius, hashes in atom_environments(mol, counts.radii).items()
-        }
-        candidates.append((smiles, mol.GetNumHeavyAtoms(), num_molecules, environments))
-    candidates.sort(key=lambda candidate: (candidate[1], -candidate[2], candidate[0]))
-
-    chosen: list[ChosenFragment] = []
-    covered: dict[int, set[int]] = {radius: set() for radius in counts.radii}
+    candidates = _candidates(counts)
+    weights = {radius: [count.num_atoms for count in table.values()] for radius, table in counts.environments.items()}
+    covered = {radius: bytearray(len(table)) for radius, table in weights.items()}
     num_covered = dict.fromkeys(counts.radii, 0)
+    chosen: list[ChosenFragment] = []
 
     def gain(number: int, radius: int) -> int:
-        return sum(weights[radius][environment] for environment in candidates[number][3][radius] - covered[radius])
+        weight, done = weights[radius], covered[radius]
+        return sum(
+            weight[environment] for environment in candidates[number].environments[radius] if not done[environment]
+        )
 
     for radius in counts.radii:
         # What a fragment adds only falls as others are chosen: a heap of what each added when it was last asked.
@@ -408,16 +409,35 @@ def choose_fragments(counts: LibraryCounts, num: int) -> list[ChosenFragment]:
             now = gain(number, radius)
             if not now:
                 continue
-            if heap and -now > heap[0][0]:
+            if heap and (-now, number) > heap[0]:
                 heapq.heappush(heap, (-now, number))
                 continue
-            smiles, num_heavy_atoms, num_molecules, environments = candidates[number]
+            best = candidates[number]
             for other in counts.radii:
                 num_covered[other] += gain(number, other)
-                covered[other] |= environments[other]
+                for environment in best.environments[other]:
+                    covered[other][environment] = True
             coverage = {other: num_covered[other] / counts.num_atoms for other in counts.radii}
-            chosen.append(ChosenFragment(smiles, num_heavy_atoms, num_molecules, coverage))
+            chosen.append(ChosenFragment(best.smiles, best.num_heavy_atoms, best.num_molecules, coverage))
     return chosen
+
+
+def _candidates(counts: LibraryCounts) -> list[_Candidate]:
+    """All fragments of a library, the small and frequent ones first."""
+    # Numbers, of which every fragment with the environment holds the same object: they may be a million.
+    numbers = {
+        radius: {environment: number for number, environment in enumerate(table)}
+        for radius, table in counts.environments.items()
+    }
+    found = []
+    for smiles, num_molecules in counts.fragments.items():
+        mol = Chem.MolFromSmiles(smiles)
+        environments = {
+            radius: tuple(numbers[radius][each] for each in dict.fromkeys(hashes) if each in numbers[radius])
+            for radius, hashes in atom_environments(mol, counts.radii).items()
+        }
+        found.append(_Candidate(smiles, mol.GetNumHeavyAtoms(), num_molecules, environments))
+    return sorted(found, key=lambda each: (each.num_heavy_atoms, -each.num_molecules, each.smiles))
 
 
 def summarize(counts: LibraryCounts, chosen: Sequence[ChosenFragment]) -> dict:

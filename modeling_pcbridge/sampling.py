@@ -166,7 +166,9 @@ def draw_structures(
             structures = _reverse(model, graph, starts, noise, scheduler, timesteps, settings.eta, on_step)
         if settings.mean_shift_steps > 0:
             structures = model.mean_shift(graph, structures, settings.mean_shift_steps)
-    return model.relax(graph, structures, settings.relaxation_steps)
+    if settings.relaxation_steps > 0:
+        structures = model.relax(graph, structures, settings.relaxation_steps)
+    return structures
 
 
 def obeys_stereo(molecules: list[MolecularGraph], structures: Tensor, places: Tensor) -> Tensor:
