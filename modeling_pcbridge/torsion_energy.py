@@ -16,7 +16,7 @@ _RANK = 32
 class TorsionEnergy(nn.Module):
     """The sum over the torsions i-j-k-l of the graph of w_n cos(n phi), n = 1..3, made smooth, with learned w.
 
-    w_n is a linear map of g(i, j) * g(l, k), where g(i, j) = GELU(P h_j + Q h_i + b_jk) sees the features h of an atom
+    w_n is a linear map of g(i, j) * g(l, k), where g(i, j) = P h_j + Q h_i + b_jk sees the features h of an atom
     of the axis and of one on it, and how the two atoms of the axis are joined. So the order in which a torsion is
     written does not matter, and the wide maps are made once per atom, not once per torsion.
     """

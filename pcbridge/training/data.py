@@ -245,9 +245,7 @@ def make_loader(
         worker_init_fn=_outlive_sigterm,
         pin_memory=accelerator.device.type == "cuda",
     )
-    accelerator.even_batches = (
-        False  # every process gets equally many already; older versions of accelerate must be told
-    )
+    accelerator.even_batches = False  # all processes get equally many; older versions of accelerate must be told
     return accelerator.prepare_data_loader(loader)
 
 
