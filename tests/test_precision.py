@@ -97,10 +97,10 @@ class _TF32(TorchDispatchMode):
 
 
 def test_tf32_costs_a_few_mev(inputs):
-    """At most .004 eV and .02 eV/angstrom when this was written: a seventh of what bf16 by autocast costs.
+    """At most .003 eV and .005 eV/angstrom when this was written: a seventh of what bf16 by autocast costs.
 
     It does not help to spare the energy decoder: most comes from the layers before it.
     """
     with _TF32():
         energy, force = errors(inputs, torch.float32)
-    assert 1e-4 < energy < 0.01 and 1e-4 < force < 0.05
+    assert 1e-4 < energy < 0.01 and 1e-4 < force < 0.015
