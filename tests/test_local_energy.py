@@ -7,12 +7,14 @@ from conftest import FORMS, random_positions, small_model
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
-from modeling_pcbridge import PCBridgeModel
+from modeling_pcbridge import LossSettings, PCBridgeModel
 from modeling_pcbridge.graph_batch import GraphBatch
 from modeling_pcbridge.molecular_graph import NUM_PAIR_TYPES
 from modeling_pcbridge.pair_features import smooth_envelope
 
 CUTOFF = FORMS["extensive"]["attention_cutoff"]
+
+FORCES_ONLY = LossSettings().only(force_weight=1.0)
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def test_atoms_beyond_the_reach_change_no_contribution(processor):
 
     def contributions(graph: dict, positions: torch.Tensor) -> torch.Tensor:
         features, _ = model.encoder(GraphBatch(**graph), positions, torch.zeros(1, dtype=torch.int64), cutoff)
-        return model.energy_decoder.mlp(features)[0, :, 0].detach()
+        return model.energy_decoder.mlp(features)[0].detach()
 
     changed = {key: tensor.clone() for key, tensor in graph.items()}
     changed["atomic_numbers"][0, -1] = 9
@@ -114,7 +116,8 @@ def test_derivatives_are_finite_at_and_beyond_the_cutoff(processor, local_model)
     positions[0, 1] = positions[0, 0] + torch.tensor([CUTOFF, 0.0, 0.0])
     positions[0, 2] = positions[0, 0] + torch.tensor([0.0, 1e4, 0.0])
     positions[0, 4] = positions[0, 3]
-    local_model.force_loss(**graph, positions=positions, forces=torch.zeros_like(positions)).backward()
+    labels = {"positions": positions, "forces": torch.zeros_like(positions)}
+    local_model(**graph, **labels, loss_settings=FORCES_ONLY).loss.backward()
     gradients = [p.grad for p in local_model.parameters() if p.grad is not None]
     assert len(gradients) > 20 and all(gradient.isfinite().all() for gradient in gradients)
 
@@ -137,7 +140,8 @@ def test_autocast(processor, graph, dtype):
     exact = model.predict_energy(**graph, positions=positions)
     with torch.autocast("cpu", dtype):
         output = model.predict_energy(**graph, positions=positions)
-        loss = model.force_loss(**graph, positions=positions, forces=torch.zeros_like(positions))
+        labels = {"positions": positions, "forces": torch.zeros_like(positions)}
+        loss = model(**graph, **labels, loss_settings=FORCES_ONLY).loss
     loss.backward()
     assert (output.energy - exact.energy).abs().max() < 0.02 * exact.energy.abs().max()
     assert (output.forces - exact.forces).norm() < 0.1 * exact.forces.norm()
