@@ -86,14 +86,14 @@ class LibraryCounts:
     """What a library holds, as far as the choice of fragments needs it.
 
     Attributes:
+        radii: of the environments.
         num_molecules: molecules that were cut.
         num_atoms: their heavy atoms.
         failures: records that gave nothing, by reason.
         failure_examples: names of the first ones of each reason.
         fragments: by canonical SMILES, the molecules that have it.
         environments: by radius and hash.
-        least_counts: what the tables of fragments and of environments hold at least, by table; above 1 where the
-            rarest had to go.
+        least_counts: by table, the count below which fragments or environments were dropped; nothing if none were.
     """
 
     radii: tuple[int, ...]
@@ -190,7 +190,7 @@ def fragments_of(mol: Chem.Mol, max_heavy_atoms: int) -> set[str]:
         inside = set(atoms)
         num_cuts = {a: sum(other not in inside for other in others_of[a]) for a in atoms if a in others_of}
         if any(centre <= inside for centre in centres):
-            smiles = _capped_with_stereo(mol, inside, num_cuts, centres)
+            smiles = _capped_with_stereo(mol, inside, num_cuts)
         else:
             for atom, count in num_cuts.items():
                 symbols[atom] = _symbol(mol.GetAtomWithIdx(atom), count)
@@ -200,40 +200,23 @@ def fragments_of(mol: Chem.Mol, max_heavy_atoms: int) -> set[str]:
     return found
 
 
-def _pieces(mol: Chem.Mol) -> tuple[list[list[int]], list[list[int]], list[tuple[int, int]]]:
+def _pieces(mol: Chem.Mol) -> tuple[Sequence[Sequence[int]], list[list[int]], list[tuple[int, int]]]:
     """What is never cut: the atoms of each piece, the pieces next to it, and the bonds in between (a tree)."""
     kept = {frozenset(match[:2]) for pattern in _KEPT_BONDS for match in mol.GetSubstructMatches(pattern)}
-    bonds = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx(), bond) for bond in mol.GetBonds()]
-    cut_bonds = [
-        (i, j)
-        for i, j, bond in bonds
-        if bond.GetBondType() == Chem.BondType.SINGLE and not bond.IsInRing() and frozenset((i, j)) not in kept
-    ]
-    whole: dict[int, list[int]] = {i: [] for i in range(mol.GetNumAtoms())}
-    for i, j, _ in bonds:
-        whole[i].append(j)
-        whole[j].append(i)
-    for i, j in cut_bonds:
-        whole[i].remove(j)
-        whole[j].remove(i)
-    pieces: list[list[int]] = []
-    piece_of: dict[int, int] = {}
-    for start in range(mol.GetNumAtoms()):
-        if start in piece_of:
-            continue
-        piece_of[start] = len(pieces)
-        atoms = [start]
-        for atom in atoms:  # grows
-            for other in whole[atom]:
-                if other not in piece_of:
-                    piece_of[other] = len(pieces)
-                    atoms.append(other)
-        pieces.append(atoms)
+    cut_bonds = {
+        bond.GetIdx(): (bond.GetBeginAtomIdx(), bond.GetEndAtomIdx())
+        for bond in mol.GetBonds()
+        if bond.GetBondType() == Chem.BondType.SINGLE
+        and not bond.IsInRing()
+        and frozenset((bond.GetBeginAtomIdx(), bond.GetEndAtomIdx())) not in kept
+    }
+    pieces = Chem.GetMolFrags(Chem.FragmentOnBonds(mol, list(cut_bonds), addDummies=False) if cut_bonds else mol)
+    piece_of = {atom: number for number, piece in enumerate(pieces) for atom in piece}
     neighbors: list[list[int]] = [[] for _ in pieces]
-    for i, j in cut_bonds:
+    for i, j in cut_bonds.values():
         neighbors[piece_of[i]].append(piece_of[j])
         neighbors[piece_of[j]].append(piece_of[i])
-    return pieces, neighbors, cut_bonds
+    return pieces, neighbors, list(cut_bonds.values())
 
 
 def _connected_sets(neighbors: list[list[int]], sizes: list[int], max_size: int) -> Iterator[list[int]]:
@@ -275,7 +258,7 @@ def _stereo_centres(mol: Chem.Mol) -> list[set[int]]:
     return centres
 
 
-def _capped_with_stereo(mol: Chem.Mol, inside: set[int], num_cuts: dict[int, int], centres: list[set[int]]) -> str:
+def _capped_with_stereo(mol: Chem.Mol, inside: set[int], num_cuts: dict[int, int]) -> str:
     """SMILES of a part of a molecule, capped by hydrogen, with the stereo marks whose surroundings are in it."""
     fragment = Chem.RWMol(mol)
     for bond in fragment.GetBonds():
