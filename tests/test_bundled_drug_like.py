@@ -66,7 +66,7 @@ def test_fragments_are_labelled_at_minima_and_away_from_them(rows):
         for row in of:
             # Grids leave net forces of some .05 eV/angstrom.
             assert np.abs(np.sum(row["forces"], axis=0)).max() < 0.3
-            example_from_row(row, B3LYP_6_31GD)
+            example_from_row(row, [B3LYP_6_31GD])
             if minimum:
                 above[bool(row["equilibrium_level_of_theory"])].append(row["energy"] - minimum[0]["energy"])
     # B3LYP's own minimum lies a little below; everything else above.
@@ -84,7 +84,7 @@ def test_drug_like_molecules_are_minima_of_a_stated_size(rows):
         assert row["equilibrium_level_of_theory"] == row["energy_level_of_theory"] == GFN2_XTB
         assert row["energy"] < -100 and row["forces"] is None
     assert sum(row["total_charge"] != 0 for row in found) > 0.05 * len(found)
-    example = example_from_row(found[0], GFN2_XTB)
+    example = example_from_row(found[0], [GFN2_XTB])
     np.testing.assert_array_equal(example.forces, np.zeros_like(example.positions))
 
 
