@@ -32,8 +32,9 @@ TURNS = (30, 180)
 RELAXATION_STEPS = 10  # after a bond was turned
 
 # Of the sum of the covalent radii: a bond is broken when it is longer, and a molecule has folded onto itself when atoms
-# more than two bonds apart are closer.
+# more than two bonds apart are closer than that, or any two than the other.
 MAX_BOND_STRETCH = 1.3
+MIN_APPROACH = 0.7
 
 _LEAST_OFF_AXIS = 0.3  # angstrom; atoms nearer to the axis do not move when a bond turns
 
@@ -97,13 +98,15 @@ def check_geometry(mol: Chem.Mol, positions: np.ndarray) -> None:
 
     Raises:
         ValueError: a bond is longer than `MAX_BOND_STRETCH` times the sum of the covalent radii, atoms more than two
-            bonds apart are closer than that, or the stereo marks are others.
+            bonds apart are closer than that, any two are closer than `MIN_APPROACH` times it, or the stereo marks are
+            others.
     """
     check_bond_lengths(mol, positions, MAX_BOND_STRETCH)
     radii = np.array([Chem.GetPeriodicTable().GetRcovalent(number) for number in _atomic_numbers(mol)])
     distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
-    far_in_graph = Chem.GetDistanceMatrix(mol) > 2
-    near = far_in_graph & (distances < MAX_BOND_STRETCH * (radii[:, None] + radii[None]))
+    least = np.where(Chem.GetDistanceMatrix(mol) > 2, MAX_BOND_STRETCH, MIN_APPROACH)
+    np.fill_diagonal(least, 0)
+    near = distances < least * (radii[:, None] + radii[None])
     if near.any():
         i, j = (int(index) for index in np.argwhere(near)[0])
         symbols = [mol.GetAtomWithIdx(index).GetSymbol() for index in (i, j)]

@@ -135,6 +135,11 @@ def test_what_broke_folded_or_became_an_isomer_is_refused():
         rdMolTransforms.SetDihedralDeg(chain.GetConformer(), *range(start, start + 4), 0.0)
     with pytest.raises(ValueError, match=r"folded onto itself: C0 and [CH]\d+ are \d\.\d\d angstrom apart"):
         check_geometry(chain, chain.GetConformer().GetPositions())
+    pressed = positions.copy()
+    hydrogen = next(n.GetIdx() for n in mol.GetAtomWithIdx(0).GetNeighbors() if n.GetAtomicNum() == 1)
+    pressed[hydrogen] = positions[0] + 0.65 * (positions[hydrogen] - positions[0])
+    with pytest.raises(ValueError, match=rf"folded onto itself: C0 and H{hydrogen} are 0\.7\d angstrom apart"):
+        check_geometry(mol, pressed)
     with pytest.raises(ValueError, match="another stereoisomer"):
         check_geometry(mol, positions * [1, 1, -1])
 
