@@ -4,6 +4,7 @@ import numpy as np
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
+from modeling_pcbridge.errors import CalculationError
 from modeling_pcbridge.molecular_graph import conformer_from_positions
 
 _MAX_MMFF_STEPS = 2000
@@ -31,3 +32,15 @@ def mmff_minima(mol: Chem.Mol, starts: np.ndarray) -> np.ndarray | None:
         mol.AddConformer(conformer_from_positions(start), assignId=True)
     rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(mol, maxIters=_MAX_MMFF_STEPS)
     return np.array([conformer.GetPositions() for conformer in mol.GetConformers()])
+
+
+def mmff_minimum(mol: Chem.Mol) -> tuple[np.ndarray, None]:
+    """The MMFF94 minimum (N, 3), angstrom, below the structure of `mol`; its energy is no total energy, so none.
+
+    Raises:
+        CalculationError: MMFF94 lacks parameters.
+    """
+    minima = mmff_minima(mol, mol.GetConformer().GetPositions()[None])
+    if minima is None:
+        raise CalculationError("MMFF94 has no parameters for this molecule")
+    return minima[0], None
