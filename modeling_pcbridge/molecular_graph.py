@@ -23,6 +23,7 @@ PAIR_BONDS = {
     Chem.BondType.TRIPLE: 4,
     Chem.BondType.AROMATIC: 5,
 }
+_DOUBLE_BOND = PAIR_BONDS[Chem.BondType.DOUBLE]
 _BOND_ORDERS = dict(zip(PAIR_BONDS, (1.0, 2.0, 3.0, 1.5), strict=True))
 PAIR_PATH_OF_2 = 6  # then one code a path length: 7 is a path of 3 bonds, and so on
 MAX_PATH_LENGTH = 9  # longer paths share the last code
@@ -190,6 +191,11 @@ def _sp_atoms(mol: Chem.Mol, bonds: dict[tuple[int, int], Chem.BondType]) -> lis
     ]
 
 
+def stereo_marks(mol: Chem.Mol) -> tuple[np.ndarray, np.ndarray]:
+    """`stereo_pair_types` (N, N) and `stereo_quadruples` (M, 4) of the marks of a molecule, see `MolecularGraph`."""
+    return _stereo_pair_types(mol), _stereo_quadruples(mol)
+
+
 def signed_volumes(positions: np.ndarray, quadruples: np.ndarray) -> np.ndarray:
     """det(b - a, c - a, d - a) of each quadruple; positive where the stereo mark is obeyed.
 
@@ -208,9 +214,10 @@ def stereo_is_right(graph: MolecularGraph, positions: np.ndarray) -> np.ndarray:
     """Whether every stereo mark of the graph is obeyed by (S, N, 3) positions, (S,) bool; True without marks."""
     right = np.all(signed_volumes(positions, graph.stereo_quadruples) > 0, axis=-1)
     bonded = graph.bonded
-    double = graph.pair_types == PAIR_BONDS[Chem.BondType.DOUBLE]
     for i, j in np.argwhere(np.triu(graph.stereo_pair_types)):
-        a, b = np.argwhere(double & np.outer(bonded[i], bonded[j]))[0]
+        # Between resonance forms the bond may be no double bond any more, so it is found by its substituents.
+        between = np.argwhere(bonded & np.outer(bonded[i], bonded[j]))
+        a, b = min(between.tolist(), key=lambda ends: graph.pair_types[tuple(ends)] != _DOUBLE_BOND)
         axis = positions[:, b] - positions[:, a]
         normal_i = np.cross(positions[:, i] - positions[:, a], axis)
         normal_j = np.cross(positions[:, j] - positions[:, b], axis)
