@@ -29,7 +29,7 @@ from modeling_pcbridge.molecular_graph import (
 
 STANDARD_STREAM = "-"
 # What Parquet holds: the project's row format and two columns more.
-PARQUET_FEATURES = Features({**FEATURES, "sample": Value("int32"), "stereo_right": Value("bool")})
+PARQUET_FEATURES = Features({**FEATURES, "sample": Value("int32"), "origin": Value("string")})
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Prediction:
         positions: (N, 3), angstrom.
         energy: eV.
         forces: (N, 3), eV/angstrom.
-        stereo_right: whether it obeys every stereo mark.
+        origin: what made it: the model by a method, or RDKit and the model (see `rdkit_fallback`).
         level_of_theory: what predicted energy and forces, e.g. "PCBridge of B3LYP/6-31G*".
     """
 
@@ -92,7 +92,7 @@ class Prediction:
     positions: np.ndarray
     energy: float
     forces: np.ndarray
-    stereo_right: bool
+    origin: str
     level_of_theory: str
 
 
@@ -221,7 +221,7 @@ def _write_sdf(stream: TextIO, predictions: Iterable[Prediction]) -> None:
             "largest_force_eV_per_angstrom": np.linalg.norm(prediction.forces, axis=-1).max(),
             "level_of_theory": prediction.level_of_theory,
             "sample": prediction.sample,
-            "stereo_right": int(prediction.stereo_right),
+            "origin": prediction.origin,
         }
         stream.write(sdf_record(mol, prediction.molecule.name, properties))
 
@@ -235,7 +235,7 @@ def _write_xyz(stream: TextIO, predictions: Iterable[Prediction]) -> None:
         row = _row(prediction)
         atoms = Atoms(row["atomic_numbers"], prediction.positions)
         atoms.info = {"name": prediction.molecule.name, "charge": row["total_charge"], "smiles": row["smiles"]}
-        atoms.info |= {key: row[key] for key in ("sample", "stereo_right", "energy_level_of_theory")}
+        atoms.info |= {key: row[key] for key in ("sample", "origin", "energy_level_of_theory")}
         atoms.calc = SinglePointCalculator(atoms, energy=prediction.energy, forces=prediction.forces)
         write(stream, atoms, format="extxyz")
 
@@ -250,4 +250,4 @@ def _row(prediction: Prediction) -> dict:
         forces=prediction.forces,
         energy_level_of_theory=prediction.level_of_theory,
     )
-    return row | {"sample": prediction.sample, "stereo_right": prediction.stereo_right}
+    return row | {"sample": prediction.sample, "origin": prediction.origin}

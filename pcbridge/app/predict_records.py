@@ -12,6 +12,9 @@ from modeling_pcbridge.sampling import METHODS_FROM_POSITIONS
 from pcbridge.evaluation.metrics import distances_to_others
 
 from .molecule_files import Failure, Molecule, Prediction, Record
+from .rdkit_fallback import ORIGIN, refined_rdkit_structures
+
+_SEED = 0  # of RDKit's conformers
 
 
 def load_pipeline(model: str, device: str | None = None) -> PCBridgePipeline:
@@ -31,21 +34,25 @@ def predict(
     records: list[Record],
     molecules_at_once: int,
     rank_by: str | None,
+    timeout: float,
     level_of_theory: str | None = None,
     **options,
 ) -> Iterator[tuple[list[Prediction], list[Failure]]]:
     """Predictions and failures, a batch of molecules at a time, in the order of `records`.
 
+    Only sound structures are predictions (see `StructureChecks`). What the model cannot draw soundly is replaced by
+    RDKit's structures, refined; a molecule that lacks structures all the same is among the failures too.
+
     Args:
         records: molecules, or failures already.
         rank_by: "energy", lowest first; "centrality", closest to the other structures first, which on QM9 is the
-            better guess at the one that is asked for; None, as they come. Structures that violate a stereo mark are
-            last with either.
+            better guess at the one that is asked for; None, as they come.
+        timeout: seconds that RDKit has for the structures of a molecule.
         level_of_theory: of energies and forces; by default the model's first.
         options: of `PCBridgeModel.predict_structure`.
 
     Yields:
-        All predictions of some molecules, and the failures of the other molecules of the batch.
+        All predictions of some molecules, and the failures of the batch.
     """
     level_of_theory = level_of_theory or pipeline.model.config.energy_level_of_theory
     from_positions = options.get("method") in METHODS_FROM_POSITIONS
@@ -56,10 +63,9 @@ def predict(
         results = _results(pipeline, molecules, level_of_theory=level_of_theory, **options)
         predictions: list[Prediction] = []
         for molecule, result in zip(molecules, results, strict=True):
-            if np.isfinite(result["energy"]).all():
-                predictions += _samples(molecule, result, rank_by, level_of_theory)
-            else:
-                failures.append(molecule.failed("the predicted energy is not finite"))
+            structures, failure = _sound_structures(pipeline, molecule, result, timeout, level_of_theory, options)
+            predictions += _ranked(structures, rank_by)
+            failures += failure
         yield predictions, failures
 
 
@@ -83,20 +89,59 @@ def _checked(record: Record, pipeline: PCBridgePipeline, from_positions: bool) -
     return replace(record, mol=mol)
 
 
-def _samples(molecule: Molecule, result: dict, rank_by: str | None, level_of_theory: str) -> list[Prediction]:
-    order = np.arange(len(result["energy"]))
-    if rank_by is not None:
-        key = result["energy"] if rank_by == "energy" else distances_to_others(result["positions"])
-        order = np.lexsort((key, ~result["stereo_right"]))
-    return [
-        Prediction(
-            molecule=molecule,
-            sample=rank,
-            positions=result["positions"][k],
-            energy=float(result["energy"][k]),
-            forces=result["forces"][k],
-            stereo_right=bool(result["stereo_right"][k]),
-            level_of_theory=f"PCBridge of {level_of_theory}",
+def _sound_structures(
+    pipeline: PCBridgePipeline, molecule: Molecule, result: dict, timeout: float, level_of_theory: str, options: dict
+) -> tuple[list[Prediction], list[Failure]]:
+    """The sound structures of a molecule, and a failure if there are fewer than were asked for."""
+    faults = [_with_energy_fault(*pair) for pair in zip(result["faults"], result["energy"], strict=True)]
+    method = options.get("method", "ddim")
+
+    def prediction(positions, energy, forces, origin: str) -> Prediction:
+        return Prediction(
+            molecule, 0, positions, float(energy), forces, origin, level_of_theory=f"PCBridge of {level_of_theory}"
         )
-        for rank, k in enumerate(order)
+
+    found = [
+        prediction(result["positions"][k], result["energy"][k], result["forces"][k], f"PCBridge, {method}")
+        for k, of_sample in enumerate(faults)
+        if not of_sample
     ]
+    broken = [of_sample for of_sample in faults if of_sample]
+    if not broken:
+        return found, []
+    model, processor = pipeline.model, pipeline.processor
+    output = refined_rdkit_structures(
+        model, processor, molecule.mol, len(broken), _SEED, timeout, options.get("relaxation_steps", 0)
+    )
+    reason = f"the model: {broken[0][0]}"
+    if output is None:
+        reason += "; RDKit: no conformer"
+    else:
+        copies = {key: tensor.to(model.device) for key, tensor in processor([molecule.mol] * len(output.faults)).items()}
+        copies["positions"] = output.positions[:, 0]
+        energies = model.predict_energy(**copies, level_of_theory=level_of_theory)
+        for row, (of_sample,) in enumerate(output.faults):
+            of_sample = _with_energy_fault(of_sample, energies.energy[row].item())
+            if of_sample:
+                reason = f"the model: {broken[0][0]}; {ORIGIN}: {of_sample[0]}"
+            else:
+                arrays = (output.positions[row, 0], energies.energy[row], energies.forces[row])
+                found.append(prediction(*(tensor.cpu().numpy() for tensor in arrays), ORIGIN))
+    if len(found) == len(faults):
+        return found, []
+    missing = len(faults) - len(found)
+    said = "no sound structure" if not found else f"{missing} of {len(faults)} structures are left out"
+    return found, [molecule.failed(f"{said}: {reason}")]
+
+
+def _with_energy_fault(faults: list[str], energy: float) -> list[str]:
+    return faults if np.isfinite(energy) else [*faults, "the predicted energy is not finite"]
+
+
+def _ranked(predictions: list[Prediction], rank_by: str | None) -> list[Prediction]:
+    order = np.arange(len(predictions))
+    if rank_by == "energy":
+        order = np.argsort([prediction.energy for prediction in predictions], kind="stable")
+    elif rank_by == "centrality" and predictions:
+        order = np.argsort(distances_to_others(np.array([p.positions for p in predictions])), kind="stable")
+    return [replace(predictions[k], sample=rank) for rank, k in enumerate(order)]
