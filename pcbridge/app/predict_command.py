@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace, error) -> int:
     input_format = _format(arguments.input, arguments.input_format, INPUT_FORMATS, "smi", error)
     output_format = _format(arguments.output, arguments.output_format, OUTPUT_FORMATS, "sdf", error)
     _check_files(arguments, output_format, error)
-    _check_extras(input_format, output_format, error)
+    _check_extras(output_format, error)
     RDLogger.DisableLog("rdApp.*")
     disable_progress_bar()
     records, pipeline = _load(arguments, input_format, error)
@@ -99,14 +99,12 @@ def _check_files(arguments: argparse.Namespace, output_format: str, error) -> No
         error("input, --output and --failures must be different files")
 
 
-def _check_extras(input_format: str, output_format: str, error) -> None:
+def _check_extras(output_format: str, error) -> None:
     from modeling_pcbridge.extras import require_extra
 
     try:
         if output_format == "xyz":
             require_extra("ase", "ase", "xyz output")
-        if input_format == "xyz":
-            require_extra("ase", "ase", "xyz input")
     except ValueError as problem:
         error(str(problem))
 

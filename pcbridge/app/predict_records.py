@@ -12,9 +12,7 @@ from modeling_pcbridge.sampling import METHODS_FROM_POSITIONS
 from pcbridge.evaluation.metrics import distances_to_others
 
 from .molecule_files import Failure, Molecule, Prediction, Record
-from .rdkit_fallback import ORIGIN, refined_rdkit_structures
-
-_SEED = 0  # of RDKit's conformers
+from .rdkit_fallback import ORIGIN, REFINEMENT, rdkit_structures
 
 
 def load_pipeline(model: str, device: str | None = None) -> PCBridgePipeline:
@@ -93,49 +91,48 @@ def _sound_structures(
     pipeline: PCBridgePipeline, molecule: Molecule, result: dict, timeout: float, level_of_theory: str, options: dict
 ) -> tuple[list[Prediction], list[Failure]]:
     """The sound structures of a molecule, and a failure if there are fewer than were asked for."""
-    faults = [_with_energy_fault(*pair) for pair in zip(result["faults"], result["energy"], strict=True)]
-    method = options.get("method", "ddim")
-
-    def prediction(positions, energy, forces, origin: str) -> Prediction:
-        return Prediction(
-            molecule, 0, positions, float(energy), forces, origin, level_of_theory=f"PCBridge of {level_of_theory}"
-        )
-
-    found = [
-        prediction(result["positions"][k], result["energy"][k], result["forces"][k], f"PCBridge, {method}")
-        for k, of_sample in enumerate(faults)
-        if not of_sample
-    ]
-    broken = [of_sample for of_sample in faults if of_sample]
+    num_asked = len(result["energy"])
+    origin = f"PCBridge, {options.get('method', 'ddim')}"
+    found, broken = _sorted_out(molecule, result, origin, level_of_theory)
     if not broken:
         return found, []
-    model, processor = pipeline.model, pipeline.processor
-    output = refined_rdkit_structures(
-        model, processor, molecule.mol, len(broken), _SEED, timeout, options.get("relaxation_steps", 0)
-    )
-    reason = f"the model: {broken[0][0]}"
-    if output is None:
+    reason = f"{origin}: {broken[0]}"
+    starts = [replace(molecule, mol=mol) for mol in rdkit_structures(molecule.mol, len(broken), timeout)]
+    if not starts:
         reason += "; RDKit: no conformer"
-    else:
-        copies = {key: tensor.to(model.device) for key, tensor in processor([molecule.mol] * len(output.faults)).items()}
-        copies["positions"] = output.positions[:, 0]
-        energies = model.predict_energy(**copies, level_of_theory=level_of_theory)
-        for row, (of_sample,) in enumerate(output.faults):
-            of_sample = _with_energy_fault(of_sample, energies.energy[row].item())
-            if of_sample:
-                reason = f"the model: {broken[0][0]}; {ORIGIN}: {of_sample[0]}"
-            else:
-                arrays = (output.positions[row, 0], energies.energy[row], energies.forces[row])
-                found.append(prediction(*(tensor.cpu().numpy() for tensor in arrays), ORIGIN))
-    if len(found) == len(faults):
-        return found, []
-    missing = len(faults) - len(found)
-    said = "no sound structure" if not found else f"{missing} of {len(faults)} structures are left out"
-    return found, [molecule.failed(f"{said}: {reason}")]
+    refinement = REFINEMENT | {"relaxation_steps": options.get("relaxation_steps", 0)}
+    for refined in _results(pipeline, starts, level_of_theory=level_of_theory, **refinement):
+        more, still_broken = _sorted_out(molecule, refined, ORIGIN, level_of_theory)
+        found += more
+        if still_broken and "RDKit" not in reason:
+            reason += f"; {ORIGIN}: {still_broken[0]}"
+    missing = num_asked - len(found)
+    said = f"{missing} of {num_asked} structures are left out" if found else "no sound structure"
+    return found, [molecule.failed(f"{said} ({reason})")] if missing else []
 
 
-def _with_energy_fault(faults: list[str], energy: float) -> list[str]:
-    return faults if np.isfinite(energy) else [*faults, "the predicted energy is not finite"]
+def _sorted_out(
+    molecule: Molecule, result: dict, origin: str, level_of_theory: str
+) -> tuple[list[Prediction], list[str]]:
+    """The sound structures of a result of the pipeline, and what is wrong with each of the others."""
+    found, broken = [], []
+    for k, faults in enumerate(result["faults"]):
+        energy = float(result["energy"][k])
+        if faults or not np.isfinite(energy):
+            broken.append(faults[0] if faults else "the predicted energy is not finite")
+            continue
+        found.append(
+            Prediction(
+                molecule=molecule,
+                sample=k,
+                positions=result["positions"][k],
+                energy=energy,
+                forces=result["forces"][k],
+                origin=origin,
+                level_of_theory=f"PCBridge of {level_of_theory}",
+            )
+        )
+    return found, broken
 
 
 def _ranked(predictions: list[Prediction], rank_by: str | None) -> list[Prediction]:
