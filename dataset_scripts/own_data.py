@@ -5,8 +5,8 @@
 Angstrom, eV and eV/angstrom. What a record holds:
 
 - .sdf: graph and structure with explicit hydrogens; of the data fields `energy`, and `forces` as JSON.
-- .xyz, .extxyz: structure, energy and forces as ASE reads them; the charge as `dataset_scripts.xyz` says and `smiles` of
-  the comment line, if given.
+- .xyz, .extxyz: structure, energy and forces as ASE reads them; of the comment line the charge, as
+  `dataset_scripts.xyz` says, and `smiles`, if given.
 - .parquet, .csv: `smiles` and `positions`, and if given `atomic_numbers`, `energy`, `forces`, `molecule_id`,
   `equilibrium_level_of_theory`, `energy_level_of_theory`. Without `atomic_numbers` the atoms are in the order of
   `molecular_graph.mol_from_smiles`: the map numbers, or RDKit's AddHs. In CSV, lists are JSON. An empty
@@ -14,6 +14,7 @@ Angstrom, eV and eV/angstrom. What a record holds:
 - .jsonl: such a record a line. Lines of `label_generation` that failed are counted.
 
 With `mapped_smiles` beside `smiles`, as label_generation has it, the atoms are in the order of its map numbers.
+Labels under other names, and total energies in other units than eV (`energy_units`), are refused.
 Molecules without a structure get one from `dataset_scripts.label_generation`.
 """
 

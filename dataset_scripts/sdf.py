@@ -1,6 +1,7 @@
 """SDF files record by record, in constant memory, and the records that this project writes."""
 
 import codecs
+import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import IO
@@ -28,14 +29,19 @@ def read_sdf(file: IO[bytes], name: str) -> Iterator[str]:
         if is_first:
             line, is_first = line.removeprefix(codecs.BOM_UTF8), False
         if line.startswith(b"$$$$"):
-            yield record.decode("utf-8", errors="replace")
+            yield _as_text(record)
             record.clear()
         else:
             record += line
         if len(record) > MAX_MOLECULE_BYTES:
             raise BadRowError(name, "oversized record in the SDF")
     if record.strip():
-        yield record.decode("utf-8", errors="replace")
+        yield _as_text(record)
+
+
+def _as_text(record: bytearray) -> str:
+    """What is not UTF-8 is replaced; blank lines below the bonds, which RDKit refuses, are left out."""
+    return re.sub(r"\n(?:[ \t]*\r?\n)+(?=M  )", "\n", record.decode("utf-8", errors="replace"))
 
 
 def sdf_record(mol: Chem.Mol, name: str, properties: Mapping[str, object]) -> str:

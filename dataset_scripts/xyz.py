@@ -1,7 +1,7 @@
 """Plain and extended xyz files frame by frame, in constant memory, in the dialects that programs write.
 
-Elements are symbols, numbers or labels such as C1; D and T are hydrogen. Blank lines and the `>` lines of ORCA may stand
-between frames, and the lines that QM9's own files have below the atoms are passed over.
+Elements are symbols, numbers or labels such as C1; D and T are hydrogen. Blank lines and the `>` lines of ORCA may
+stand between frames, and the lines that QM9's own files have below the atoms are passed over.
 
 The total charge is what follows the word `charge` or `total_charge` in the comment line: `charge=-1`, `charge: -1` or
 `charge -1`. The word without a number is a remark; without it the charge is 0.
@@ -21,6 +21,7 @@ from dataset_scripts.bad_rows import BadRowError, naming
 from modeling_pcbridge.extras import require_extra
 
 _QM9_COMMENT, _QM9_LINES_BELOW = "gdb", 3
+_ATOMIC_NUMBERS = {Chem.GetPeriodicTable().GetElementSymbol(z): z for z in range(1, 119)}
 _CHARGE_GIVEN = re.compile(r'(?:^|\s)(?:total_)?charge\s*=\s*("[^"]*"|\S+)', re.IGNORECASE)
 _CHARGE_SAID = re.compile(r"(?:^|\s)(?:total_)?charge[:\s]\s*([+-]?\d\S*)", re.IGNORECASE)
 
@@ -108,9 +109,9 @@ def atoms_of_frame(name: str, frame: str) -> tuple[np.ndarray, np.ndarray]:
     lines = frame.splitlines()
     element_column, position_column = _columns(lines[1])
     numbers, positions = [], []
-    for number, line in enumerate(lines[2 : int(lines[0]) + 2], start=1):
+    for line in lines[2 : int(lines[0]) + 2]:
         fields = line.split()
-        with naming(name, f"atom {number} has no element and position"):
+        with naming(name):
             numbers.append(_atomic_number(fields[element_column]))
             texts = fields[position_column : position_column + 3]
             x, y, z = (float(re.sub(r"\*\^|[dD](?=[+-]?\d+$)", "e", text)) for text in texts)
@@ -165,7 +166,6 @@ def _atomic_number(text: str) -> int:
     symbol = match[1].capitalize() if match else text
     if symbol in ("D", "T"):
         return 1
-    try:
-        return Chem.GetPeriodicTable().GetAtomicNumber(symbol)
-    except RuntimeError as error:
-        raise ValueError(f"{text} is no element") from error
+    if symbol not in _ATOMIC_NUMBERS:
+        raise ValueError(f"{text} is no element")
+    return _ATOMIC_NUMBERS[symbol]

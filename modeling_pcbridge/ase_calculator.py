@@ -31,9 +31,9 @@ class PCBridgeCalculator(Calculator):
             first. `calculator.level_of_theory` names it.
 
     Raises:
-        ValueError: the model has not learned the level of theory, or no forces at all; or when computing: no bonds fit the positions, the
-            atoms are not those of `molecule` or of the first computation, the first positions do not fit the bonds of
-            `molecule`, an element is not supported, or the atoms are periodic.
+        ValueError: the model has not learned the level of theory, or no forces at all; or when computing: no bonds fit
+            the positions or were found in time, the atoms are not those of `molecule` or of the first computation, the
+            first positions do not fit the bonds of `molecule`, an element is not supported, or the atoms are periodic.
         PropertyNotImplementedError: any property but energy and forces was asked for.
     """
 

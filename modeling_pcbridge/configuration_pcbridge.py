@@ -205,8 +205,8 @@ class PCBridgeConfig(PreTrainedConfig):
         """Raises InputError that names `what` needs forces, where the model has learned none."""
         if self.has_learned_forces is False:
             raise InputError(
-                f"{what} needs forces, but this model has learned from energies of minima only: its gradients lead away "
-                "from them; take another model, or allow it by allow_unlearned_forces"
+                f"{what} needs forces, but this model has learned from energies of minima only: its gradients lead "
+                "away from them; take another model, or allow it by allow_unlearned_forces"
             )
 
     @classmethod

@@ -43,10 +43,10 @@ class PCBridgePipeline(Pipeline):
         super().__init__(*arguments, device=device, **options)
 
     def __call__(self, molecules, **options):
+        if isinstance(molecules, (list, tuple)) and not molecules:
+            return []
         if not is_single(molecules) and not isinstance(molecules, Iterator):
             molecules = list(molecules)  # also a column of a table
-            if not molecules:
-                return []
         return super().__call__(molecules, **options)
 
     def _sanitize_parameters(self, **options) -> tuple[dict, dict, dict]:

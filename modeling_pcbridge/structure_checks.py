@@ -27,7 +27,7 @@ _LEAST_OF_HYDROGENS = 1.25  # angstrom, between two hydrogen atoms
 # Degrees.
 _LEAST_ANGLE, _LARGEST_ANGLE_OF_FOUR, _LEAST_ANGLE_OF_SP = 62, 165, 140
 _LARGEST_TWIST, _LARGEST_AMIDE_TWIST = 40, 60
-_LARGEST_RING_DEVIATION = 0.3  # angstrom, of the atom of an aromatic ring from its plane
+_LARGEST_RING_DEVIATION = 0.26  # angstrom, of the atom of an aromatic ring from its plane
 _SMALL_RING = 7  # up to here a ring holds its double bonds flat or bends them: no twist is asked
 
 
@@ -157,7 +157,7 @@ class StructureChecks:
 
     @cached_property
     def _skeleton(self) -> Chem.Mol:
-        """The graph as RDKit has it, with the bonds of stereo marks double and the others of a kind that has no mark."""
+        """The graph for RDKit: bonds with a stereo mark are double, the others single, which have none."""
         mol = Chem.RWMol()
         for z in self.graph.atomic_numbers.tolist():
             atom = Chem.Atom(z)
