@@ -139,7 +139,6 @@ def test_no_structure_that_fails_its_checks_is_shown(client):
         mol = Chem.MolFromMolBlock(sample["sdf"], removeHs=False)
         Chem.AssignStereochemistryFrom3D(mol)
         assert Chem.MolToSmiles(Chem.RemoveHs(mol)) == "C/C=C\\CC"
-        assert "RDKit" in sample["origin"]
     assert events(client, "[H][H]")[-1]["message"].startswith("No sound structure came out: the bond H0-H1 is too long")
 
 
