@@ -40,6 +40,7 @@ from dataset_scripts.options import underscored
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sdf import read_sdf
 from dataset_scripts.tables import read_smiles
+from dataset_scripts.text_files import open_text
 from modeling_pcbridge.errors import InputError
 
 try:
@@ -63,7 +64,7 @@ def read_molecules(path: Path) -> list[dict]:
     """
     suffix = path.suffix.lower()
     if suffix in (".smi", ".smiles"):
-        with path.open() as file:
+        with open_text(path) as file:
             found = [{"smiles": smiles, "molecule_id": name} for _, smiles, name in read_smiles(file)]
     elif suffix == ".sdf":
         with path.open("rb") as file:

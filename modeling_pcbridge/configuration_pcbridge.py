@@ -95,6 +95,9 @@ class PCBridgeConfig(PreTrainedConfig):
             schedule, a few times the difference between PM6 and DFT bond lengths.
         energy_levels_of_theory: the methods whose total electronic energies the model predicts, each by a head and
             reference energies of its own; the first is the model's own, by which it relaxes, ranks and teaches.
+        has_learned_forces: whether forces were among the labels. False: the gradient of E is no force, so that
+            relaxation on E and dynamics are refused unless asked for twice; None, as in checkpoints from before this
+            field: not known.
         dispersion: "d3bj" adds D3(BJ) to the model's own level, see `dispersion`; labels of that level are without it.
     """
 
@@ -124,6 +127,7 @@ class PCBridgeConfig(PreTrainedConfig):
     denoising_timestep: int = 550
     refinement_timestep: int = 30
     energy_levels_of_theory: list[str] = field(default_factory=lambda: ["B3LYP/6-31G*"])
+    has_learned_forces: bool | None = None
     dispersion: Literal["d3bj"] | None = None
 
     def __post_init__(self, **kwargs):
@@ -196,6 +200,14 @@ class PCBridgeConfig(PreTrainedConfig):
             known = ", ".join(dict.fromkeys([self.energy_level_of_theory, *self.energy_levels_of_theory]))
             raise InputError(f"the model has not learned energies at {name!r}, only at {known}")
         return self.energy_levels_of_theory.index(name), False
+
+    def check_forces_are_learned(self, what: str) -> None:
+        """Raises InputError that names `what` needs forces, where the model has learned none."""
+        if self.has_learned_forces is False:
+            raise InputError(
+                f"{what} needs forces, but this model has learned from energies of minima only: its gradients lead "
+                "away from them; take another model, or allow it by allow_unlearned_forces"
+            )
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "PCBridgeConfig":

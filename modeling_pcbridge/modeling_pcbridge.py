@@ -77,11 +77,14 @@ class StructureOutput(ModelOutput):
 
     Attributes:
         positions: (B, num_samples, N, 3), angstrom, each centred; zero on padding.
-        stereo_right: (B, num_samples) bool, whether the structure obeys every stereo mark of its graph.
+        is_sound: (B, num_samples) bool, on the CPU: whether nothing is wrong with the structure as one of its graph.
+        faults: for each molecule and sample what is wrong, as `StructureChecks.faults` names it: bonds broken or
+            formed, atoms too close, stereo marks, aromatic rings, double bonds and amides out of their plane.
     """
 
     positions: Tensor
-    stereo_right: Tensor | None = None
+    is_sound: Tensor | None = None
+    faults: list[list[list[str]]] | None = None
 
 
 @dataclass
@@ -428,7 +431,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         num_samples: int = 1,
         eta: float = 1.0,
         generator: torch.Generator | None = None,
-        max_stereo_attempts: int = 5,
+        max_attempts: int = 5,
         mean_shift_steps: int = 0,
         relaxation_steps: int = 0,
         positions: Tensor | None = None,
@@ -451,8 +454,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
                 one, which corrects errors of earlier steps.
             generator: of all noise; with the same generator a sample depends on its place in the batch, not on the
                 molecules that are there with it.
-            max_stereo_attempts: a sample that violates a stereo mark of its graph is drawn again until so many
-                attempts are used up, as RDKit's embedding does; the last one is kept. 1 draws once.
+            max_attempts: a sample that fails a check against its graph (see `StructureChecks`) is drawn again until
+                so many attempts are used up, as RDKit's embedding does; the last one is kept. 1 draws once.
             mean_shift_steps: steps of mean shift after the other methods, see `mean_shift`; 10 take the noise out of
                 samples of "ddim" and keep their conformers.
             relaxation_steps: quasi-Newton steps down the model's own energy at the end, see `relax`; 4 go most of the
@@ -464,7 +467,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
                 begin at 0 again; what it raises ends the sampling.
 
         Returns:
-            `.positions` (B, num_samples, N, 3), angstrom, and `.stereo_right` (B, num_samples).
+            `.positions` (B, num_samples, N, 3), angstrom, `.is_sound` (B, num_samples), and `.faults`. Structures
+            that are not sound are no predictions; rank and count them by themselves.
 
         Raises:
             InputError: an unknown method, numbers out of range, "refine" or "mean_shift" without positions, or
@@ -472,7 +476,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             TypeError: an option that there is not, or a tensor of the processor is missing.
         """
         settings = SamplingSettings(
-            method, num_inference_steps, num_samples, eta, max_stereo_attempts, mean_shift_steps, relaxation_steps
+            method, num_inference_steps, num_samples, eta, max_attempts, mean_shift_steps, relaxation_steps
         )
         check_num_steps(method, num_inference_steps, self.config.num_train_timesteps)
         batch = GraphBatch.of_inputs(graph)
@@ -484,5 +488,6 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         if positions is not None:
             batch.check_positions(positions)
         starts = positions if from_positions else None
-        samples, stereo_right = sample_structures(self, batch, settings, starts, generator, on_step)
-        return StructureOutput(positions=samples, stereo_right=stereo_right)
+        samples, faults = sample_structures(self, batch, settings, starts, generator, on_step)
+        is_sound = torch.tensor([[not of_sample for of_sample in of_molecule] for of_molecule in faults])
+        return StructureOutput(positions=samples, is_sound=is_sound, faults=faults)
