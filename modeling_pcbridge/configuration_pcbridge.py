@@ -78,6 +78,8 @@ class PCBridgeConfig(PreTrainedConfig):
         attention_cutoff: angstrom, beyond which atoms do not see each other in a layer of E, so that E of fragments
             holds for large molecules; about 5. None, as in models from before there was one: all see all, as in the
             paper.
+        structure_cutoff: angstrom, beyond which atoms more than three bonds apart do not see each other when structures
+            are denoised; lengths are those that the network sees, which at much noise are scaled. None: all see all.
         torsion_terms: give E a learned term for each torsion about a bond, see `TorsionEnergy` (not in the paper).
         initializer_range: standard deviation of initial weights; by default it falls with the square root of
             `hidden_size` from 0.08 at 96, so that features start equally large at every width.
@@ -113,6 +115,7 @@ class PCBridgeConfig(PreTrainedConfig):
     num_gaussians: int = 48
     max_distance: float | int = 8.0
     attention_cutoff: float | int | None = None
+    structure_cutoff: float | int | None = None
     torsion_terms: bool = False
     initializer_range: float | int | None = None
     layer_norm_eps: float | int = 1e-5
@@ -157,7 +160,8 @@ class PCBridgeConfig(PreTrainedConfig):
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise InputError(f"need 0 < beta_start <= beta_end < 1, not {self.beta_start} and {self.beta_end}")
         positive = ["length_unit", "max_distance", "initializer_range", "layer_norm_eps"]
-        positive += [name for name in ("position_std", "attention_cutoff") if getattr(self, name) is not None]
+        optional = ("position_std", "attention_cutoff", "structure_cutoff")
+        positive += [name for name in optional if getattr(self, name) is not None]
         for name in positive:
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} must be positive and finite, not {getattr(self, name)}")

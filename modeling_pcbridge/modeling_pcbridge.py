@@ -25,6 +25,7 @@ from .loss_terms import (
     score_term,
 )
 from .losses import LOSS_NAMES, LossSettings
+from .pair_layout import Sight
 from .pretrained_pcbridge import PCBridgePreTrainedModel
 from .relaxation import next_move, relax, relaxation_init, relaxation_step
 from .sampling import (
@@ -42,6 +43,9 @@ from .structure_decoder import StructureDecoder
 _LARGEST_DISPLACEMENT = 6.0
 # Chosen on validation molecules: bonds get sharper down to here.
 _LAST_MEAN_SHIFT_TIMESTEP = 3
+
+# At full noise neighbours in space tell little; what is so near in the graph is seen wherever it is.
+_BONDS_SEEN = 3
 
 
 @dataclass
@@ -130,7 +134,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         """E_G(R) without the reference energies, (B,), eV; differentiable in parameters and positions (B, N, 3)."""
         timesteps = torch.zeros(len(positions), dtype=torch.int64, device=positions.device)
         positions = positions.to(self._geometry_dtype)
-        node_features, _ = self.encoder(graph, positions, timesteps, self.config.attention_cutoff)
+        node_features, _ = self.encoder(graph, positions, timesteps, _sight(self.config.attention_cutoff))
         return self.energy_decoder(graph, node_features, positions, levels)
 
     def interaction_energy_and_gradient(
@@ -194,7 +198,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         )
         inputs = c_in * noisy_positions
         with torch.set_grad_enabled(torch.is_grad_enabled() and not detach_encoder):
-            node_features, pairs = self.encoder(graph, inputs, timesteps)
+            node_features, pairs = self.encoder(graph, inputs, timesteps, _sight(self.config.structure_cutoff, _BONDS_SEEN))
         displacements = self.structure_decoder(graph, node_features, pairs, inputs)
         # Preconditioned targets have unit variance; what is far beyond is an extrapolation gone wrong.
         longest = displacements.square().sum(-1).amax(-1)[:, None, None] / _LARGEST_DISPLACEMENT**2
@@ -486,3 +490,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         starts = positions if from_positions else None
         samples, stereo_right = sample_structures(self, batch, settings, starts, generator, on_step)
         return StructureOutput(positions=samples, stereo_right=stereo_right)
+
+
+def _sight(cutoff: float | None, num_bonds: int = 0) -> Sight | None:
+    return None if cutoff is None else Sight(cutoff, num_bonds)

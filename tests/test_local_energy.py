@@ -10,7 +10,7 @@ from rdkit.Chem import rdDistGeom
 from modeling_pcbridge import LossSettings, PCBridgeModel
 from modeling_pcbridge.graph_batch import GraphBatch
 from modeling_pcbridge.molecular_graph import NUM_PAIR_TYPES
-from modeling_pcbridge.pair_features import smooth_envelope
+from modeling_pcbridge.pair_layout import Sight, smooth_envelope
 
 CUTOFF = FORMS["extensive"]["attention_cutoff"]
 
@@ -64,7 +64,7 @@ def test_atoms_beyond_the_reach_change_no_contribution(processor):
     positions = torch.from_numpy(mol.GetConformer().GetPositions())[None]
 
     def contributions(graph: dict, positions: torch.Tensor) -> torch.Tensor:
-        features, _ = model.encoder(GraphBatch(**graph), positions, torch.zeros(1, dtype=torch.int64), cutoff)
+        features, _ = model.encoder(GraphBatch(**graph), positions, torch.zeros(1, dtype=torch.int64), Sight(cutoff))
         return model.energy_decoder.mlp(features)[0].detach()
 
     changed = {key: tensor.clone() for key, tensor in graph.items()}
