@@ -196,9 +196,11 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             factor.to(noisy_positions.dtype)
             for factor in self.diffusion.preconditioning(timesteps, self.config.position_std_of(num_atoms))
         )
-        inputs = c_in * noisy_positions
+        inputs, sight = c_in * noisy_positions, _sight(self.config.structure_cutoff, _BONDS_SEEN)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not detach_encoder):
-            node_features, pairs = self.encoder(graph, inputs, timesteps, _sight(self.config.structure_cutoff, _BONDS_SEEN))
+            node_features, pairs = self.encoder(
+                graph, inputs, timesteps, _sight(self.config.structure_cutoff, _BONDS_SEEN)
+            )
         displacements = self.structure_decoder(graph, node_features, pairs, inputs)
         # Preconditioned targets have unit variance; what is far beyond is an extrapolation gone wrong.
         longest = displacements.square().sum(-1).amax(-1)[:, None, None] / _LARGEST_DISPLACEMENT**2

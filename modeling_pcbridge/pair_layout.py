@@ -126,13 +126,12 @@ class NeighbourLists(NamedTuple):
         num_atoms = is_seen.shape[-1]
         atoms = torch.arange(num_atoms, device=positions.device)
         is_seen |= atoms == atoms[:, None]
-        molecules, rows, columns = is_seen.nonzero(as_tuple=True)
         lengths = is_seen.sum(-1)
         longest = int(lengths.max())
         is_real = torch.arange(longest, device=positions.device) < lengths.unsqueeze(-1)
         neighbours = atoms[:, None].repeat(len(positions), 1, longest)
         # Both run through the atoms in order, and through what each sees in order.
-        neighbours[is_real] = columns
+        neighbours[is_real] = is_seen.nonzero()[:, -1]
         return cls(neighbours, is_real)
 
     @property
