@@ -198,9 +198,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         )
         inputs, sight = c_in * noisy_positions, _sight(self.config.structure_cutoff, _BONDS_SEEN)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not detach_encoder):
-            node_features, pairs = self.encoder(
-                graph, inputs, timesteps, _sight(self.config.structure_cutoff, _BONDS_SEEN)
-            )
+            node_features, pairs = self.encoder(graph, inputs, timesteps, sight)
         displacements = self.structure_decoder(graph, node_features, pairs, inputs)
         # Preconditioned targets have unit variance; what is far beyond is an extrapolation gone wrong.
         longest = displacements.square().sum(-1).amax(-1)[:, None, None] / _LARGEST_DISPLACEMENT**2

@@ -117,7 +117,7 @@ class NeighbourLists(NamedTuple):
     def of(cls, pair_types: Tensor, positions: Tensor, sight: Sight) -> "NeighbourLists":
         """From (B, N, N) codes and (B, N, 3) positions in angstrom. Waits for the device, which must count K.
 
-        Distances of all pairs are compared here, for which 5,000 atoms take .3 s and 0.3 GB; a hundredth of the rest.
+        Distances of all pairs are compared here: 1,000 atoms take a core .02 s, 5,000 take .6 s and 0.26 GB.
         """
         is_seen = torch.cdist(positions, positions, compute_mode="donot_use_mm_for_euclid_dist") < sight.cutoff
         is_seen &= pair_types != PAIR_PADDING
