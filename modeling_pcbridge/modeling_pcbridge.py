@@ -41,8 +41,6 @@ from .structure_decoder import StructureDecoder
 # Length of the longest displacement of a molecule at most, in units of the preconditioning. Trained models: up to 5. At
 # full noise the unit is `position_std`; real molecules then need up to 4.7, a straight chain of 30 carbon atoms 6.
 _LARGEST_DISPLACEMENT = 6.0
-# Chosen on validation molecules: bonds get sharper down to here.
-_LAST_MEAN_SHIFT_TIMESTEP = 3
 
 # At full noise neighbours in space tell little; what is so near in the graph is seen wherever it is.
 _BONDS_SEEN = 3
@@ -223,12 +221,12 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         """`positions` (B, N, 3) denoised `num_steps` times over, without adding noise; centred.
 
         S_t(R) - R is, but for a factor, the gradient of the log density of structures blurred by the noise of t
-        (Eq. 4), so each step is one of mean shift towards a maximum of that density. t falls geometrically from
-        `config.refinement_timestep`, and the blur with it. Sampling keeps the width of the distribution; this does not.
+        (Eq. 4), so each step is one of mean shift towards a maximum of that density. t falls geometrically between
+        `config.mean_shift_timesteps`, and the blur with it. Sampling keeps the width of the distribution; this does
+        not.
         """
         positions = centre(positions.to(self._geometry_dtype), graph.atom_mask)
-        first = self.config.refinement_timestep
-        last = min(_LAST_MEAN_SHIFT_TIMESTEP, first)
+        first, last = self.config.mean_shift_ends
         for step in range(num_steps):
             falling = (last / first) ** (step / max(num_steps - 1, 1))
             timestep = max(round(first * falling), 1)
