@@ -112,6 +112,10 @@ def test_checkpoints_from_before_the_cutoff_have_none(name):
     ("wrong", "name"),
     [
         ({"attention_cutoff": 0.0}, "attention_cutoff"),
+        ({"structure_cutoff": 0.0}, "structure_cutoff"),
+        ({"mean_shift_timesteps": [3, 30]}, "mean_shift_timesteps"),
+        ({"mean_shift_timesteps": [30]}, "mean_shift_timesteps"),
+        ({"mean_shift_timesteps": [1001, 3]}, "mean_shift_timesteps"),
         ({"hidden_size": 30}, "hidden_size"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"beta_start": 0.5, "beta_end": 0.1}, "beta_start"),

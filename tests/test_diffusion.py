@@ -138,6 +138,12 @@ def test_mean_shift_contracts_a_gaussian_to_its_centre(processor):
     timesteps = torch.tensor([30, 17, 9, 5, 3])
     factor = model.diffusion.preconditioning(timesteps, model.config.position_std_of(3))[1].prod().item()
     torch.testing.assert_close(shifted, factor * start.to(shifted.dtype), rtol=1e-5, atol=1e-6)
+    # From where to where is a matter of the checkpoint.
+    model.config.mean_shift_timesteps = [400, 100]
+    from_config = model.predict_structure(**inputs, method="mean_shift", num_inference_steps=3).positions[:, 0]
+    of_config = model.diffusion.preconditioning(torch.tensor([400, 200, 100]), model.config.position_std_of(3))[1]
+    torch.testing.assert_close(from_config, of_config.prod().item() * start.to(shifted.dtype), rtol=1e-5, atol=1e-6)
+    model.config.mean_shift_timesteps = None
     # After sampling it is the same steps again.
     options = {"num_inference_steps": 3, "eta": 0.0}
     drawn, then_shifted = (
