@@ -4,8 +4,8 @@
     python -m benchmarks.gpu --parts check speed --output results
     python -m benchmarks.gpu --device cpu --quick --output rehearsal
 
-docs/cost.md says how to bring it to a machine without network. Results are written as they come: OUTPUT/results.md and a
-JSON file of each part. Exits with 1 if something failed.
+docs/gpu.md says how to bring it to a machine without network. Results are written as they come, OUTPUT/results.md and
+a JSON file of each part. Exits with 1 if something failed.
 """
 
 import argparse

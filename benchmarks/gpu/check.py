@@ -29,8 +29,8 @@ CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 # step of Adam is the sign of the gradient, so that where the gradient is rounding only it goes the other way.
 CLOSE, OF_GRADIENTS, OF_UPDATES = 1e-4, 1e-3, 2e-2
 STRUCTURES = 1e-3  # angstrom, the largest distance of an atom
-# Errors against float64 of what rounds on purpose: energies in eV, forces in eV/angstrom, gradients relative; about three
-# times those of docs/training.md, which were emulated on a CPU.
+# Errors against float64 of what rounds on purpose: energies in eV, forces in eV/angstrom, gradients relative; about
+# three times those of docs/training.md, which were emulated on a CPU.
 ROUNDED = {"float32": (5e-5, 2e-4, 1e-3), "TF32": (0.01, 0.015, 0.2), "bf16": (0.06, 0.25, 2.0)}
 LOSSES = {
     "multi-task": LossSettings(denoising_weight=0.1, force_weight=0.5, force_form="norm", align_targets=True),

@@ -18,7 +18,6 @@ from benchmarks.gpu.options import Options, part_options
 from benchmarks.gpu.results import Results
 from dataset_scripts.collator import collate
 from modeling_pcbridge import PCBridgeConfig, PCBridgeModel
-from modeling_pcbridge.sampling import SamplingSettings, draw_structures
 from pcbridge.training.compilation import compiled
 from pcbridge.training.optimizers import make_optimizers
 from pcbridge.training.run import make_accelerator

@@ -1,4 +1,4 @@
-"""The ordinary training for a number of minutes: states kept as it goes, a checkpoint at the end, going on from a state."""
+"""The ordinary training for some minutes: states kept as it goes, a checkpoint at the end, going on from a state."""
 
 import shutil
 import signal
