@@ -26,8 +26,8 @@ from pcbridge.training.update import run_update
 BATCH = 256
 BATCHES = {"QM9": (32, 256, 1024, 4096), "drug-like": (32, 256, 1024), "200 atoms": (32, 128)}
 CASES = ("stage 1", "stage 2", "energy and forces", "one denoising step")
-# Molecules whose operations are counted; they grow in proportion.
-_COUNTED = 2
+# Batches whose operations are counted; they grow by the same with every molecule.
+_COUNTED = (2, 4)
 # The share of the part's minutes after which nothing new is begun.
 _LAST_BEGIN = 0.8
 
@@ -44,7 +44,7 @@ class Speed:
         self.model = PCBridgeModel(PCBridgeConfig.from_preset(self.config.preset, **self.config.model)).train()
         self.on_cpu = deepcopy(self.model)
         self.model.to(self.device)
-        self.counts: dict[tuple[str, str], Counts] = {}
+        self.counts: dict[tuple[str, str], tuple[Counts, Counts]] = {}
         self.ceilings = measure_ceilings(self.device, self.quick)
         for precision, reached in self.ceilings.flops.items():
             self.results.add(
@@ -74,18 +74,26 @@ class Speed:
         timesteps = torch.full((len(positions),), 100, device=positions.device)
         return torch.no_grad()(partial(model.denoise, graph, positions, timesteps))
 
-    def counted(self, case: str, molecules: str) -> Counts:
-        """Launches, and operations and bytes per molecule, on the CPU."""
+    def counted(self, case: str, molecules: str, size: int) -> Counts:
+        """Launches, operations and bytes of a batch of `size`, from those of two small ones on the CPU."""
         key = (case, molecules)
         if key not in self.counts:
-            device, self.accelerator.state.device = self.accelerator.device, torch.device("cpu")
+            state = self.accelerator.state
+            device, state.device = state.device, torch.device("cpu")
             try:
-                run = self.function(case, self.on_cpu, self.batch(molecules, _COUNTED), "float32")
-                run()  # the first step of an optimiser makes its moments
-                self.counts[key] = count(run)
+                runs = [self.function(case, self.on_cpu, self.batch(molecules, few), "float32") for few in _COUNTED]
+                runs[0]()  # the first step of an optimiser makes its moments
+                runs[1]()
+                self.counts[key] = (count(runs[0]), count(runs[1]))
             finally:
-                self.accelerator.state.device = device
-        return self.counts[key]
+                state.device = device
+        first, second = self.counts[key]
+        more = (size - _COUNTED[0]) / (_COUNTED[1] - _COUNTED[0])
+        return Counts(
+            second.launches,
+            round(first.flops + more * (second.flops - first.flops)),
+            round(first.moved + more * (second.moved - first.moved)),
+        )
 
     def measure(self, table: str, case: str, molecules: str, size: int, precision: str, how: str = "plain") -> None:
         """One row."""
@@ -107,17 +115,16 @@ class Speed:
             seconds = median_seconds(run, self.device, self.quick)
             if self.device == "cuda":
                 memory = torch.cuda.max_memory_allocated() / 1e9
-            counts = self.counted(case, molecules)
-            share = size / _COUNTED / seconds
+            counts = self.counted(case, molecules, size)
             self.results.add(
                 table,
                 **about,
                 molecules_per_second=size / seconds,
                 milliseconds=1e3 * seconds,
                 peak_memory_gb=memory,
-                share_of_matrix_peak=counts.flops * share / self.ceilings.flops[precision],
+                share_of_matrix_peak=counts.flops / seconds / self.ceilings.flops[precision],
                 # Of the bytes that all operations touch, some from a cache: it may be more than all.
-                share_of_bandwidth=counts.moved * share / self.ceilings.bytes,
+                share_of_bandwidth=counts.moved / seconds / self.ceilings.bytes,
                 launches=counts.launches.total(),
             )
 
