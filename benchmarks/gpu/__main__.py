@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--train_minutes", type=float, default=8.0, help="(default: 8)")
     add_arguments(parser)
     parsed = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the part ends too
     well = []
     for part in parsed.parts:
         minutes = parsed.train_minutes if part == "train" else LIMITS[part]

@@ -56,7 +56,8 @@ class Training:
             command.append("--resume=latest")
         process = subprocess.Popen(command)
         try:
-            while process.poll() is None and self.results.minutes < options.minutes:
+            # However long it takes to begin, one state is waited for.
+            while process.poll() is None and (self.results.minutes < options.minutes or not self.kept):
                 time.sleep(min(_PAUSE, 1.0 if options.quick else _PAUSE))
                 self.keep()
             # What a scheduler sends: training saves its state and leaves.
