@@ -35,7 +35,8 @@ class Molecule:
 
 def load() -> list[Molecule]:
     """All molecules, QM9 first."""
-    data = np.load(PATH, allow_pickle=False)
+    with np.load(PATH, allow_pickle=False) as archive:
+        data = dict(archive)  # else each look at an array would decompress it anew
     ends = np.cumsum(data["sizes"])
     random = np.random.default_rng(0)
     molecules = []

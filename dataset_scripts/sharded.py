@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
+from multiprocessing import Pool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,6 +68,19 @@ class _ShardIndex(NamedTuple):
             Counter({entry["values"]: entry["counts"] for entry in counted}),
             set(levels["equilibrium_level_of_theory"].unique().to_pylist()),
         )
+
+
+# What a process of `parse_all` reads, given once.
+_shards: "ShardedExamples"
+
+
+def _set_shards(shards: "ShardedExamples") -> None:
+    global _shards
+    _shards = shards
+
+
+def _example_at(index: int) -> Example:
+    return _shards[index]
 
 
 class ShardedExamples(Sequence[Example]):
@@ -140,6 +154,13 @@ class ShardedExamples(Sequence[Example]):
             if len(self._parsed) < _EXAMPLES_IN_MEMORY:
                 self._parsed[index] = example
         return example
+
+    def parse_all(self, num_processes: int) -> None:
+        """Parse every row now, by several processes, so that no batch waits for it; only where all can be kept."""
+        if len(self) > _EXAMPLES_IN_MEMORY:
+            return
+        with Pool(num_processes, _set_shards, (self,)) as pool:
+            self._parsed = dict(enumerate(pool.imap(_example_at, range(len(self)), chunksize=64)))
 
     def _parse(self, index: int) -> Example:
         shard = bisect_right(self._ends, index)

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from accelerate import Accelerator
+from conftest import small_model
 from test_training import small_config
 
 from dataset_scripts import sharded
@@ -16,8 +18,8 @@ from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import example_from_row
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sharded import ShardedExamples
-from pcbridge.training.config import SourceConfig, ValidationConfig
-from pcbridge.training.data import check_losses_have_rows, load_source
+from pcbridge.training.config import SourceConfig, StageConfig, ValidationConfig
+from pcbridge.training.data import TrainingData, check_losses_have_rows, load_source, make_loader
 from pcbridge.training.run import run
 
 LEVEL = "B3LYP/6-31G*"
@@ -76,6 +78,22 @@ def test_examples_in_memory_are_bounded_and_the_same(folder, monkeypatch):
     first, second = list(examples), list(examples)
     assert [a is b for a, b in zip(first, second, strict=True)] == [True] * 7 + [False] * 53
     assert [a.molecule_id for a in first] == [b.molecule_id for b in second]
+
+
+def test_all_rows_parsed_at_once_are_the_same(folder, tmp_path, monkeypatch):
+    lazily, at_once = (ShardedExamples(folder, "train", [LEVEL]) for _ in range(2))
+    at_once.parse_all(2)
+    assert [pickle.dumps(example) for example in at_once] == [pickle.dumps(example) for example in lazily]
+    monkeypatch.setattr(at_once, "_parse", None)  # nothing is left to parse
+    assert len(list(at_once)) == len(lazily) == 60
+    # A stage that asks for each row begins with it; one that does not, and one without workers, do not.
+    asked = []
+    monkeypatch.setattr(ShardedExamples, "parse_all", lambda self, processes: asked.append(processes))
+    for num_steps, num_workers in ((8, 2), (2, 2), (8, 0)):
+        stage = StageConfig(num_steps, 1e-3, 0, [SourceConfig(str(folder))])
+        config = small_config(tmp_path, stage1=stage, num_workers=num_workers)
+        make_loader(stage, TrainingData(config, small_model()), config, Accelerator(cpu=True), 0)
+    assert asked == [2]
 
 
 def test_losses_without_rows_are_told(rows, folder, tmp_path, caplog):

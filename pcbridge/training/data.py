@@ -237,6 +237,10 @@ def make_loader(
         seed=config.seed,
         start_batch=start_step * batches_per_update,
     )
+    for source, rows in zip(sources, sampler.counts, strict=True):
+        # Every row will be asked for. Each worker would keep those only that it has parsed itself.
+        if isinstance(source, ShardedExamples) and config.num_workers and rows * len(sampler) >= len(source):
+            source.parse_all(config.num_workers)
     loader: DataLoader = DataLoader(
         ConcatDataset(sources),  # type: ignore[arg-type]  # it takes any sequence
         batch_sampler=sampler,

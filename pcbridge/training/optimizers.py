@@ -4,6 +4,7 @@ import torch
 
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from pcbridge.training.config import StageConfig, TrainingConfig
+from pcbridge.training.muon import BatchedMuon
 
 
 def make_optimizers(model: PCBridgeModel, config: TrainingConfig, learning_rate: float) -> list[torch.optim.Optimizer]:
@@ -23,7 +24,7 @@ def make_optimizers(model: PCBridgeModel, config: TrainingConfig, learning_rate:
     ]
     if matrices:
         optimizers.append(
-            torch.optim.Muon(
+            BatchedMuon(
                 [parameters[name] for name in matrices],
                 lr=learning_rate,
                 weight_decay=config.weight_decay,
