@@ -34,7 +34,7 @@ PEERS = {
     "mace": ["torch==2.13.0", "mace-torch==0.3.16"],
 }
 # Keeps the C library from giving every large tensor back to the system at once, which slows the peers most.
-_ALLOCATOR = {
+ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "33554432",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
@@ -53,7 +53,7 @@ class Program:
         self.process = subprocess.Popen(
             [python, "-m", "benchmarks.worker", subject, *options],
             cwd=_ROOT,
-            env={**os.environ, **_ALLOCATOR},
+            env={**os.environ, **ALLOCATOR},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -1,12 +1,14 @@
 """How time and memory grow with the molecule: `python -m benchmarks.growth` writes benchmarks/results/growth.*.
 
 n-alkanes of 50 to 1,001 atoms, stretched, one at a time, one thread, the preset mini with a cutoff for structures too:
-with all pairs at every size, as before there were lists of neighbours, and as it is, which chooses by size. Each
-measurement has a process of its own, since a process keeps the memory it once took.
+with all pairs at every size, as before there were lists of neighbours, and as it is, which chooses by size. Both
+forms run in turn, in a process of their own for each case, small molecules first, as a process keeps the memory it
+once took. Seconds are of the processor, the fewest of some runs, as others may use the machine.
 """
 
 import json
 import multiprocessing
+import os
 import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -20,14 +22,17 @@ import numpy as np
 import torch
 from rdkit import Chem
 
+from benchmarks.__main__ import ALLOCATOR
 from modeling_pcbridge import LossSettings, PCBridgeConfig, PCBridgeModel, pair_layout
+from modeling_pcbridge.diffusion import centred_noise
 from modeling_pcbridge.graph_batch import GraphBatch, pad_graphs, pad_positions
 from modeling_pcbridge.molecular_graph import graph_from_mol
 
 CASES = {
     "energy_and_forces": "energy and forces",
-    "train_step": "training step (energy, forces, denoising)",
-    "denoising": "one denoising",
+    "train_step": "training step on energies and forces",
+    "denoising": "denoising of a structure, t = 30",
+    "denoising_noise": "denoising of noise, t = 1000",
 }
 FORMS = {"before": "all pairs", "after": "as it is"}
 CARBONS = (16, 33, 66, 133, 266, 333)
@@ -51,23 +56,36 @@ def stretched_alkane(num_carbons: int) -> tuple[Chem.Mol, np.ndarray]:
     return mol, positions
 
 
-def measure_one(case: str, form: str, num_carbons: int) -> dict:
-    """The fastest of some runs, s, and the peak of memory above that of the smallest alkane, MB."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    model = PCBridgeModel(PCBridgeConfig.from_preset("mini", structure_cutoff=_CUTOFF))
-    if form == "before":
-        pair_layout.FEWEST_ATOMS_FOR_LISTS = 10**9
-    _run(case, model, 1)
-    baseline = _peak_mb()
-    seconds = _run(case, model, num_carbons)
-    return {
-        "case": case,
-        "form": form,
-        "atoms": 3 * num_carbons + 2,
-        "seconds": seconds,
-        "memory_mb": _peak_mb() - baseline,
-    }
+class Subject:
+    """What a process measures: one case in one form."""
+
+    def __init__(self, case: str, form: str):
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        if form == "before":
+            pair_layout.FEWEST_ATOMS_FOR_LISTS = 10**9
+        self.case, self.form = case, form
+        self.model = PCBridgeModel(PCBridgeConfig.from_preset("mini", structure_cutoff=_CUTOFF))
+        _run(case, self.model, 1)
+        self.baseline = _peak_mb()
+
+    def measure(self, num_carbons: int) -> dict:
+        """The fewest seconds of some runs, and the peak of memory above that of methane, MB."""
+        seconds = _run(self.case, self.model, num_carbons)
+        record = {"case": self.case, "form": self.form, "atoms": 3 * num_carbons + 2, "seconds": seconds}
+        return record | {"memory_mb": _peak_mb() - self.baseline}
+
+
+_subject: Subject  # of this process
+
+
+def _start(case: str, form: str) -> None:
+    global _subject
+    _subject = Subject(case, form)
+
+
+def _measure(num_carbons: int) -> dict:
+    return _subject.measure(num_carbons)
 
 
 def _run(case: str, model: PCBridgeModel, num_carbons: int) -> float:
@@ -75,28 +93,26 @@ def _run(case: str, model: PCBridgeModel, num_carbons: int) -> float:
     inputs = pad_graphs([graph_from_mol(mol)])
     positions = pad_positions([structure])
     graph = GraphBatch(**inputs)
-    labels = {
-        "energy": torch.zeros(1, dtype=torch.float64),
-        "forces": torch.zeros_like(positions),
-        "is_equilibrium": torch.ones(1, dtype=torch.bool),
-    }
+    labels = {"energy": torch.zeros(1, dtype=torch.float64), "forces": torch.zeros_like(positions)}
+    timesteps = torch.tensor([model.config.num_train_timesteps if case == "denoising_noise" else 30])
+    noisy = model.diffusion.add_noise(positions, centred_noise(graph.atom_mask, positions.dtype), timesteps)
 
     def run() -> None:
         if case == "energy_and_forces":
             model.energy_and_forces(graph, positions)
-        elif case == "denoising":
-            with torch.no_grad():
-                model.denoise(graph, positions, torch.tensor([model.config.refinement_timestep]))
-        else:
+        elif case == "train_step":
             model.zero_grad()
             model(**inputs, positions=positions, **labels, loss_settings=LossSettings()).loss.backward()
+        else:
+            with torch.no_grad():
+                model.denoise(graph, noisy, timesteps)
 
     run()
     seconds: list[float] = []
-    while len(seconds) < 3 or (len(seconds) < 40 and sum(seconds) < 2):
-        start = time.perf_counter()
+    while len(seconds) < 2 or (len(seconds) < 40 and sum(seconds) < 2):
+        start = time.process_time()
         run()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return min(seconds)
 
 
@@ -111,7 +127,7 @@ def find(records: list[dict], case: str, form: str, what: str) -> list[tuple[int
 
 def exponent(points: list[tuple[int, float]]) -> float:
     """Slope of the logarithms up to 800 atoms."""
-    logarithms = np.log([(atoms, max(value, 0.1)) for atoms, value in points if atoms <= _LARGEST_FITTED])
+    logarithms = np.log([point for point in points if point[0] <= _LARGEST_FITTED])
     return float(np.polyfit(*logarithms.T, 1)[0])
 
 
@@ -134,7 +150,7 @@ def table(records: list[dict]) -> list[str]:
 
 
 def plot(records: list[dict], path: Path) -> None:
-    figure, axes = plt.subplots(1, len(CASES), figsize=(12, 3.6), sharey=True)
+    figure, axes = plt.subplots(1, len(CASES), figsize=(14, 3.6), sharey=True)
     for axis, (case, name) in zip(axes, CASES.items(), strict=True):
         for form, label in FORMS.items():
             points = find(records, case, form, "seconds")
@@ -150,13 +166,16 @@ def plot(records: list[dict], path: Path) -> None:
 
 def main() -> None:
     records = []
+    os.environ.update(ALLOCATOR)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as processes:
+    for case in CASES:
+        processes = [ProcessPoolExecutor(1, context, _start, (case, form)) for form in FORMS]
         for num_carbons in CARBONS:
-            for case in CASES:
-                for form in FORMS:
-                    records.append(processes.submit(measure_one, case, form, num_carbons).result())
-                    print(records[-1], flush=True)
+            for process in processes:
+                records.append(process.submit(_measure, num_carbons).result())
+                print(records[-1], flush=True)
+        for process in processes:
+            process.shutdown()
     folder = Path(__file__).parent / "results"
     (folder / "growth.json").write_text(json.dumps(records, indent=1) + "\n")
     (folder / "growth.md").write_text("\n".join(table(records)))
