@@ -26,16 +26,17 @@ from rdkit import Chem, rdBase
 from rdkit.Chem.MolStandardize import rdMolStandardize
 
 from dataset_scripts.bad_rows import BadRowError
-from dataset_scripts.fragments import (
-    ChosenFragment,
-    LibraryCounts,
-    choose_fragments,
-    count_library,
-    draw_report,
+from dataset_scripts.fragment_choice import ChosenFragment, choose_fragments
+from dataset_scripts.fragment_report import draw_report, summarize
+from dataset_scripts.library import (
+    ELEMENTS,
+    LibraryRecord,
+    constitution_hash,
+    library_mol,
+    read_library,
     sample_records,
-    summarize,
 )
-from dataset_scripts.library import ELEMENTS, LibraryRecord, constitution_hash, library_mol, read_library
+from dataset_scripts.library_counts import LibraryCounts, count_library
 from dataset_scripts.protonation import charged_form
 from modeling_pcbridge.errors import InputError
 
