@@ -20,6 +20,7 @@ import importlib
 import itertools
 import json
 import logging
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from dataset_scripts.fragment_choice import choose_fragments
 from dataset_scripts.fragment_report import draw_report, summarize
 from dataset_scripts.library import ELEMENTS, LibraryRecord, read_library, sample_records
 from dataset_scripts.library_counts import count_library
+from dataset_scripts.options import underscored
 from modeling_pcbridge.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -78,14 +80,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library", type=Path, nargs="+", help=".smi, .csv, .sdf (each also as .gz), .parquet files")
     parser.add_argument("--output", type=Path, required=True, help="SMILES file; .json and .png are written beside it")
-    parser.add_argument("--max-heavy-atoms", type=int, default=9, help="of a fragment (default: %(default)s)")
+    parser.add_argument("--max_heavy_atoms", type=int, default=9, help="of a fragment (default: %(default)s)")
     parser.add_argument("--num", type=int, default=1500, help="fragments at most (default: %(default)s)")
     parser.add_argument("--radius", type=int, nargs="+", default=[1, 2], help="one after the other (default: 1 2)")
     parser.add_argument("--sample", type=int, help="take only so many records of the library, by chance")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: %(default)s)")
     parser.add_argument("--elements", nargs="+", default=ELEMENTS, help=f"(default: {' '.join(ELEMENTS)})")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(underscored(sys.argv[1:]))
     try:
         report = make_fragments(**vars(arguments))
     except (ValueError, OSError) as error:
