@@ -162,6 +162,8 @@ def generate(
         if (functions.minimum if geometry == "minimum" else functions.energy_and_forces) is None:
             raise InputError(f"level {level} cannot compute geometry {geometry!r}")
     molecules = [molecule for path in inputs for molecule in read_molecules(path)]
+    if not molecules:
+        raise InputError(f"there is no molecule in {', '.join(map(str, inputs))}")
     repeated = [name for name, count in Counter(m["molecule_id"] for m in molecules).items() if count > 1]
     if repeated:
         raise InputError(f"molecule_id {repeated[0]!r} is there more than once in the input")
