@@ -40,6 +40,7 @@ from dataset_scripts.options import underscored
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sdf import read_sdf
 from dataset_scripts.tables import read_smiles
+from dataset_scripts.text_files import open_text
 from modeling_pcbridge.errors import InputError
 
 try:
@@ -63,7 +64,7 @@ def read_molecules(path: Path) -> list[dict]:
     """
     suffix = path.suffix.lower()
     if suffix in (".smi", ".smiles"):
-        with path.open() as file:
+        with open_text(path) as file:
             found = [{"smiles": smiles, "molecule_id": name} for _, smiles, name in read_smiles(file)]
     elif suffix == ".sdf":
         with path.open("rb") as file:
@@ -218,7 +219,7 @@ def main() -> None:
     parser.add_argument("--level", required=True, help=f"{', '.join(LEVELS)}, or module:attribute")
     parser.add_argument("--inputs", type=Path, nargs="+", required=True, help=".smi, .sdf, .parquet or .jsonl files")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines, appended to")
-    parser.add_argument("--geometries", nargs="+", help=f"{', '.join(GEOMETRIES)} (default: given; pm6: minimum)")
+    parser.add_argument("--geometries", nargs="+", help=f"{', '.join(GEOMETRIES)} (default: given, else minimum)")
     parser.add_argument("--max_molecules", type=int, help="take only so many of the inputs, by chance")
     parser.add_argument("--in_order", action="store_true", help="molecules in the order of the inputs, not by chance")
     parser.add_argument("--workers", type=int, default=1, help="processes on this machine, one thread each")

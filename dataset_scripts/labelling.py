@@ -21,9 +21,9 @@ from dataset_scripts.quantum_chemistry import (
     pm6_minimum,
     xtb_minimum,
 )
-from dataset_scripts.rdkit_structures import etkdg_conformers, mmff_minima
+from dataset_scripts.rdkit_structures import etkdg_conformers, mmff_minima, mmff_minimum
 from dataset_scripts.rows import row_of_mol
-from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB, PM6
+from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB, MMFF94, PM6
 from modeling_pcbridge.errors import CalculationError, InputError
 from modeling_pcbridge.molecular_graph import (
     check_bond_lengths,
@@ -44,15 +44,18 @@ class Level:
     Attributes:
         level_of_theory: the name that travels with the labels.
         energy_and_forces: gives the energy in eV and the (N, 3) forces in eV/angstrom at the positions.
-        minimum: gives the (N, 3) positions of a minimum and its energy in eV.
+        minimum: gives the (N, 3) positions of a minimum and its energy in eV, None where that is no total energy.
+        by_bonds: `minimum` takes the molecule with its structure instead, as a force field has to.
     """
 
     level_of_theory: str
     energy_and_forces: Callable[..., tuple[float, np.ndarray]] | None = None
-    minimum: Callable[..., tuple[np.ndarray, float]] | None = None
+    minimum: Callable[..., tuple[np.ndarray, float | None]] | None = None
+    by_bonds: bool = False
 
 
 LEVELS = {
+    "mmff94": Level(MMFF94, minimum=mmff_minimum, by_bonds=True),
     "pm6": Level(PM6, minimum=pm6_minimum),
     "b3lyp": Level(B3LYP_6_31GD, b3lyp_energy_and_forces),
     "b3lyp_exact": Level(B3LYP_6_31GD, partial(b3lyp_energy_and_forces, exact=True)),
@@ -147,10 +150,14 @@ def _labelled_row(molecule: dict, geometry: str, level: Level) -> dict:
     atomic_numbers = [atom.GetAtomicNum() for atom in mol.GetAtoms()]
     total_charge = Chem.GetFormalCharge(mol)
     positions = mol.GetConformer().GetPositions()
+    energy: float | None
     forces, equilibrium = None, None
     if geometry == "minimum":
         assert level.minimum is not None  # `generate` has checked
-        positions, energy = level.minimum(atomic_numbers, positions, total_charge)
+        if level.by_bonds:
+            positions, energy = level.minimum(mol)
+        else:
+            positions, energy = level.minimum(atomic_numbers, positions, total_charge)
         check_same_molecule(mol, positions)
         equilibrium = level.level_of_theory
     else:
@@ -160,8 +167,8 @@ def _labelled_row(molecule: dict, geometry: str, level: Level) -> dict:
             positions = make_geometry(mol, molecule["molecule_id"], geometry)
         assert level.energy_and_forces is not None
         energy, forces = level.energy_and_forces(atomic_numbers, positions, total_charge)
-    if not np.isfinite(energy) or (forces is not None and not np.isfinite(forces).all()):
+    if (energy is not None and not np.isfinite(energy)) or (forces is not None and not np.isfinite(forces).all()):
         raise CalculationError("the energy or a force is not a number")
     forces = None if forces is None else forces.round(6)
-    name = molecule["molecule_id"]
-    return row_of_mol(name, mol, positions.round(6), equilibrium, energy, forces, level.level_of_theory)
+    name, label_level = molecule["molecule_id"], None if energy is None else level.level_of_theory
+    return row_of_mol(name, mol, positions.round(6), equilibrium, energy, forces, label_level)

@@ -4,8 +4,9 @@
 
 Angstrom, eV and eV/angstrom. What a record holds:
 
-- .sdf: graph and structure with explicit hydrogens; no labels, data fields are not read.
-- .xyz, .extxyz: structure, energy and forces as ASE reads them; `charge` and `smiles` of the comment line, if given.
+- .sdf: graph and structure with explicit hydrogens; of the data fields `energy`, and `forces` as JSON.
+- .xyz, .extxyz: structure, energy and forces as ASE reads them; of the comment line the charge, as
+  `dataset_scripts.xyz` says, and `smiles`, if given.
 - .parquet, .csv: `smiles` and `positions`, and if given `atomic_numbers`, `energy`, `forces`, `molecule_id`,
   `equilibrium_level_of_theory`, `energy_level_of_theory`. Without `atomic_numbers` the atoms are in the order of
   `molecular_graph.mol_from_smiles`: the map numbers, or RDKit's AddHs. In CSV, lists are JSON. An empty
@@ -13,10 +14,13 @@ Angstrom, eV and eV/angstrom. What a record holds:
 - .jsonl: such a record a line. Lines of `label_generation` that failed are counted.
 
 With `mapped_smiles` beside `smiles`, as label_generation has it, the atoms are in the order of its map numbers.
+Labels under other names, and total energies in other units than eV (`energy_units`), are refused.
 Molecules without a structure get one from `dataset_scripts.label_generation`.
 """
 
 import json
+import re
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -25,16 +29,26 @@ from typing import Any
 import numpy as np
 
 from dataset_scripts.bad_rows import BadRowError, ExcludedRowError, naming
+from dataset_scripts.energy_units import check_energy_unit
 from dataset_scripts.raw_sources import RawSource
 from dataset_scripts.rows import make_row, mol_of_smiles_in_order, mol_of_structure
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sdf import mol_of_sdf, read_sdf
 from dataset_scripts.tables import read_csv, read_parquet
-from dataset_scripts.xyz import atoms_of_frame, read_xyz, text_of_frame
+from dataset_scripts.text_files import REPLACED, REPLACED_NOTE, open_text
+from dataset_scripts.xyz import (
+    atoms_of_frame,
+    charge_of_frame,
+    is_qm9_record,
+    labels_of_frame,
+    read_xyz,
+    text_of_frame,
+)
 from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.molecular_graph import check_structure_fits, mol_from_smiles
 
 _LABELS = ("energy", "forces")
+_SDF_FIELD = re.compile(r"^>[^\n]*<([^>\n]+)>[^\n]*\n((?:[^\n]*\S[^\n]*\n)*)", re.MULTILINE)
 _LEVELS = ("equilibrium_level_of_theory", "energy_level_of_theory")
 
 
@@ -59,7 +73,11 @@ def _read(path: Path) -> Iterator[tuple[str, str, Any]]:
     kind = path.suffix.lower()
     if kind not in readers:
         raise InputError(f"{path}: not one of {', '.join(readers)}")
-    for number, record in enumerate(readers[kind](path)):
+    records: Iterator[Any] = readers[kind](path)
+    for number, record in enumerate(records):
+        texts = [record] if isinstance(record, str) else record.values()
+        if any(isinstance(text, str) and REPLACED in text for text in texts):
+            warnings.warn(f"{path}, record {number + 1}: {REPLACED_NOTE}", stacklevel=2)
         yield f"{path.stem}_{number:06d}", kind, record
 
 
@@ -69,12 +87,12 @@ def _read_sdf(path: Path) -> Iterator[str]:
 
 
 def _read_extxyz(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file, naming(str(path), "damaged extended xyz file"):
+    with open_text(path) as file, naming(str(path), "damaged extended xyz file"):
         yield from read_xyz(file, str(path))
 
 
 def _read_json_lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file, naming(str(path), "damaged text"):
+    with open_text(path) as file:
         yield from filter(str.strip, file)
 
 
@@ -91,14 +109,19 @@ def _parse(record: tuple[str, str, Any], levels: dict[str, str | None]) -> dict:
             for key, level in levels.items():
                 if level is not None and parts.get(key, level) != level:
                     raise BadRowError(name, f"its {key} is {parts[key] or 'empty'}, but {level} was stated for all")
-            return make_row(**{"molecule_id": name} | levels | parts)
+            row = make_row(**{"molecule_id": name} | levels | parts)
+            check_energy_unit(name, row["atomic_numbers"], row["energy"], row["energy_level_of_theory"])
+            return row
         except ExcludedRowError as error:  # in one's own data it is a mistake
             raise BadRowError(error.item, error.reason, error.detail) from error
 
 
 def _from_sdf(name: str, record: str) -> dict:
     mol = mol_of_sdf(name, record)
-    return {"mol": mol, "positions": mol.GetConformer().GetPositions()}
+    fields = {key: _value(value.strip()) for key, value in _SDF_FIELD.findall(record)}
+    labels = {label: fields.get(label) for label in _LABELS}
+    _check_names(name, labels, {key: value for key, value in fields.items() if value is not None})
+    return {"mol": mol, "positions": mol.GetConformer().GetPositions(), **labels}
 
 
 def _check_names(name: str, labels: dict, others: dict) -> None:
@@ -112,15 +135,17 @@ def _check_names(name: str, labels: dict, others: dict) -> None:
 
 
 def _from_frame(name: str, frame: str) -> dict:
-    atoms = atoms_of_frame(name, frame)
-    results = {} if atoms.calc is None else atoms.calc.results
+    if is_qm9_record(frame):
+        raise BadRowError(name, "a record of QM9, whose labels are read by the source qm9")
+    results, everything = labels_of_frame(name, frame)
     labels = {label: results.get(label) for label in _LABELS}
-    _check_names(name, labels, atoms.info | atoms.arrays | results)
-    numbers, positions = atoms.numbers.tolist(), atoms.positions
+    _check_names(name, labels, everything)
+    atomic_numbers, positions = atoms_of_frame(name, frame)
+    numbers = atomic_numbers.tolist()
     if smiles := text_of_frame(frame, "smiles"):
         mol = mol_of_smiles_in_order(name, smiles, numbers, positions)
     else:
-        mol = mol_of_structure(name, numbers, positions, atoms.info["charge"])
+        mol = mol_of_structure(name, numbers, positions, charge_of_frame(name, frame))
     return {"mol": mol, "positions": positions, **labels}
 
 

@@ -4,18 +4,24 @@ import numpy as np
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
+from modeling_pcbridge.errors import CalculationError
 from modeling_pcbridge.molecular_graph import conformer_from_positions
 
 _MAX_MMFF_STEPS = 2000
 
 
-def etkdg_conformers(mol: Chem.Mol, num_conformers: int, seed: int) -> np.ndarray | None:
-    """Conformers (S, N, 3) in angstrom of a molecule with explicit hydrogens; None where ETKDGv3 finds none."""
+def etkdg_conformers(mol: Chem.Mol, num_conformers: int, seed: int, timeout: float | None = None) -> np.ndarray | None:
+    """Conformers (S, N, 3) in angstrom of a molecule with explicit hydrogens; None where ETKDGv3 finds none.
+
+    With a `timeout` in seconds the conformers that are found in time.
+    """
     mol = Chem.Mol(mol)
     mol.RemoveAllConformers()
     parameters = rdDistGeom.ETKDGv3()
     # RDKit scales it by the conformer's number: 0 would repeat one conformer.
     parameters.randomSeed = seed + 1  # type: ignore[assignment]  # RDKit's stub is wrong
+    if timeout is not None:
+        parameters.timeout = max(1, round(timeout))  # type: ignore[assignment]
     if not rdDistGeom.EmbedMultipleConfs(mol, num_conformers, parameters):
         return None
     return np.array([conformer.GetPositions() for conformer in mol.GetConformers()])
@@ -31,3 +37,15 @@ def mmff_minima(mol: Chem.Mol, starts: np.ndarray) -> np.ndarray | None:
         mol.AddConformer(conformer_from_positions(start), assignId=True)
     rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(mol, maxIters=_MAX_MMFF_STEPS)
     return np.array([conformer.GetPositions() for conformer in mol.GetConformers()])
+
+
+def mmff_minimum(mol: Chem.Mol) -> tuple[np.ndarray, None]:
+    """The MMFF94 minimum (N, 3), angstrom, below the structure of `mol`; its energy is no total energy, so none.
+
+    Raises:
+        CalculationError: MMFF94 lacks parameters.
+    """
+    minima = mmff_minima(mol, mol.GetConformer().GetPositions()[None])
+    if minima is None:
+        raise CalculationError("MMFF94 has no parameters for this molecule")
+    return minima[0], None

@@ -2,6 +2,7 @@
 
 from datasets import Features, List, Value
 
+MMFF94 = "MMFF94"
 PM6 = "PM6"
 B3LYP_6_31GD = "B3LYP/6-31G*"
 B3LYP_6_31G2DFP = "B3LYP/6-31G(2df,p)"

@@ -1,5 +1,7 @@
 """SDF files record by record, in constant memory, and the records that this project writes."""
 
+import codecs
+import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import IO
@@ -8,6 +10,9 @@ from rdkit import Chem
 
 from dataset_scripts.archives import MAX_MOLECULE_BYTES
 from dataset_scripts.bad_rows import BadRowError
+from modeling_pcbridge.errors import InputError
+from modeling_pcbridge.molecular_graph import graph_from_mol
+from modeling_pcbridge.structure_checks import StructureChecks
 
 
 def read_sdf(file: IO[bytes], name: str) -> Iterator[str]:
@@ -19,17 +24,24 @@ def read_sdf(file: IO[bytes], name: str) -> Iterator[str]:
     Raises:
         BadRowError: a record is endless.
     """
-    record = bytearray()
+    record, is_first = bytearray(), True
     for line in iter(partial(file.readline, MAX_MOLECULE_BYTES), b""):
+        if is_first:
+            line, is_first = line.removeprefix(codecs.BOM_UTF8), False
         if line.startswith(b"$$$$"):
-            yield record.decode("utf-8", errors="replace")
+            yield _as_text(record)
             record.clear()
         else:
             record += line
         if len(record) > MAX_MOLECULE_BYTES:
             raise BadRowError(name, "oversized record in the SDF")
     if record.strip():
-        yield record.decode("utf-8", errors="replace")
+        yield _as_text(record)
+
+
+def _as_text(record: bytearray) -> str:
+    """What is not UTF-8 is replaced; blank lines below the bonds, which RDKit refuses, are left out."""
+    return re.sub(r"\n(?:[ \t]*\r?\n)+(?=M  )", "\n", record.decode("utf-8", errors="replace"))
 
 
 def sdf_record(mol: Chem.Mol, name: str, properties: Mapping[str, object]) -> str:
@@ -38,6 +50,26 @@ def sdf_record(mol: Chem.Mol, name: str, properties: Mapping[str, object]) -> st
     for key, value in {"_Name": name, **properties}.items():
         mol.SetProp(key, str(value))
     return Chem.SDWriter.GetText(mol)
+
+
+def has_structure(mol: Chem.Mol, record: str) -> bool:
+    """Whether the conformer of a record is a structure; one that should be is made known to RDKit as such.
+
+    Planar molecules of programs that write no dimension code look like drawings, but the lengths of their bonds do not.
+    """
+    if mol.GetNumConformers() == 0:
+        return False
+    if mol.GetNumAtoms() == 1 or mol.GetConformer().Is3D():
+        return True
+    header = [*record.splitlines(), "", ""][1]
+    if header[20:22] == "2D" or any(atom.GetTotalNumHs() > 0 for atom in mol.GetAtoms()):
+        return False
+    try:
+        faults = StructureChecks(graph_from_mol(mol)).faults(mol.GetConformer().GetPositions())
+    except InputError:  # no molecule of ours
+        return False
+    mol.GetConformer().Set3D(not faults)
+    return not faults
 
 
 def mol_of_sdf(molecule_id: str, record: str) -> Chem.Mol:
@@ -51,6 +83,6 @@ def mol_of_sdf(molecule_id: str, record: str) -> Chem.Mol:
         raise BadRowError(molecule_id, "unparsable SDF record")
     for atom in mol.GetAtoms():
         atom.SetAtomMapNum(0)
-    if mol.GetNumAtoms() > 1 and not mol.GetConformer().Is3D():
+    if not has_structure(mol, record):
         raise BadRowError(molecule_id, "no 3D structure in the SDF record")
     return mol

@@ -1,6 +1,7 @@
 """CSV, Parquet and SMILES files record by record, in constant memory, and rows to Parquet."""
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 
 from dataset_scripts.bad_rows import BadRowError
 from dataset_scripts.schema import FEATURES
+from dataset_scripts.text_files import open_text
 
 # Rows of half a megabyte: few enough that the hub's viewer and a shuffled read open one group for one page.
 _ROWS_PER_GROUP = 1000
@@ -18,7 +20,7 @@ csv.field_size_limit(2**24)
 
 def read_csv(path: Path) -> Iterator[dict[str, str]]:
     """The records of a CSV file with a header, as texts."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with open_text(path) as file:
         yield from read_csv_lines(file, str(path))
 
 
@@ -26,7 +28,7 @@ def read_csv_lines(lines: Iterable[str], name: str) -> Iterator[dict[str, str]]:
     """The records of the lines of a CSV file with a header, as texts; `name` is the file's, for errors."""
     try:
         yield from csv.DictReader(lines)
-    except (csv.Error, UnicodeDecodeError) as error:
+    except csv.Error as error:
         raise BadRowError(name, "damaged CSV file", error) from error
 
 
@@ -34,6 +36,8 @@ def read_smiles(lines: Iterable[str]) -> Iterator[tuple[int, str, str]]:
     """Line number, SMILES and name ("" without one) of each line of a SMILES file; `#` starts a comment line."""
     for number, line in enumerate(lines, start=1):
         smiles, name, *_ = [*line.strip().split(maxsplit=1), "", ""]
+        if match := re.match(r"(\|[^|]*\|)\s*(.*)", name):  # a CXSMILES extension
+            smiles, name = f"{smiles} {match[1]}", match[2]
         if smiles and not smiles.startswith("#"):
             yield number, smiles, name
 

@@ -26,13 +26,14 @@ class PCBridgeCalculator(Calculator):
             default bonds and stereo marks are perceived from the first positions.
         total_charge: elementary charges, for perceiving bonds.
         device: where to compute; by default where the model is.
+        allow_unlearned_forces: compute also with a model that has learned no forces.
         level_of_theory: of energy and forces, one of the model's `config.energy_levels_of_theory`; by default the
             first. `calculator.level_of_theory` names it.
 
     Raises:
-        ValueError: the model has not learned the level of theory; or when computing: no bonds fit the positions, the
-            atoms are not those of `molecule` or of the first computation, the first positions do not fit the bonds of
-            `molecule`, an element is not supported, or the atoms are periodic.
+        ValueError: the model has not learned the level of theory, or no forces at all; or when computing: no bonds fit
+            the positions or were found in time, the atoms are not those of `molecule` or of the first computation, the
+            first positions do not fit the bonds of `molecule`, an element is not supported, or the atoms are periodic.
         PropertyNotImplementedError: any property but energy and forces was asked for.
     """
 
@@ -45,9 +46,12 @@ class PCBridgeCalculator(Calculator):
         total_charge: int = 0,
         device: str | torch.device | None = None,
         level_of_theory: str | None = None,
+        allow_unlearned_forces: bool = False,
     ):
         super().__init__()
         self.model = model if isinstance(model, PCBridgeModel) else PCBridgeModel.from_pretrained(model)
+        if not allow_unlearned_forces:
+            self.model.config.check_forces_are_learned("an ASE calculator")
         self.model.to(device or self.model.device).eval()
         self.level_of_theory = level_of_theory or self.model.config.energy_level_of_theory
         self.model.config.find_level_of_theory(self.level_of_theory)

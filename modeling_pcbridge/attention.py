@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from .pair_layout import PairLayout
+
 
 def split_heads(features: Tensor, num_heads: int) -> Tensor:
     """(..., N, H * d) -> (..., H, N, d)."""
@@ -14,41 +16,61 @@ def merge_heads(features: Tensor) -> Tensor:
     return features.transpose(-2, -3).flatten(-2)
 
 
-def attention_weights(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
-    """Softmax over keys of scaled dot products plus `bias`; (B, H, N, N).
-
-    Written out because fused attention has no second derivative, which the force loss needs.
-    """
-    logits = (queries * queries.shape[-1] ** -0.5) @ keys.mT + bias
-    return logits.softmax(dim=-1)
-
-
-def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, filters: Tensor) -> Tensor:
-    """Messages (B, H, N, d): `values` summed over keys by softmax weights times `filters` (B, H, N, N)."""
-    return (attention_weights(queries, keys, bias) * filters) @ values
-
-
-def attend_locally(
-    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, filters: Tensor, envelope: Tensor
+def attention_weights(
+    layout: PairLayout, queries: Tensor, keys: Tensor, bias: Tensor, envelope: Tensor | None = None
 ) -> Tensor:
-    """As `attend`, with weights exp(logits) envelope / (sum over keys of the same), as smooth as the envelope.
+    """How much each atom attends to those it sees, (B, H, N, K): softmax of scaled dot products plus `bias`.
 
-    What the envelope hides has no part in the messages.
+    With an `envelope` (B, 1, N, K) as in `attend`. Written out because fused attention has no second derivative, which
+    the force loss needs.
+    """
+    if envelope is None:
+        return _logits(layout, queries, keys, bias).softmax(dim=-1)
+    weights, total = _enveloped(_logits(layout, queries, keys, bias), envelope)
+    return (weights / total).to(queries.dtype)
+
+
+def attend(
+    layout: PairLayout,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor,
+    filters: Tensor,
+    envelope: Tensor | None = None,
+) -> Tensor:
+    """Messages (B, H, N, d): the values an atom sees, summed by attention weights times filters.
+
+    With an envelope the weights are exp(logits) envelope / (sum over keys of the same), as smooth as the envelope, and
+    what it hides has no part in the messages.
 
     Args:
+        layout: which atoms each sees.
         queries, keys, values: (B, H, N, d).
-        bias: (B, H, N, N), `PADDING_BIAS` wherever the envelope is zero.
-        filters: (B, H, N, N).
-        envelope: (B, 1, N, N), 1 from an atom to itself, in at least float32.
+        bias: (B, H, N, K), `PADDING_BIAS` wherever the envelope is zero.
+        filters: (B, H, N, K).
+        envelope: (B, 1, N, K), 1 from an atom to itself, in at least float32.
     """
-    logits = ((queries * queries.shape[-1] ** -0.5) @ keys.mT + bias).to(envelope.dtype)
+    if envelope is None:
+        return layout.gather_sum(attention_weights(layout, queries, keys, bias) * filters, values)
+    weights, total = _enveloped(_logits(layout, queries, keys, bias), envelope)
+    messages = layout.gather_sum((weights * filters).to(values.dtype), values)
+    return messages / total.to(messages.dtype)
+
+
+def _logits(layout: PairLayout, queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
+    return layout.scores(queries * queries.shape[-1] ** -0.5, keys) + bias
+
+
+def _enveloped(logits: Tensor, envelope: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(logits) times the envelope, but for a factor, and its sum over keys."""
+    logits = logits.to(envelope.dtype)
     # The quotient is the same whatever is subtracted, so the jumps of the maximum do not show. An epsilon below the
     # line would let them show; nothing needs one, since an atom always sees itself.
     with torch.no_grad():
         shift = logits.amax(-1, keepdim=True)
     weights = (logits - shift).exp() * envelope
-    messages = (weights * filters).to(values.dtype) @ values
-    return messages / weights.sum(-1, keepdim=True).to(messages.dtype)
+    return weights, weights.sum(-1, keepdim=True)
 
 
 class FeedForward(nn.Module):

@@ -31,6 +31,8 @@ PAPER_SIZES = {
 _POSITION_STD_PER_ROOT = 0.35
 # At these widths an untrained model of the default size has forces of a few eV/angstrom.
 _INITIALIZER_RANGE, _ITS_HIDDEN_SIZE = 0.08, 96
+# Chosen on validation molecules of up to nine heavy atoms: bonds get sharper down to here.
+_LAST_MEAN_SHIFT_TIMESTEP = 3
 # What makes E hold for molecules larger than those it learned from. In every preset, but not the defaults of the
 # fields, which are what a config.json from before there were these fields means.
 EXTENSIVE = {"attention_cutoff": 5.0, "torsion_terms": True}
@@ -78,6 +80,8 @@ class PCBridgeConfig(PreTrainedConfig):
         attention_cutoff: angstrom, beyond which atoms do not see each other in a layer of E, so that E of fragments
             holds for large molecules; about 5. None, as in models from before there was one: all see all, as in the
             paper.
+        structure_cutoff: angstrom, beyond which atoms more than three bonds apart do not see each other when structures
+            are denoised; lengths are those that the network sees, which at much noise are scaled. None: all see all.
         torsion_terms: give E a learned term for each torsion about a bond, see `TorsionEnergy` (not in the paper).
         initializer_range: standard deviation of initial weights; by default it falls with the square root of
             `hidden_size` from 0.08 at 96, so that features start equally large at every width.
@@ -93,8 +97,14 @@ class PCBridgeConfig(PreTrainedConfig):
             optimality loss trains, U[400, 700] in the paper.
         refinement_timestep: t whose noise "refine" adds to a structure; 30 is .07 `length_unit`s with the paper's
             schedule, a few times the difference between PM6 and DFT bond lengths.
+        mean_shift_timesteps: from which t, down to which, mean shift falls. Beginning with more noise moves torsions,
+            which shows in large molecules; with less, bonds stay as they came. None, as in checkpoints from before
+            this field: from `refinement_timestep` to 3.
         energy_levels_of_theory: the methods whose total electronic energies the model predicts, each by a head and
             reference energies of its own; the first is the model's own, by which it relaxes, ranks and teaches.
+        has_learned_forces: whether forces were among the labels. False: the gradient of E is no force, so that
+            relaxation on E and dynamics are refused unless asked for twice; None, as in checkpoints from before this
+            field: not known.
         dispersion: "d3bj" adds D3(BJ) to the model's own level, see `dispersion`; labels of that level are without it.
     """
 
@@ -113,6 +123,7 @@ class PCBridgeConfig(PreTrainedConfig):
     num_gaussians: int = 48
     max_distance: float | int = 8.0
     attention_cutoff: float | int | None = None
+    structure_cutoff: float | int | None = None
     torsion_terms: bool = False
     initializer_range: float | int | None = None
     layer_norm_eps: float | int = 1e-5
@@ -123,7 +134,9 @@ class PCBridgeConfig(PreTrainedConfig):
     position_std: float | int | None = None
     denoising_timestep: int = 550
     refinement_timestep: int = 30
+    mean_shift_timesteps: list[int] | None = None
     energy_levels_of_theory: list[str] = field(default_factory=lambda: ["B3LYP/6-31G*"])
+    has_learned_forces: bool | None = None
     dispersion: Literal["d3bj"] | None = None
 
     def __post_init__(self, **kwargs):
@@ -157,13 +170,21 @@ class PCBridgeConfig(PreTrainedConfig):
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise InputError(f"need 0 < beta_start <= beta_end < 1, not {self.beta_start} and {self.beta_end}")
         positive = ["length_unit", "max_distance", "initializer_range", "layer_norm_eps"]
-        positive += [name for name in ("position_std", "attention_cutoff") if getattr(self, name) is not None]
+        optional = ("position_std", "attention_cutoff", "structure_cutoff")
+        positive += [name for name in optional if getattr(self, name) is not None]
         for name in positive:
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} must be positive and finite, not {getattr(self, name)}")
         for name in ("denoising_timestep", "refinement_timestep"):
             if not 1 <= getattr(self, name) <= self.num_train_timesteps:
                 raise InputError(f"{name} must lie in 1..num_train_timesteps, not {getattr(self, name)}")
+        if (falling := self.mean_shift_timesteps) is not None and not (
+            len(falling) == 2 and self.num_train_timesteps >= falling[0] >= falling[1] >= 1
+        ):
+            raise InputError(
+                f"mean_shift_timesteps must be two, falling, in 1..num_train_timesteps ({self.num_train_timesteps}), "
+                f"not {falling}"
+            )
         levels = self.energy_levels_of_theory
         if not levels or len(set(levels)) < len(levels):
             raise InputError(f"energy_levels_of_theory must be one or more different names, not {levels}")
@@ -177,6 +198,13 @@ class PCBridgeConfig(PreTrainedConfig):
     def position_std_of(self, num_atoms):
         """`position_std` for molecules of `num_atoms` atoms, angstrom: 0.35 sqrt(N) where it is not a fixed number."""
         return _POSITION_STD_PER_ROOT * num_atoms**0.5 if self.position_std is None else self.position_std
+
+    @property
+    def mean_shift_ends(self) -> tuple[int, int]:
+        """The first and the last t of mean shift."""
+        if self.mean_shift_timesteps is not None:
+            return self.mean_shift_timesteps[0], self.mean_shift_timesteps[1]
+        return self.refinement_timestep, min(_LAST_MEAN_SHIFT_TIMESTEP, self.refinement_timestep)
 
     @property
     def energy_level_of_theory(self) -> str:
@@ -196,6 +224,14 @@ class PCBridgeConfig(PreTrainedConfig):
             known = ", ".join(dict.fromkeys([self.energy_level_of_theory, *self.energy_levels_of_theory]))
             raise InputError(f"the model has not learned energies at {name!r}, only at {known}")
         return self.energy_levels_of_theory.index(name), False
+
+    def check_forces_are_learned(self, what: str) -> None:
+        """Raises InputError that names `what` needs forces, where the model has learned none."""
+        if self.has_learned_forces is False:
+            raise InputError(
+                f"{what} needs forces, but this model has learned from energies of minima only: its gradients lead "
+                "away from them; take another model, or allow it by allow_unlearned_forces"
+            )
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "PCBridgeConfig":

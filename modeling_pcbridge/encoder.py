@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .attention import FeedForward, attend, attend_locally, merge_heads, split_heads
+from .attention import FeedForward, attend, merge_heads, split_heads
 from .pair_features import NUM_ELEMENTS, PairFeatures, PairProjection, Pairs
+from .pair_layout import Sight
 from .resonance import CHARGE_UNITS
 
 # Formal charges -4..4 have an embedding each; larger ones share the last.
@@ -40,13 +41,10 @@ class EncoderLayer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size, config.hidden_size)
 
-    def forward(self, features: Tensor, bias: Tensor, filters: Tensor, envelope: Tensor | None) -> Tensor:
+    def forward(self, features: Tensor, pairs: Pairs, bias: Tensor, filters: Tensor) -> Tensor:
         queries_keys_values = self.query_key_value(self.attention_norm(features))
         queries, keys, values = split_heads(queries_keys_values, 3 * self.num_heads).chunk(3, dim=-3)
-        if envelope is None:
-            messages = attend(queries, keys, values, bias, filters)
-        else:
-            messages = attend_locally(queries, keys, values, bias, filters, envelope)
+        messages = attend(pairs.layout, queries, keys, values, bias, filters, pairs.envelope)
         features = features + self.attention_output(merge_heads(messages))
         return features + self.feed_forward(self.feed_forward_norm(features))
 
@@ -71,22 +69,21 @@ class PCBridgeEncoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(num_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, graph, positions: Tensor, timesteps: Tensor, cutoff: float | None = None) -> tuple[Tensor, Pairs]:
+    def forward(self, graph, positions: Tensor, timesteps: Tensor, sight: Sight | None = None) -> tuple[Tensor, Pairs]:
         """Encode (B, N, 3) positions, in angstrom, at `timesteps` (B,).
 
-        With a `cutoff`, in angstrom, each layer lets an atom see those within it only, so that its features do not
-        depend on how large the rest of the molecule is; without, all atoms.
+        In each layer an atom sees those in `sight` only, so that its features do not depend on how large the rest of
+        the molecule is; without, all atoms.
 
         Returns:
             Node features (B, N, C) and the features of pairs.
         """
         time = self.time_embedding(timesteps)
         features = self.element_embedding(graph.atomic_numbers) + self._of_charges(graph) + time.unsqueeze(1)
-        pairs = self.pair_features(graph.atomic_numbers, graph.pair_types, positions, time)
-        seen, envelope = (pairs, None) if cutoff is None else pairs.within(cutoff)
-        biases, filters = self.pair_projection(seen)
+        pairs = self.pair_features(graph.atomic_numbers, graph.pair_types, positions, time, sight)
+        biases, filters = self.pair_projection(pairs)
         for layer, bias, layer_filter in zip(self.layers, biases, filters, strict=True):
-            features = layer(features, bias, layer_filter, envelope)
+            features = layer(features, pairs, bias, layer_filter)
         return self.final_norm(features), pairs
 
     def _of_charges(self, graph) -> Tensor:

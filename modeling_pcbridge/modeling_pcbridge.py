@@ -25,6 +25,7 @@ from .loss_terms import (
     score_term,
 )
 from .losses import LOSS_NAMES, LossSettings
+from .pair_layout import Sight
 from .pretrained_pcbridge import PCBridgePreTrainedModel
 from .relaxation import next_move, relax, relaxation_init, relaxation_step
 from .sampling import (
@@ -40,8 +41,9 @@ from .structure_decoder import StructureDecoder
 # Length of the longest displacement of a molecule at most, in units of the preconditioning. Trained models: up to 5. At
 # full noise the unit is `position_std`; real molecules then need up to 4.7, a straight chain of 30 carbon atoms 6.
 _LARGEST_DISPLACEMENT = 6.0
-# Chosen on validation molecules: bonds get sharper down to here.
-_LAST_MEAN_SHIFT_TIMESTEP = 3
+
+# At full noise neighbours in space tell little; what is so near in the graph is seen wherever it is.
+_BONDS_SEEN = 3
 
 
 @dataclass
@@ -77,11 +79,14 @@ class StructureOutput(ModelOutput):
 
     Attributes:
         positions: (B, num_samples, N, 3), angstrom, each centred; zero on padding.
-        stereo_right: (B, num_samples) bool, whether the structure obeys every stereo mark of its graph.
+        is_sound: (B, num_samples) bool, on the CPU: whether nothing is wrong with the structure as one of its graph.
+        faults: for each molecule and sample what is wrong, as `StructureChecks.faults` names it: bonds broken or
+            formed, atoms too close, stereo marks, aromatic rings, double bonds and amides out of their plane.
     """
 
     positions: Tensor
-    stereo_right: Tensor | None = None
+    is_sound: Tensor | None = None
+    faults: list[list[list[str]]] | None = None
 
 
 @dataclass
@@ -130,7 +135,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         """E_G(R) without the reference energies, (B,), eV; differentiable in parameters and positions (B, N, 3)."""
         timesteps = torch.zeros(len(positions), dtype=torch.int64, device=positions.device)
         positions = positions.to(self._geometry_dtype)
-        node_features, _ = self.encoder(graph, positions, timesteps, self.config.attention_cutoff)
+        node_features, _ = self.encoder(graph, positions, timesteps, _sight(self.config.attention_cutoff))
         return self.energy_decoder(graph, node_features, positions, levels)
 
     def interaction_energy_and_gradient(
@@ -192,9 +197,9 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             factor.to(noisy_positions.dtype)
             for factor in self.diffusion.preconditioning(timesteps, self.config.position_std_of(num_atoms))
         )
-        inputs = c_in * noisy_positions
+        inputs, sight = c_in * noisy_positions, _sight(self.config.structure_cutoff, _BONDS_SEEN)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not detach_encoder):
-            node_features, pairs = self.encoder(graph, inputs, timesteps)
+            node_features, pairs = self.encoder(graph, inputs, timesteps, sight)
         displacements = self.structure_decoder(graph, node_features, pairs, inputs)
         # Preconditioned targets have unit variance; what is far beyond is an extrapolation gone wrong.
         longest = displacements.square().sum(-1).amax(-1)[:, None, None] / _LARGEST_DISPLACEMENT**2
@@ -219,12 +224,12 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         """`positions` (B, N, 3) denoised `num_steps` times over, without adding noise; centred.
 
         S_t(R) - R is, but for a factor, the gradient of the log density of structures blurred by the noise of t
-        (Eq. 4), so each step is one of mean shift towards a maximum of that density. t falls geometrically from
-        `config.refinement_timestep`, and the blur with it. Sampling keeps the width of the distribution; this does not.
+        (Eq. 4), so each step is one of mean shift towards a maximum of that density. t falls geometrically between
+        `config.mean_shift_timesteps`, and the blur with it. Sampling keeps the width of the distribution; this does
+        not.
         """
         positions = centre(positions.to(self._geometry_dtype), graph.atom_mask)
-        first = self.config.refinement_timestep
-        last = min(_LAST_MEAN_SHIFT_TIMESTEP, first)
+        first, last = self.config.mean_shift_ends
         for step in range(num_steps):
             falling = (last / first) ** (step / max(num_steps - 1, 1))
             timestep = max(round(first * falling), 1)
@@ -428,7 +433,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         num_samples: int = 1,
         eta: float = 1.0,
         generator: torch.Generator | None = None,
-        max_stereo_attempts: int = 5,
+        max_attempts: int = 5,
         mean_shift_steps: int = 0,
         relaxation_steps: int = 0,
         positions: Tensor | None = None,
@@ -451,8 +456,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
                 one, which corrects errors of earlier steps.
             generator: of all noise; with the same generator a sample depends on its place in the batch, not on the
                 molecules that are there with it.
-            max_stereo_attempts: a sample that violates a stereo mark of its graph is drawn again until so many
-                attempts are used up, as RDKit's embedding does; the last one is kept. 1 draws once.
+            max_attempts: a sample that fails a check against its graph (see `StructureChecks`) is drawn again until
+                so many attempts are used up, as RDKit's embedding does; the last one is kept. 1 draws once.
             mean_shift_steps: steps of mean shift after the other methods, see `mean_shift`; 10 take the noise out of
                 samples of "ddim" and keep their conformers.
             relaxation_steps: quasi-Newton steps down the model's own energy at the end, see `relax`; 4 go most of the
@@ -464,7 +469,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
                 begin at 0 again; what it raises ends the sampling.
 
         Returns:
-            `.positions` (B, num_samples, N, 3), angstrom, and `.stereo_right` (B, num_samples).
+            `.positions` (B, num_samples, N, 3), angstrom, `.is_sound` (B, num_samples), and `.faults`. Structures
+            that are not sound are no predictions; rank and count them by themselves.
 
         Raises:
             InputError: an unknown method, numbers out of range, "refine" or "mean_shift" without positions, or
@@ -472,7 +478,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             TypeError: an option that there is not, or a tensor of the processor is missing.
         """
         settings = SamplingSettings(
-            method, num_inference_steps, num_samples, eta, max_stereo_attempts, mean_shift_steps, relaxation_steps
+            method, num_inference_steps, num_samples, eta, max_attempts, mean_shift_steps, relaxation_steps
         )
         check_num_steps(method, num_inference_steps, self.config.num_train_timesteps)
         batch = GraphBatch.of_inputs(graph)
@@ -484,5 +490,10 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         if positions is not None:
             batch.check_positions(positions)
         starts = positions if from_positions else None
-        samples, stereo_right = sample_structures(self, batch, settings, starts, generator, on_step)
-        return StructureOutput(positions=samples, stereo_right=stereo_right)
+        samples, faults = sample_structures(self, batch, settings, starts, generator, on_step)
+        is_sound = torch.tensor([[not of_sample for of_sample in of_molecule] for of_molecule in faults])
+        return StructureOutput(positions=samples, is_sound=is_sound, faults=faults)
+
+
+def _sight(cutoff: float | None, num_bonds: int = 0) -> Sight | None:
+    return None if cutoff is None else Sight(cutoff, num_bonds)

@@ -4,6 +4,7 @@ The graph holds what the model is conditioned on: elements, formal charges, bond
 distances, and the stereo marks (tetrahedral centres, double bonds). Hydrogens are always explicit atoms.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ PAIR_BONDS = {
     Chem.BondType.TRIPLE: 4,
     Chem.BondType.AROMATIC: 5,
 }
+_DOUBLE_BOND = PAIR_BONDS[Chem.BondType.DOUBLE]
 _BOND_ORDERS = dict(zip(PAIR_BONDS, (1.0, 2.0, 3.0, 1.5), strict=True))
 PAIR_PATH_OF_2 = 6  # then one code a path length: 7 is a path of 3 bonds, and so on
 MAX_PATH_LENGTH = 9  # longer paths share the last code
@@ -190,6 +192,11 @@ def _sp_atoms(mol: Chem.Mol, bonds: dict[tuple[int, int], Chem.BondType]) -> lis
     ]
 
 
+def stereo_marks(mol: Chem.Mol) -> tuple[np.ndarray, np.ndarray]:
+    """`stereo_pair_types` (N, N) and `stereo_quadruples` (M, 4) of the marks of a molecule, see `MolecularGraph`."""
+    return _stereo_pair_types(mol), _stereo_quadruples(mol)
+
+
 def signed_volumes(positions: np.ndarray, quadruples: np.ndarray) -> np.ndarray:
     """det(b - a, c - a, d - a) of each quadruple; positive where the stereo mark is obeyed.
 
@@ -208,9 +215,10 @@ def stereo_is_right(graph: MolecularGraph, positions: np.ndarray) -> np.ndarray:
     """Whether every stereo mark of the graph is obeyed by (S, N, 3) positions, (S,) bool; True without marks."""
     right = np.all(signed_volumes(positions, graph.stereo_quadruples) > 0, axis=-1)
     bonded = graph.bonded
-    double = graph.pair_types == PAIR_BONDS[Chem.BondType.DOUBLE]
     for i, j in np.argwhere(np.triu(graph.stereo_pair_types)):
-        a, b = np.argwhere(double & np.outer(bonded[i], bonded[j]))[0]
+        # Between resonance forms the bond may be no double bond any more, so it is found by its substituents.
+        between = np.argwhere(bonded & np.outer(bonded[i], bonded[j]))
+        a, b = min(between.tolist(), key=lambda ends: graph.pair_types[tuple(ends)] != _DOUBLE_BOND)
         axis = positions[:, b] - positions[:, a]
         normal_i = np.cross(positions[:, i] - positions[:, a], axis)
         normal_j = np.cross(positions[:, j] - positions[:, b], axis)
@@ -236,13 +244,23 @@ def mol_from_smiles(smiles: str) -> Chem.Mol:
     parameters.removeHs = False  # type: ignore[assignment]  # RDKit's stub is wrong
     mol = Chem.MolFromSmiles(smiles, parameters)
     if mol is None:
-        raise InputError("RDKit cannot parse the SMILES")
+        raise InputError(f"RDKit cannot parse the SMILES{_problem_of_smiles(smiles)}")
+    mol.RemoveAllConformers()  # of a drawing, in a CXSMILES extension
     map_numbers = [atom.GetAtomMapNum() for atom in mol.GetAtoms()]
     has_all_hydrogens = all(atom.GetTotalNumHs() == 0 for atom in mol.GetAtoms())
     if has_all_hydrogens and sorted(map_numbers) == list(range(1, mol.GetNumAtoms() + 1)):
         return _without_map_numbers(Chem.RenumberAtoms(mol, [int(i) for i in np.argsort(map_numbers)]))
     # Other numbers are those of a reaction, say; they mean nothing here.
-    return Chem.AddHs(_without_map_numbers(Chem.MolFromSmiles(smiles)))
+    mol = Chem.MolFromSmiles(smiles)
+    mol.RemoveAllConformers()
+    return Chem.AddHs(_without_map_numbers(mol))
+
+
+def _problem_of_smiles(smiles: str) -> str:
+    """What RDKit says of the chemistry of a SMILES whose syntax is right, in brackets."""
+    mol = Chem.MolFromSmiles(smiles, sanitize=False)
+    problems = [] if mol is None else Chem.DetectChemistryProblems(mol)
+    return f" ({problems[0].Message()})" if problems else ""
 
 
 def _without_map_numbers(mol: Chem.Mol) -> Chem.Mol:
@@ -254,16 +272,19 @@ def _without_map_numbers(mol: Chem.Mol) -> Chem.Mol:
     return mol
 
 
-def mol_from_positions(atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int = 0) -> Chem.Mol:
+def mol_from_positions(
+    atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int = 0, timeout: float = 10.0
+) -> Chem.Mol:
     """A molecule from elements and a structure; bonds and stereo marks are perceived by RDKit's DetermineBonds.
 
     Args:
         atomic_numbers: (N,).
         positions: (N, 3), angstrom.
         total_charge: elementary charges.
+        timeout: seconds; the time that bond orders take grows exponentially with nitro groups and the like.
 
     Raises:
-        ValueError: no graph of that charge fits the structure.
+        ValueError: no graph of that charge fits the structure, or none was found in time.
     """
     mol = Chem.RWMol()
     for atomic_number in atomic_numbers:
@@ -271,14 +292,36 @@ def mol_from_positions(atomic_numbers: Sequence[int], positions: np.ndarray, tot
     mol.AddConformer(conformer_from_positions(positions))
     try:
         if len(atomic_numbers) > 1:
-            rdDetermineBonds.DetermineBonds(mol, charge=int(total_charge))
+            mol = _with_bonds(mol, int(total_charge), timeout)
         else:
             mol.GetAtomWithIdx(0).SetFormalCharge(int(total_charge))
             Chem.SanitizeMol(mol)
+    except InputError:
+        raise
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"no bonds of total charge {total_charge} fit the positions ({error})") from error
+        hint = "" if total_charge else "; if it is an ion, state its total charge"
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise InputError(f"no bonds of total charge {total_charge} fit the positions ({reason}){hint}") from error
     Chem.AssignStereochemistryFrom3D(mol)
     return mol.GetMol()
+
+
+def _with_bonds(mol: Chem.RWMol, total_charge: int, timeout: float) -> Chem.RWMol:
+    """`mol` with bonds by RDKit, which can neither be interrupted nor told a time, but a number of iterations."""
+    start, iterations = time.monotonic(), 10_000
+    while True:
+        candidate, begun = Chem.RWMol(mol), time.monotonic()
+        try:
+            rdDetermineBonds.DetermineBonds(candidate, charge=total_charge, maxIterations=iterations)
+            return candidate
+        except RuntimeError as error:
+            if "Max Iterations" not in str(error):
+                raise
+        now = time.monotonic()
+        in_time_left = int(iterations * (timeout - (now - start)) / max(now - begun, 1e-3))
+        if in_time_left < iterations:
+            raise InputError(f"bond orders were not found within {timeout:g} s; give a SMILES or an SDF record instead")
+        iterations = min(4 * iterations, in_time_left)
 
 
 def conformer_from_positions(positions: np.ndarray) -> Chem.Conformer:

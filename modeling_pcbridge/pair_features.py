@@ -1,9 +1,9 @@
 """Per-pair inputs of attention: the graph's pair types and a Gaussian basis of interatomic distances.
 
-Everything a layer needs of a pair is one linear map of these features, at the resolution of attention heads. The
-features are symmetric, so they and the map are computed for the T = N (N + 1) / 2 pairs i <= j only and unfolded to
-(N, N) afterwards. These are the largest tensors of the model; their derivatives are written out, because force
-training differentiates them twice and automatic differentiation passes over them about three times as often.
+Everything a layer needs of a pair is one linear map of these features, at the resolution of attention heads. They and
+the map are computed for the T pairs of a `PairLayout` and unfolded to the K that each atom sees, (N, K), afterwards.
+These are the largest tensors of the model; the derivatives of the basis are written out, because force training
+differentiates it twice and automatic differentiation passes over it about three times as often.
 """
 
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from transformers import initialization as init
 
 from .molecular_graph import NUM_PAIR_TYPES, NUM_STEREO_PAIR_TYPES, PAIR_PADDING
+from .pair_layout import PairLayout, Sight, layout_of
 
 # Attention bias of a padded pair: exp(-1e4) is exactly zero in every floating-point format, and fp16 can hold it.
 PADDING_BIAS = -1e4
@@ -25,77 +26,6 @@ _AFFINE_RANK = 4
 _FILTER_INIT_SCALE = 10.0
 # exp(-60) is nothing beside 1, and unlike exp(-90) no denormal number, with which CPUs are a hundred times slower.
 _MIN_EXPONENT = -60.0
-
-
-class Triangle(NamedTuple):
-    """Where the T pairs i <= j of N atoms lie: pair (i, j) is number j (j + 1) / 2 + i, whatever N is.
-
-    Attributes:
-        rows, columns: (T,) i and j.
-        places: (N, N) number of pair (i, j), or (j, i).
-    """
-
-    rows: Tensor
-    columns: Tensor
-    places: Tensor
-
-    @classmethod
-    def of(cls, num_atoms: int, device: torch.device) -> "Triangle":
-        # Not torch.triu_indices, for which torch.compile would compile every number of atoms anew.
-        numbers = torch.arange(num_atoms * (num_atoms + 1) // 2, device=device)
-        columns = (((8 * numbers + 1).double().sqrt() - 1) / 2).long()
-        atoms = torch.arange(num_atoms, device=device)
-        smaller, larger = torch.minimum(atoms[:, None], atoms), torch.maximum(atoms[:, None], atoms)
-        return cls(numbers - columns * (columns + 1) // 2, columns, larger * (larger + 1) // 2 + smaller)
-
-    def take(self, square: Tensor) -> Tensor:
-        """(..., N, N) -> (..., T)."""
-        return _gather_last(square.flatten(-2), self.rows * square.shape[-1] + self.columns)
-
-    def unfold(self, pairs: Tensor) -> Tensor:
-        """(..., T) -> (..., N, N), symmetric."""
-        # The compiler derives and fuses plain operations itself.
-        unfold = _Unfold.forward if torch.compiler.is_compiling() else _Unfold.apply
-        return unfold(pairs, *self)
-
-
-def _gather_last(values: Tensor, index: Tensor) -> Tensor:
-    """`values[..., index]` for 1-D `index`; on CPUs `gather` is more than twice as fast as indexing."""
-    return values.gather(-1, index.expand(*values.shape[:-1], -1))
-
-
-class _Unfold(torch.autograd.Function):
-    """Copies pairs i <= j to both halves of a symmetric matrix. Linear; `_Fold` is its transpose."""
-
-    @staticmethod
-    def forward(pairs, rows, columns, places):
-        return _gather_last(pairs, places.flatten()).unflatten(-1, places.shape)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return _Fold.apply(gradient, *ctx.saved_tensors), None, None, None
-
-
-class _Fold(torch.autograd.Function):
-    """Adds the two halves of a matrix: (..., N, N) -> (..., T)."""
-
-    @staticmethod
-    def forward(square, rows, columns, places):
-        upper = Triangle(rows, columns, places).take(square)
-        lower = Triangle(columns, rows, places).take(square)
-        return upper.add_(lower.mul_((rows != columns).to(lower.dtype)))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return _Unfold.apply(gradient, *ctx.saved_tensors), None, None, None
 
 
 class _GaussianBasis(torch.autograd.Function):
@@ -160,36 +90,20 @@ class Pairs(NamedTuple):
     """The features of a batch's atom pairs.
 
     Attributes:
-        triangle: which pairs the T places stand for.
+        layout: which pairs the T places stand for.
         types: (B, types, T) one-hot.
         gaussians: (B, K, T), the Gaussian basis of the shifted distances.
         gate: (B, 1, K), what the basis functions are multiplied by; depends on the noise level.
         distances: (B, T), angstrom.
+        envelope: (B, 1, N, K), by how much the pairs are seen; None where all are.
     """
 
-    triangle: Triangle
+    layout: PairLayout
     types: Tensor
     gaussians: Tensor
     gate: Tensor
     distances: Tensor
-
-    def within(self, cutoff: float) -> tuple["Pairs", Tensor]:
-        """These features with pairs beyond `cutoff` (angstrom) made padding, and the `envelope`, (B, 1, N, N)."""
-        envelope = smooth_envelope(self.distances / cutoff)
-        is_near = (envelope > 0).to(self.types.dtype).unsqueeze(1)
-        padding = torch.zeros_like(self.types[:1, :, :1])
-        padding[:, PAIR_PADDING] = 1
-        types = torch.lerp(padding, self.types, is_near)
-        return self._replace(types=types), self.triangle.unfold(envelope.unsqueeze(1))
-
-
-def smooth_envelope(x: Tensor) -> Tensor:
-    """1 - 10 x^3 + 15 x^4 - 6 x^5 for x >= 0, and 0 from x = 1 on; two derivatives are zero at either end.
-
-    Factorised, as the sum of powers rounds to less than zero near 1.
-    """
-    x = x.clamp(max=1)
-    return (1 - x).pow(3) * (1 + x * (3 + 6 * x))
+    envelope: Tensor | None
 
 
 class PairFeatures(nn.Module):
@@ -212,22 +126,35 @@ class PairFeatures(nn.Module):
     def init_parameters(self) -> None:
         init.zeros_(self.type_shifts)
 
-    def forward(self, atomic_numbers: Tensor, pair_types: Tensor, positions: Tensor, time_embedding: Tensor) -> Pairs:
-        """From elements (B, N), pair types (B, N, N), positions (B, N, 3) and time embedding (B, C)."""
+    def forward(
+        self,
+        atomic_numbers: Tensor,
+        pair_types: Tensor,
+        positions: Tensor,
+        time_embedding: Tensor,
+        sight: Sight | None = None,
+    ) -> Pairs:
+        """From elements (B, N), pair types (B, N, N), positions (B, N, 3) and time embedding (B, C).
+
+        Pairs out of `sight` are made padding; by default atoms see all.
+        """
         # Autocast would round distances to three digits.
         with torch.autocast(positions.device.type, enabled=False):
-            triangle = Triangle.of(atomic_numbers.shape[1], positions.device)
-            differences = positions.index_select(1, triangle.rows) - positions.index_select(1, triangle.columns)
-            distances = (differences.square().sum(-1) + DISTANCE_EPS).sqrt()  # (B, T)
-            types = one_hot_types(triangle.take(pair_types), NUM_PAIR_TYPES, self.type_shifts.dtype)
+            layout = layout_of(pair_types, positions, sight)
+            distances = (layout.differences(positions).square().sum(-1) + DISTANCE_EPS).sqrt()  # (B, T)
+            codes, envelope = layout.take(pair_types), None
+            if sight is not None:
+                of_pairs = sight.envelope(distances, codes)
+                codes = codes * (of_pairs > 0)
+                envelope = layout.unfold(of_pairs.unsqueeze(1))
+            types = one_hot_types(codes, NUM_PAIR_TYPES, self.type_shifts.dtype)
 
             scale, shift = self.element_factors(atomic_numbers).chunk(2, dim=-1)
-            shifts = (self.type_shifts @ types) + triangle.take(shift @ shift.mT)
-            shifted = distances * (1 + triangle.take(scale @ scale.mT)) + shifts
+            shifted = distances * (1 + layout.products(scale)) + (self.type_shifts @ types) + layout.products(shift)
             basis = _GaussianBasis.forward if torch.compiler.is_compiling() else _GaussianBasis.apply
             gaussians = basis(shifted / self.spacing, self.num_gaussians)
             gate = 1 + self.time_gate(time_embedding.to(self.time_gate.weight.dtype)).unsqueeze(1)
-        return Pairs(triangle, types, gaussians.to(types.dtype), gate.to(types.dtype), distances)
+        return Pairs(layout, types, gaussians.to(types.dtype), gate.to(types.dtype), distances, envelope)
 
 
 class PairProjection(nn.Module):
@@ -254,7 +181,7 @@ class PairProjection(nn.Module):
     def forward(
         self, pairs: Pairs, stereo_types: Tensor | None = None
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The biases and the filters, each (B, H, N, N).
+        """The biases and the filters, each (B, H, N, K).
 
         Args:
             pairs: the features.
@@ -269,5 +196,5 @@ class PairProjection(nn.Module):
         of_types = weight[:, : self.num_types] @ types
         # The gate multiplies the weights of a molecule rather than the much larger basis.
         of_distances = (weight[:, self.num_types :] * pairs.gate) @ pairs.gaussians
-        maps = pairs.triangle.unfold(of_types + of_distances).split(self.num_heads, dim=1)
+        maps = pairs.layout.unfold(of_types + of_distances).split(self.num_heads, dim=1)
         return maps[: self.num_biases], maps[self.num_biases :]

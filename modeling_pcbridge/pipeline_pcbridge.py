@@ -26,7 +26,9 @@ class PCBridgePipeline(Pipeline):
 
     Returns:
         For each molecule of N atoms and S samples a dictionary of arrays: `atomic_numbers` (N,), `positions`
-        (S, N, 3) in angstrom, `energy` (S,) in eV, `forces` (S, N, 3) in eV/angstrom, `stereo_right` (S,) bool.
+        (S, N, 3) in angstrom, `energy` (S,) in eV, `forces` (S, N, 3) in eV/angstrom, `is_sound` (S,) bool, and
+        `faults`, for each sample a list of what is wrong with its structure (see `StructureChecks`). What is not
+        sound is no prediction: leave it out before ranking.
 
     Raises:
         ValueError: as the processor and `predict_structure` do.
@@ -43,8 +45,8 @@ class PCBridgePipeline(Pipeline):
     def __call__(self, molecules, **options):
         if isinstance(molecules, (list, tuple)) and not molecules:
             return []
-        if isinstance(molecules, tuple) and not is_single(molecules):
-            molecules = list(molecules)
+        if not is_single(molecules) and not isinstance(molecules, Iterator):
+            molecules = list(molecules)  # also a column of a table
         return super().__call__(molecules, **options)
 
     def _sanitize_parameters(self, **options) -> tuple[dict, dict, dict]:
@@ -65,14 +67,16 @@ class PCBridgePipeline(Pipeline):
             "positions": structures.positions,
             "energy": result.energy.unflatten(0, shape),
             "forces": result.forces.unflatten(0, shape),
-            "stereo_right": structures.stereo_right,
+            "is_sound": structures.is_sound,
+            "faults": structures.faults,
         }
 
     def postprocess(self, outputs: dict[str, Tensor]) -> list[dict[str, np.ndarray]]:
+        faults = outputs.pop("faults")
         arrays = {key: tensor.numpy() for key, tensor in outputs.items()}
         molecules = []
         for row, num_atoms in enumerate((arrays["atomic_numbers"] > 0).sum(-1)):
-            molecule = {key: array[row] for key, array in arrays.items()}
+            molecule = {key: array[row] for key, array in arrays.items()} | {"faults": faults[row]}
             molecule["atomic_numbers"] = molecule["atomic_numbers"][:num_atoms]
             molecule |= {key: molecule[key][:, :num_atoms] for key in ("positions", "forces")}
             molecules.append(molecule)

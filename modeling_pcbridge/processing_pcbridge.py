@@ -64,7 +64,8 @@ class PCBridgeProcessor(ProcessorMixin):
                 wrong shape, implicit hydrogens beside a conformer, a drawing in place of a 3D structure, or positions
                 for some molecules only.
         """
-        molecules = [molecules] if is_single(molecules) else list(molecules)
+        is_one = is_single(molecules)
+        molecules = [molecules] if is_one else list(molecules)
         if not molecules:
             raise InputError("no molecules given")
         graphs, positions = [], []
@@ -74,7 +75,8 @@ class PCBridgeProcessor(ProcessorMixin):
                 graphs.append(graph_from_mol(mol, self.resonance_invariant))
                 self._check(mol, coordinates)
             except (TypeError, ValueError) as error:
-                raise InputError(f"molecule {index} ({describe(molecule)}): {error}") from error
+                number = "the molecule" if is_one else f"molecule {index + 1} of {len(molecules)}"
+                raise InputError(f"{number} ({describe(molecule)}): {error}") from error
             positions.append(coordinates)
 
         batch = pad_graphs(graphs)
@@ -84,7 +86,7 @@ class PCBridgeProcessor(ProcessorMixin):
                 having = [coordinates is not None for coordinates in positions]
                 without = having.index(False)
                 raise InputError(
-                    f"molecule {having.index(True)} has positions but molecule {without} "
+                    f"molecule {having.index(True) + 1} has positions but molecule {without + 1} "
                     f"({describe(molecules[without])}) has none; give positions for all molecules or for none"
                 )
             batch["positions"] = pad_positions(given)

@@ -1,4 +1,4 @@
-"""Generating structures: the reverse process from noise or from a given structure, checked against stereo marks."""
+"""Generating structures: the reverse process from noise or from a given structure, checked against the graph."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor
 from .diffusion import centre, noise_by_molecule
 from .errors import InputError, require, require_choices
 from .graph_batch import GraphBatch
-from .molecular_graph import MolecularGraph, stereo_is_right
+from .structure_checks import StructureChecks
 
 SamplingMethod = Literal["ddim", "denoising", "refine", "mean_shift"]
 METHODS_FROM_POSITIONS = ("refine", "mean_shift")
@@ -32,13 +32,13 @@ class SamplingSettings:
     num_inference_steps: int = 20
     num_samples: int = 1
     eta: float = 1.0
-    max_stereo_attempts: int = 5
+    max_attempts: int = 5
     mean_shift_steps: int = 0
     relaxation_steps: int = 0
 
     def __post_init__(self):
         require_choices(self)
-        at_least = {"num_inference_steps": 1, "num_samples": 1, "max_stereo_attempts": 1}
+        at_least = {"num_inference_steps": 1, "num_samples": 1, "max_attempts": 1}
         for name, least in {**at_least, "mean_shift_steps": 0, "relaxation_steps": 0}.items():
             number = getattr(self, name)
             is_right = isinstance(number, Integral) and int(number) >= least
@@ -48,7 +48,7 @@ class SamplingSettings:
     @property
     def num_attempts(self) -> int:
         """How often a sample may be drawn; without noise it would be the same again."""
-        return 1 if self.method == "mean_shift" else self.max_stereo_attempts
+        return 1 if self.method == "mean_shift" else self.max_attempts
 
 
 def check_num_steps(method: str, num_steps: int, num_timesteps: int) -> None:
@@ -79,10 +79,10 @@ def sample_structures(
     starts: Tensor | None = None,
     generator: torch.Generator | None = None,
     on_step: OnStep | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Structures (B, num_samples, N, 3), angstrom, and whether each obeys its stereo marks, (B, num_samples).
+) -> tuple[Tensor, list[list[list[str]]]]:
+    """Structures (B, num_samples, N, 3), angstrom, and the faults of each as `StructureChecks` names them.
 
-    The host waits for the device once before it draws and, where there are stereo marks, once after each drawing.
+    The host waits for the device once before it draws and once after each drawing.
 
     Args:
         model: a `PCBridgeModel`.
@@ -118,17 +118,25 @@ def sample_structures(
             None if on_step is None else partial(on_step, rows),
         )
 
+    checks = [StructureChecks(molecule) for molecule in molecules]
+
+    def faults_of(structures: Tensor, rows: Tensor) -> list[list[str]]:
+        arrays, places = structures.double().cpu().numpy(), (rows // settings.num_samples).tolist()
+        return [checks[k].faults(array[: molecules[k].num_atoms]) for k, array in zip(places, arrays, strict=True)]
+
     rows = torch.arange(len(seeds))
     samples = draw(rows, attempt=0)
-    stereo_right = obeys_stereo(molecules, samples, rows // settings.num_samples)
+    faults = faults_of(samples, rows)
     for attempt in range(1, settings.num_attempts):
-        wrong = (~stereo_right).nonzero().squeeze(-1)
+        wrong = torch.tensor([row for row, of_sample in enumerate(faults) if of_sample], dtype=torch.int64)
         if len(wrong) == 0:
             break
         again = draw(wrong, attempt)
         samples[wrong.to(samples.device)] = again
-        stereo_right[wrong] = obeys_stereo(molecules, again, wrong // settings.num_samples)
-    return samples.unflatten(0, shape), stereo_right.to(samples.device).unflatten(0, shape)
+        for row, of_sample in zip(wrong.tolist(), faults_of(again, wrong), strict=True):
+            faults[row] = of_sample
+    per_molecule = [faults[first : first + shape[1]] for first in range(0, len(faults), shape[1])]
+    return samples.unflatten(0, shape), per_molecule
 
 
 def draw_structures(
@@ -147,7 +155,7 @@ def draw_structures(
         graph: B molecules.
         num_atoms: how many atoms each has, known on the host.
         seeds: of the noise of each.
-        settings: how; `num_samples` and `max_stereo_attempts` have no part in it.
+        settings: how; `num_samples` and `max_attempts` have no part in it.
         starts: (B, N, 3), angstrom, centred.
         on_step: called with (step, positions).
     """
@@ -169,18 +177,6 @@ def draw_structures(
     if settings.relaxation_steps > 0:
         structures = model.relax(graph, structures, settings.relaxation_steps)
     return structures
-
-
-def obeys_stereo(molecules: list[MolecularGraph], structures: Tensor, places: Tensor) -> Tensor:
-    """(S,) bool on the CPU: whether `structures` (S, N, 3), of `molecules[places]`, obey their stereo marks."""
-    right = torch.ones(len(structures), dtype=torch.bool)
-    if any(molecule.has_stereo for molecule in molecules):
-        on_host = structures.double().cpu().numpy()
-        for k, place in enumerate(places.tolist()):
-            molecule = molecules[place]
-            if molecule.has_stereo:
-                right[k] = bool(stereo_is_right(molecule, on_host[k : k + 1, : molecule.num_atoms])[0])
-    return right
 
 
 def _reverse_schedule(model, method: str, num_steps: int):

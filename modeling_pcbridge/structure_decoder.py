@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from .attention import FeedForward, attention_weights, merge_heads, split_heads
 from .diffusion import centre
 from .molecular_graph import NUM_STEREO_PAIR_TYPES
-from .pair_features import DISTANCE_EPS, PairProjection, Pairs, one_hot_types
+from .pair_features import PairProjection, Pairs, one_hot_types
+from .pair_layout import PairLayout
 
 # Signed volumes of real stereocentres are 3 to 9 cubic angstrom.
 _VOLUME_SCALES = (1.0, 6.0)
@@ -100,25 +101,27 @@ class StructureLayer(nn.Module):
         features: Tensor,
         vectors: Tensor,
         positions: Tensor,
+        pairs: Pairs,
         inverse_distances: Tensor,
         quadruples: Tensor,
         bias: Tensor,
         filters: tuple[Tensor, ...],
     ) -> tuple[Tensor, Tensor]:
-        """One layer on features (B, N, C), vectors (3, B, N, V), inverse distances (B, N, N), zero from i to i."""
+        """One layer on features (B, N, C), vectors (3, B, N, V), inverse distances (B, 1, N, K), zero from i to i."""
         normed = self.norm(features)
         queries, keys, values = split_heads(self.query_key_value(normed), 3 * self.num_heads).chunk(3, dim=-3)
         direction_values = split_heads(self.direction_values(normed), self.num_heads)
-        attention = attention_weights(queries, keys, bias)
+        layout = pairs.layout
+        attention = attention_weights(layout, queries, keys, bias, pairs.envelope)
         scalar_filter, direction_filter, vector_filter = filters
 
-        scalar_messages = merge_heads((attention * scalar_filter) @ values)
+        scalar_messages = merge_heads(layout.gather_sum(attention * scalar_filter, values))
         direction_messages = self._direction_messages(
-            attention * direction_filter * inverse_distances.unsqueeze(1), positions, direction_values
+            layout, attention * direction_filter * inverse_distances, positions, direction_values
         )
         # The three components of what is carried lie side by side, (B, H, N, 3 d), so that one product serves them.
         carried = split_heads(self.vector_values(vectors), self.num_heads)
-        carried = (attention * vector_filter) @ carried.movedim(0, -2).flatten(-2)
+        carried = layout.gather_sum(attention * vector_filter, carried.movedim(0, -2).flatten(-2))
         vector_messages = merge_heads(carried.unflatten(-1, (3, -1)).movedim(-2, 0))
 
         stereo_scalars, stereo_vectors = self.stereo(normed, positions, quadruples)
@@ -133,14 +136,15 @@ class StructureLayer(nn.Module):
         return features + scalars, _bounded(vectors + gates * second)
 
     @staticmethod
-    def _direction_messages(weights: Tensor, positions: Tensor, values: Tensor) -> Tensor:
+    def _direction_messages(layout: PairLayout, weights: Tensor, positions: Tensor, values: Tensor) -> Tensor:
         """sum_j weights_ij (x_i - x_j) values_j, (3, B, N, V).
 
         Expanded into x_i sum_j w_ij v_j - sum_j w_ij x_j v_j, so that no tensor has components, heads and pairs at
         once: one product with values four times as wide. In full precision, as the terms nearly cancel.
 
         Args:
-            weights: (B, H, N, N).
+            layout: which atoms each sees.
+            weights: (B, H, N, K).
             positions: (B, N, 3), centred.
             values: (B, H, N, V / H).
         """
@@ -148,7 +152,7 @@ class StructureLayer(nn.Module):
             positions, dtype = positions.unsqueeze(1).unsqueeze(-1), values.dtype  # (B, 1, N, 3, 1)
             values = values.to(positions.dtype).unsqueeze(-2)
             moments = torch.cat([values, positions * values], dim=-2)  # (B, H, N, 4, V / H)
-            moments = (weights.to(positions.dtype) @ moments.flatten(-2)).unflatten(-1, (4, -1))
+            moments = layout.gather_sum(weights.to(positions.dtype), moments.flatten(-2)).unflatten(-1, (4, -1))
             messages = positions * moments[..., :1, :] - moments[..., 1:, :]
             return merge_heads(messages.movedim(-2, 0).to(dtype))
 
@@ -181,11 +185,9 @@ class StructureDecoder(nn.Module):
             pairs: the features of pairs, from the encoder.
             positions: (B, N, 3), the coordinates that the encoder saw.
         """
-        x, y, z = (axis.unsqueeze(-1) - axis.unsqueeze(-2) for axis in positions.unbind(-1))
-        squares = x.square() + y.square() + z.square()
-        is_self = torch.eye(squares.shape[-1], dtype=torch.bool, device=squares.device)
-        inverse_distances = (squares + DISTANCE_EPS).rsqrt().masked_fill(is_self, 0.0)
-        stereo_types = pairs.triangle.take(graph.stereo_pair_types)
+        inverse_distances = pairs.distances.reciprocal().masked_fill(pairs.layout.is_self, 0.0).unsqueeze(1)
+        inverse_distances = pairs.layout.unfold(inverse_distances)
+        stereo_types = pairs.layout.take(graph.stereo_pair_types)
         stereo_types = one_hot_types(stereo_types, NUM_STEREO_PAIR_TYPES, pairs.types.dtype)
         biases, filters = self.pair_projection(pairs, stereo_types)
 
@@ -193,7 +195,7 @@ class StructureDecoder(nn.Module):
         for number, (layer, bias) in enumerate(zip(self.layers, biases, strict=True)):
             layer_filters = filters[number * _FILTERS_PER_LAYER : (number + 1) * _FILTERS_PER_LAYER]
             features, vectors = layer(
-                features, vectors, positions, inverse_distances, graph.stereo_quadruples, bias, layer_filters
+                features, vectors, positions, pairs, inverse_distances, graph.stereo_quadruples, bias, layer_filters
             )
         vectors = vectors * self.gate(self.final_norm(features))
         displacements = self.displacement(vectors).squeeze(-1).movedim(0, -1)

@@ -32,14 +32,21 @@ class PCBridgeTorchSimModel(ModelInterface):
     Args:
         model: a model, or a checkpoint folder or hub name.
         inputs: what `PCBridgeProcessor` returns.
+        allow_unlearned_forces: compute also with a model that has learned no forces.
         dtype: of states. Total energies need float64, whatever the weights are.
     """
 
     def __init__(
-        self, model: PCBridgeModel | str, inputs: Mapping[str, Tensor], dtype: torch.dtype = torch.float64
+        self,
+        model: PCBridgeModel | str,
+        inputs: Mapping[str, Tensor],
+        dtype: torch.dtype = torch.float64,
+        allow_unlearned_forces: bool = False,
     ) -> None:
         super().__init__()
         self.model = (model if isinstance(model, PCBridgeModel) else PCBridgeModel.from_pretrained(model)).eval()
+        if not allow_unlearned_forces:
+            self.model.config.check_forces_are_learned("torch-sim")
         self._device = self.model.device
         self._dtype = dtype
         self._compute_forces = True

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from .atoms_of import atoms_of
 from .molecular_graph import NUM_PAIR_TYPES
 
 # Inside the squares of lengths (square angstrom): keeps directions smooth where two atoms coincide.
@@ -46,11 +47,11 @@ class TorsionEnergy(nn.Module):
         _, j, k, _ = atoms.unbind(1)
         axis_types = graph.pair_types.flatten(1).gather(1, j * graph.pair_types.shape[-1] + k).long()
 
-        ends = _at(self.end(node_features), atoms[:, ::3])  # (B, 2, K, C), of i and l
-        axes = _at(self.axis(node_features), atoms[:, 1:3])  # of j and k
+        ends = atoms_of(self.end(node_features), atoms[:, ::3])  # (B, 2, K, C), of i and l
+        axes = atoms_of(self.axis(node_features), atoms[:, 1:3])  # of j and k
         halves = axes + ends + self.axis_type(axis_types).unsqueeze(1)
         weights = self._of_levels(halves[:, 0] * halves[:, 1], levels).to(positions.dtype)
-        terms = (weights * smooth_cosines(_at(positions, atoms))).sum(-1)
+        terms = (weights * smooth_cosines(atoms_of(positions, atoms))).sum(-1)
         return (terms * is_real).sum(-1)
 
     def _of_levels(self, products: Tensor, levels: Tensor | None) -> Tensor:
@@ -59,14 +60,6 @@ class TorsionEnergy(nn.Module):
             return linear(products, self.weights.weight[:_NUM_HARMONICS], self.weights.bias[:_NUM_HARMONICS])
         weights = self.weights(products).unflatten(-1, (-1, _NUM_HARMONICS))
         return weights.take_along_dim(levels[:, None, None, None], dim=2).squeeze(2)
-
-
-def _at(values: Tensor, atoms: Tensor) -> Tensor:
-    """`values` (B, N, C) of the atoms (B, M, K): (B, M, K, C)."""
-    rows = torch.arange(len(values), device=values.device) * values.shape[1]
-    flat = (atoms + rows[:, None, None]).flatten()
-    # On CPUs rows are taken, and added back, much faster than single numbers by `gather`.
-    return values.flatten(0, 1).index_select(0, flat).unflatten(0, atoms.shape)
 
 
 def smooth_cosines(corners: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from datasets import disable_progress_bars
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import example_from_row
 from dataset_scripts.schema import B3LYP_6_31GD
-from modeling_pcbridge import PCBridgeConfig, PCBridgeModel, PCBridgeProcessor
+from modeling_pcbridge import PCBridgeConfig, PCBridgeModel, PCBridgeProcessor, pair_layout
+from modeling_pcbridge.pair_layout import NeighbourLists
 
 disable_progress_bars()
 # `pytest -n` gives every core a process of its own.
@@ -77,6 +78,16 @@ def bundled_examples(name: str, split: str, count: int, only_labelled: bool = Fa
         if len(examples) == count:
             break
     return examples
+
+
+@pytest.fixture
+def use_layout(monkeypatch):
+    """Makes models with a cutoff use a layout of pairs whatever the size of a molecule is."""
+
+    def choose(layout: type) -> None:
+        monkeypatch.setattr(pair_layout, "FEWEST_ATOMS_FOR_LISTS", 0 if layout is NeighbourLists else 10**9)
+
+    return choose
 
 
 @pytest.fixture

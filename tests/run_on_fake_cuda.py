@@ -244,7 +244,7 @@ def main() -> None:
 
 with FAKE:
     BATCH = fake_batch()
-MODEL, IN_BF16 = fake_model(attention_cutoff=4.0, torsion_terms=True), fake_model(torch.bfloat16)
+MODEL, IN_BF16 = fake_model(attention_cutoff=4.0, structure_cutoff=4.0, torsion_terms=True), fake_model(torch.bfloat16)
 DDIM_SCHEDULER = DiffusionSchedule.ddim_scheduler
 
 if __name__ == "__main__":

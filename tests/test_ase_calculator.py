@@ -103,3 +103,12 @@ def test_what_it_refuses(model, relaxed):
             PCBridgeCalculator(model, molecule=molecule).get_potential_energy(ethanol)
     with pytest.raises(ValueError, match="unsupported element Si"):
         PCBridgeCalculator(model, molecule="C[SiH3]")
+
+
+def test_a_model_without_forces_is_refused_unless_allowed():
+    path = str(CHECKPOINT.parent / "qm9")
+    with pytest.raises(ValueError, match="has learned from energies of minima only"):
+        PCBridgeCalculator(path, molecule="CCO")
+    _, atoms = embedded("CCO")
+    atoms.calc = PCBridgeCalculator(path, molecule="CCO", allow_unlearned_forces=True)
+    assert np.isfinite(atoms.get_forces()).all()

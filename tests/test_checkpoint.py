@@ -88,7 +88,7 @@ def test_bfloat16_keeps_energies_and_schedule(folder, processor):
         # bfloat16 has three digits of the network's part; the reference energy of 2,046 eV is not touched.
         assert abs(rounded.energy - exact.energy).item() < 0.02 * abs(exact.energy + 2046.123456789).item() + 0.02
         assert (rounded.forces - exact.forces).abs().max() < 0.05 * exact.forces.abs().max()
-        options = {"num_inference_steps": 3, "max_stereo_attempts": 1}
+        options = {"num_inference_steps": 3, "max_attempts": 1}
         assert model.predict_structure(**processor(SMILES), **options).positions.isfinite().all()
 
 
@@ -112,6 +112,10 @@ def test_checkpoints_from_before_the_cutoff_have_none(name):
     ("wrong", "name"),
     [
         ({"attention_cutoff": 0.0}, "attention_cutoff"),
+        ({"structure_cutoff": 0.0}, "structure_cutoff"),
+        ({"mean_shift_timesteps": [3, 30]}, "mean_shift_timesteps"),
+        ({"mean_shift_timesteps": [30]}, "mean_shift_timesteps"),
+        ({"mean_shift_timesteps": [1001, 3]}, "mean_shift_timesteps"),
         ({"hidden_size": 30}, "hidden_size"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"beta_start": 0.5, "beta_end": 0.1}, "beta_start"),

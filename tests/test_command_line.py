@@ -152,7 +152,7 @@ def test_a_bad_frame_of_an_xyz_file_does_not_end_it(tmp_path, capsys):
     assert main(["predict", str(tmp_path / "in.xyz"), "-o", str(output), *QUICK]) == 1
     errors = capsys.readouterr().err
     for message in (
-        "structure 1: name=007: unparsable (KeyError: 'Xx')",
+        "structure 1: name=007: unparsable (ValueError: Xx is no element)",
         "structure 2: charge=0.6: the charge is no whole number (0.6)",
         "structure 4: : cut short (",
         "1 of 4 molecules done",
@@ -223,7 +223,7 @@ def test_without_a_released_checkpoint_it_says_what_to_do(tmp_path, monkeypatch,
     with pytest.raises(SystemExit) as ended:
         main(["predict", str(tmp_path / "in.smi")])
     assert ended.value.code == 2
-    assert "carries no released checkpoint; name one by --model" in capsys.readouterr().err
+    assert "carries no released checkpoint consistency; name one by --model" in capsys.readouterr().err
 
 
 def test_standard_streams_in_a_process_of_its_own():

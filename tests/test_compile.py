@@ -38,8 +38,12 @@ def test_all_of_the_network_runs_compiled(settings, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "form, settings",
-    [*((form, EVERY_LOSS) for form in FORMS.values()), ({}, LossSettings(force_weight=0.0))],
-    ids=[*FORMS, "energies without forces"],
+    [
+        *((form, EVERY_LOSS) for form in FORMS.values()),
+        ({"structure_cutoff": 3.0}, LossSettings().only(denoising_weight=1.0)),
+        ({}, LossSettings(force_weight=0.0)),
+    ],
+    ids=[*FORMS, "structures within a cutoff", "energies without forces"],
 )
 def test_compiled_steps_equal_plain_ones(form, settings):
     """Sizes change from batch to batch, so this also sees that no shape is compiled in."""

@@ -1,7 +1,9 @@
 """The schedule against its closed form, the score against a Gaussian's, the sampler against an exact case."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import small_model
@@ -9,6 +11,8 @@ from conftest import small_model
 from modeling_pcbridge import PCBridgeModel, graph_batch
 from modeling_pcbridge.diffusion import DiffusionSchedule, centred_noise
 from modeling_pcbridge.molecular_graph import signed_volumes
+
+CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "consistency"
 
 
 @pytest.fixture
@@ -75,7 +79,12 @@ def test_sampler_recovers_an_exact_gaussian(processor, position_std, eta, steps)
     model = gaussian_model(position_std)
     graph = dict(processor(["O"]))
     samples = model.predict_structure(
-        **graph, num_inference_steps=steps, num_samples=1200, eta=eta, generator=torch.Generator().manual_seed(0)
+        **graph,
+        num_inference_steps=steps,
+        num_samples=1200,
+        eta=eta,
+        max_attempts=1,
+        generator=torch.Generator().manual_seed(0),
     ).positions
     assert samples.shape == (1, 1200, 3, 3)
     measured = math.sqrt(samples.square().sum().item() / (1200 * 2 * 3))
@@ -106,7 +115,7 @@ def test_bad_requests_name_the_argument(model, graph):
         ({"num_samples": 0}, "num_samples"),
         ({"num_samples": 1.5}, "num_samples must be a whole number"),
         ({"num_inference_steps": 20.0}, "num_inference_steps must be a whole number"),
-        ({"max_stereo_attempts": 0}, "max_stereo_attempts"),
+        ({"max_attempts": 0}, "max_attempts"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"num_inference_steps": 1001}, "num_inference_steps"),
         ({"generator": 0}, "generator must be one"),
@@ -129,6 +138,12 @@ def test_mean_shift_contracts_a_gaussian_to_its_centre(processor):
     timesteps = torch.tensor([30, 17, 9, 5, 3])
     factor = model.diffusion.preconditioning(timesteps, model.config.position_std_of(3))[1].prod().item()
     torch.testing.assert_close(shifted, factor * start.to(shifted.dtype), rtol=1e-5, atol=1e-6)
+    # From where to where is a matter of the checkpoint.
+    model.config.mean_shift_timesteps = [400, 100]
+    from_config = model.predict_structure(**inputs, method="mean_shift", num_inference_steps=3).positions[:, 0]
+    of_config = model.diffusion.preconditioning(torch.tensor([400, 200, 100]), model.config.position_std_of(3))[1]
+    torch.testing.assert_close(from_config, of_config.prod().item() * start.to(shifted.dtype), rtol=1e-5, atol=1e-6)
+    model.config.mean_shift_timesteps = None
     # After sampling it is the same steps again.
     options = {"num_inference_steps": 3, "eta": 0.0}
     drawn, then_shifted = (
@@ -140,24 +155,26 @@ def test_mean_shift_contracts_a_gaussian_to_its_centre(processor):
     torch.testing.assert_close(then_shifted, factor * drawn, rtol=1e-5, atol=1e-6)
 
 
-def test_wrong_stereo_is_drawn_again(processor):
-    """Gaussian samples obey one mark half of the time: six attempts leave 1 in 64, and the flag tells which."""
-    model = gaussian_model()
-    graph = dict(processor(["C[C@H](N)O", "CC"]))
+def test_what_fails_a_check_is_drawn_again(processor):
+    """A fifth of this model's samples have the wrong handedness: five attempts leave none."""
+    model = PCBridgeModel.from_pretrained(CHECKPOINT)
+    graph = dict(processor(["C[C@H](N)CO"]))
     shares = []
-    for attempts in (1, 6):
+    for attempts in (1, 5):
         output = model.predict_structure(
             **graph,
-            num_inference_steps=2,
-            num_samples=300,
-            max_stereo_attempts=attempts,
+            num_samples=20,
+            mean_shift_steps=5,
+            max_attempts=attempts,
             generator=torch.Generator().manual_seed(0),
         )
         volumes = signed_volumes(output.positions[0].numpy(), graph["stereo_quadruples"][0].numpy())
-        assert ((volumes > 0).all(-1) == output.stereo_right[0].numpy()).all()
-        assert output.stereo_right[1].all()
-        shares.append(output.stereo_right[0].double().mean().item())
-    assert 0.4 < shares[0] < 0.6 and shares[1] > 0.95
+        obeyed = (volumes > 0).all(-1)
+        assert obeyed[output.is_sound[0].numpy()].all()
+        assert [not faults for faults in output.faults[0]] == output.is_sound[0].tolist()
+        assert all("handedness" in output.faults[0][k][0] for k in np.flatnonzero(~obeyed))
+        shares.append(output.is_sound[0].double().mean().item())
+    assert 0.5 < shares[0] < 1 and shares[1] == 1
 
 
 def test_each_step_is_told_with_its_samples(processor):
@@ -179,8 +196,7 @@ def test_each_step_is_told_with_its_samples(processor):
     assert torch.equal(output.positions, sample().positions)
     assert torch.equal(told[:, 3].unflatten(0, (2, 8)), output.positions) and told.isfinite().all()
     assert calls[:4] == [(16, 0), (16, 1), (16, 2), (16, 3)]
-    # Drawn again is only what has a stereo mark.
-    assert len(calls) > 4 and all(rows <= 8 for rows, _ in calls[4:])
+    assert len(calls) == 5 * 4  # an untrained model draws nothing sound
 
     def stop(rows, step, positions):
         raise TimeoutError("enough")
@@ -215,7 +231,7 @@ def test_many_samples_are_drawn_in_turns_and_are_the_same(monkeypatch, processor
     monkeypatch.setattr(graph_batch, "_PAIRS_AT_ONCE", 3 * graph["atom_mask"].shape[1] ** 2)
     turns = model.predict_structure(**graph, **options, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(turns.positions, whole.positions)
-    assert torch.equal(turns.stereo_right, whole.stereo_right)
+    assert torch.equal(turns.is_sound, whole.is_sound)
 
     many = {key: tensor.repeat_interleave(8, 0) for key, tensor in graph.items()}
     positions = whole.positions.flatten(0, 1)

@@ -24,7 +24,7 @@ def test_the_site_builds_strictly_and_needs_no_network(tmp_path):
     assert [page.name for page in pages if re.search(loaded, page.read_text())] == []
     assert not any("url(http" in sheet.read_text() for sheet in tmp_path.rglob("*.css"))
     reference = (tmp_path / "reference/index.html").read_text()
-    assert "num_inference_steps" in reference and "max_stereo_attempts" in reference
+    assert "num_inference_steps" in reference and "max_attempts" in reference
 
 
 def test_the_quickstart_runs():

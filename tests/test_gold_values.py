@@ -25,7 +25,9 @@ def predictions(name: str) -> dict[str, list]:
     model = PCBridgeModel.from_pretrained(CHECKPOINTS / name).double()
     inputs = dict(PCBridgeProcessor.from_pretrained(CHECKPOINTS / name)(list(SMILES)))
     generator = torch.Generator().manual_seed(0)
-    sampled = model.predict_structure(**inputs, num_inference_steps=10, generator=generator).positions[:, 0]
+    sampled = model.predict_structure(**inputs, num_inference_steps=10, generator=generator, max_attempts=1).positions[
+        :, 0
+    ]
     shifted = model.predict_structure(
         **inputs, positions=sampled, method="mean_shift", num_inference_steps=5
     ).positions[:, 0]

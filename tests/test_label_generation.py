@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rdkit import Chem
+from rdkit.Chem import rdForceFieldHelpers
 
 from dataset_scripts.bad_rows import BadRowError
 from dataset_scripts.build_bundled import read_labels
@@ -24,6 +25,7 @@ from dataset_scripts.labelling import check_same_molecule, label, starting_struc
 from dataset_scripts.own_data import own_source
 from dataset_scripts.prepare import prepare
 from dataset_scripts.schema import FEATURES
+from modeling_pcbridge.molecular_graph import mol_from_smiles, with_structure
 
 RAW_LABELS = parquet_path("pm6", "test").parents[1] / "raw_labels" / "b3lyp_7_heavy_atoms.jsonl"
 
@@ -192,7 +194,7 @@ def test_what_cannot_be_done_is_one_clear_error(tmp_path):
     molecules.write_text("O o\nC o\n")
     with pytest.raises(ValueError, match="'o' is there more than once"):
         generate("gfn2", [molecules], output)
-    with pytest.raises(ValueError, match="no level 'ccsd'; there are pm6, b3lyp"):
+    with pytest.raises(ValueError, match="no level 'ccsd'; there are mmff94, pm6, b3lyp"):
         generate("ccsd", [molecules], output)
     with pytest.raises(ValueError, match="pm6 cannot compute geometry 'displaced'"):
         generate("pm6", [molecules], output, geometries=["displaced"])
@@ -281,3 +283,14 @@ def test_generated_lines_are_read_as_labels_of_the_bundle(tmp_path):
     path.write_text(json.dumps({**good, "level": "gfn2"}) + "\n")
     with pytest.raises(ValueError, match="another level than b3lyp"):
         read_labels(path)
+
+
+def test_mmff94_gives_minima_without_energies():
+    line = label({"molecule_id": "ester", "smiles": "CCOC(C)=O"}, "minimum", "mmff94")
+    assert line["equilibrium_level_of_theory"] == "MMFF94"
+    assert (line["energy"], line["forces"], line["energy_level_of_theory"]) == (None, None, None)
+    mol = with_structure(mol_from_smiles(line["mapped_smiles"]), np.array(line["positions"]))
+    properties = rdForceFieldHelpers.MMFFGetMoleculeProperties(mol)
+    field = rdForceFieldHelpers.MMFFGetMoleculeForceField(mol, properties)
+    assert np.abs(field.CalcGrad()).max() < 0.05  # kcal/mol/angstrom
+    assert "MMFF94 has no parameters" in label({"molecule_id": "b", "smiles": "CB(C)C"}, "minimum", "mmff94")["error"]

@@ -10,11 +10,16 @@ from rdkit.Chem import rdDistGeom
 from modeling_pcbridge import LossSettings, PCBridgeModel
 from modeling_pcbridge.graph_batch import GraphBatch
 from modeling_pcbridge.molecular_graph import NUM_PAIR_TYPES
-from modeling_pcbridge.pair_features import smooth_envelope
+from modeling_pcbridge.pair_layout import AllPairs, NeighbourLists, Sight, smooth_envelope
 
 CUTOFF = FORMS["extensive"]["attention_cutoff"]
 
 FORCES_ONLY = LossSettings().only(force_weight=1.0)
+
+
+@pytest.fixture(params=[AllPairs, NeighbourLists])
+def either_layout(request, use_layout):
+    use_layout(request.param)
 
 
 @pytest.fixture
@@ -48,13 +53,13 @@ def additivity_error(model: PCBridgeModel, processor) -> float:
     return max(energy.abs().item(), forces.abs().max().item())
 
 
-def test_two_molecules_far_apart_have_the_sum_of_their_energies(processor, local_model):
+def test_two_molecules_far_apart_have_the_sum_of_their_energies(either_layout, processor, local_model):
     assert additivity_error(local_model, processor) < 1e-9
     # The check can fail: softmax over all atoms is not additive.
     assert additivity_error(small_model(), processor) > 1e-3
 
 
-def test_atoms_beyond_the_reach_change_no_contribution(processor):
+def test_atoms_beyond_the_reach_change_no_contribution(either_layout, processor):
     """Two layers of 2.5 angstrom reach 5 angstrom; the last atoms of an extended chain are moved and made others."""
     cutoff, num_layers = 2.5, 2
     model = small_model(attention_cutoff=cutoff, num_hidden_layers=num_layers)
@@ -64,7 +69,7 @@ def test_atoms_beyond_the_reach_change_no_contribution(processor):
     positions = torch.from_numpy(mol.GetConformer().GetPositions())[None]
 
     def contributions(graph: dict, positions: torch.Tensor) -> torch.Tensor:
-        features, _ = model.encoder(GraphBatch(**graph), positions, torch.zeros(1, dtype=torch.int64), cutoff)
+        features, _ = model.encoder(GraphBatch(**graph), positions, torch.zeros(1, dtype=torch.int64), Sight(cutoff))
         return model.energy_decoder.mlp(features)[0].detach()
 
     changed = {key: tensor.clone() for key, tensor in graph.items()}
@@ -89,7 +94,7 @@ def test_envelope_against_its_formula():
     assert (smooth_envelope(near_one) >= 0).all() and (smooth_envelope(near_one[near_one >= 1]) == 0).all()
 
 
-def test_energy_is_smooth_where_an_atom_crosses_the_cutoff(processor, local_model):
+def test_energy_is_smooth_where_an_atom_crosses_the_cutoff(either_layout, processor, local_model):
     """Forces and their slopes are the same on both sides, when the nearest pair of two molecules is at the cutoff."""
     water = dict(processor(["O"]))
     graph = joined(water, water)
@@ -110,7 +115,7 @@ def test_energy_is_smooth_where_an_atom_crosses_the_cutoff(processor, local_mode
     assert slopes[0] < 1e-12 and slopes[1] < 1e-2
 
 
-def test_derivatives_are_finite_at_and_beyond_the_cutoff(processor, local_model):
+def test_derivatives_are_finite_at_and_beyond_the_cutoff(either_layout, processor, local_model):
     graph = dict(processor(["CCO", "O"]))
     positions = random_positions(graph)
     positions[0, 1] = positions[0, 0] + torch.tensor([CUTOFF, 0.0, 0.0])
@@ -122,7 +127,7 @@ def test_derivatives_are_finite_at_and_beyond_the_cutoff(processor, local_model)
     assert len(gradients) > 20 and all(gradient.isfinite().all() for gradient in gradients)
 
 
-def test_large_logits_neither_overflow_nor_vanish(processor, local_model):
+def test_large_logits_neither_overflow_nor_vanish(either_layout, processor, local_model):
     """In single precision, with logits of some hundreds for pairs out of sight and in sight."""
     graph = dict(processor(["CCCCCCO"]))
     model = local_model.float()
@@ -134,7 +139,7 @@ def test_large_logits_neither_overflow_nor_vanish(processor, local_model):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(processor, graph, dtype):
+def test_autocast(either_layout, processor, graph, dtype):
     model = small_model(dtype=torch.float32, initializer_range=0.1, **FORMS["extensive"])
     positions = random_positions(graph, dtype=torch.float32)
     exact = model.predict_energy(**graph, positions=positions)

@@ -105,7 +105,7 @@ def environment(distributions, tmp_path_factory) -> Iterator[Path]:
 def test_the_wheel_has_what_is_read_at_run_time(distributions):
     (wheel,) = distributions.glob("*.whl")
     files = set(zipfile.ZipFile(wheel).namelist())
-    places = {"configs": "pcbridge/configs", "checkpoints/consistency": "pcbridge/released_checkpoint"}
+    places = {"configs": "pcbridge/configs", "checkpoints": "pcbridge/released_checkpoints"}
     folders = ("modeling_pcbridge", "dataset_scripts", "pcbridge", *places)
     not_shipped = ":!dataset_scripts/raw_labels"  # what the bundled data was built from
     tracked = run("git", "ls-files", *folders, not_shipped, cwd=ROOT).split()

@@ -3,22 +3,23 @@
 import torch
 
 from modeling_pcbridge.molecular_graph import NUM_PAIR_TYPES, PAIR_PADDING
-from modeling_pcbridge.pair_features import PADDING_BIAS, PairFeatures, Triangle, _GaussianBasis
+from modeling_pcbridge.pair_features import PADDING_BIAS, PairFeatures, _GaussianBasis
+from modeling_pcbridge.pair_layout import AllPairs
 
 
 def test_unfolding_is_the_inverse_of_taking_the_upper_half():
-    triangle = Triangle.of(5, torch.device("cpu"))
+    layout = AllPairs.of(5, torch.device("cpu"))
     square = torch.arange(25.0).view(5, 5)
     square = square + square.mT
-    assert torch.equal(triangle.unfold(triangle.take(square)), square)
-    assert (triangle.rows <= triangle.columns).all() and len(triangle.rows) == 15
+    assert torch.equal(layout.unfold(layout.take(square)), square)
+    assert (layout.rows <= layout.columns).all() and len(layout.rows) == 15
 
 
 def test_first_and_second_derivatives_of_unfolding():
-    triangle = Triangle.of(4, torch.device("cpu"))
+    layout = AllPairs.of(4, torch.device("cpu"))
     pairs = torch.randn(2, 3, 10, dtype=torch.float64, requires_grad=True)
-    torch.autograd.gradcheck(triangle.unfold, pairs)
-    torch.autograd.gradgradcheck(lambda pairs: triangle.unfold(pairs).pow(3), pairs)
+    torch.autograd.gradcheck(layout.unfold, pairs)
+    torch.autograd.gradgradcheck(lambda pairs: layout.unfold(pairs).pow(3), pairs)
 
 
 def test_first_and_second_derivatives_of_the_gaussian_basis():

@@ -47,7 +47,7 @@ def test_structures_with_their_energies_and_forces(pipe, processor):
         assert graph["atomic_numbers"][0].tolist() == result["atomic_numbers"].tolist()
         np.testing.assert_allclose(result["energy"], expected.energy, atol=1e-9)
         np.testing.assert_allclose(result["forces"], expected.forces, atol=1e-9)
-        assert result["stereo_right"].shape == (2,)
+        assert result["is_sound"].shape == (2,) and len(result["faults"]) == 2
 
 
 def test_batches_single_molecules_and_generators_agree(pipe):
@@ -59,7 +59,7 @@ def test_batches_single_molecules_and_generators_agree(pipe):
 
 
 def test_a_bad_molecule_is_named(pipe):
-    with pytest.raises(ValueError, match=r"molecule 1 \('C\[Si\]'\)"):
+    with pytest.raises(ValueError, match=r"molecule 2 of 2 \('C\[Si\]'\)"):
         pipe(["CCO", "C[Si]"], batch_size=2)
     with pytest.raises(TypeError, match="num_sample"):
         pipe("CCO", num_sample=2)

@@ -76,12 +76,12 @@ def test_save_and_load(processor, tmp_path):
     ],
 )
 def test_bad_molecules_are_named_with_the_reason(processor, bad, reason):
-    with pytest.raises(ValueError, match=f"molecule 1 .*{reason}"):
+    with pytest.raises(ValueError, match=f"molecule 2 of 2 .*{reason}"):
         processor(["CCO" if isinstance(bad, str) else WATER, bad])
 
 
 def test_mixed_positions_and_empty_lists(processor):
-    with pytest.raises(ValueError, match="molecule 0 has positions but molecule 1"):
+    with pytest.raises(ValueError, match="molecule 1 has positions but molecule 2"):
         processor([WATER, "CCO"])
     with pytest.raises(ValueError, match="no molecules"):
         processor([])
@@ -162,7 +162,7 @@ def test_charges_that_the_model_has_not_learned_are_named(tmp_path):
     hydroxide = ([8, 1], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.97]], -1)
     citrate = "OC(CC(=O)[O-])(CC(=O)[O-])C(=O)[O-]"
     message = r"unsupported total charge -3; this model knows -2, -1, 0, \+1, \+2"
-    with pytest.raises(ValueError, match=rf"molecule 1 \('{re.escape(citrate)}'\): {message}"):
+    with pytest.raises(ValueError, match=rf"molecule 2 of 2 \('{re.escape(citrate)}'\): {message}"):
         processor(["CO", citrate])
     neutral_only = PCBridgeProcessor([1, 6, 7, 8], supported_total_charges=[0])
     for ion in ("C[NH3+]", hydroxide):

@@ -1,6 +1,9 @@
 """What the repository ships: the checkpoints, their cards, and the README's example with them."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +31,41 @@ def name(request) -> str:
 
 
 def test_checkpoints_are_small_and_safe(name):
-    files = {path.name: path.stat().st_size for path in (CHECKPOINTS / name).iterdir()}
+    files = {path.name: path.stat().st_size for path in (CHECKPOINTS / name).iterdir() if path.suffix != ".py"}
     assert set(files) == {"README.md", "config.json", "model.safetensors", "processor_config.json"}
     assert sum(files.values()) < 12e6
+
+
+IN_A_FRESH_PROCESS = """
+import sys
+from transformers import AutoModel, AutoProcessor
+for path in sys.argv[1:]:
+    model = AutoModel.from_pretrained(path, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
+    assert model.predict_structure(**processor(["CO"]), num_inference_steps=4).positions.shape == (1, 1, 6, 3)
+assert "modeling_pcbridge" not in sys.modules
+"""
+
+
+def test_the_code_lies_beside_the_weights(tmp_path):
+    """As links to the only copy of it, which a wheel and a copied folder resolve."""
+    folders = [CHECKPOINTS / name for name in (MULTI_TASK, CONSISTENCY, "qm9")]
+    for folder in folders:
+        PCBridgeModel.from_pretrained(folder).save_pretrained(tmp_path / folder.name)
+        for path in (tmp_path / folder.name).glob("*.py"):
+            assert (folder / path.name).resolve() == ROOT / "modeling_pcbridge" / path.name
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    variables |= {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", "-c", IN_A_FRESH_PROCESS, str(folders[-1])]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_models_say_whether_they_have_learned_forces():
+    learned = {name: PCBridgeModel.from_pretrained(CHECKPOINTS / name).config for name in (MULTI_TASK, "qm9")}
+    learned[MULTI_TASK].check_forces_are_learned("a relaxation")
+    with pytest.raises(ValueError, match="a relaxation needs forces, but this model has learned from energies"):
+        learned["qm9"].check_forces_are_learned("a relaxation")
 
 
 def test_cards_state_metrics_and_limits(name):

@@ -20,7 +20,7 @@ from pcbridge.app.molecule_files import Failure, Molecule
 def record() -> str:
     """Glycine as a zwitterion: its charges stand in the last line before M  END."""
     mol = starting_structure({"smiles": "[NH3+]CC(=O)[O-]"})
-    return sdf_record(mol, "glycine", {"energy_eV": -1.5})
+    return sdf_record(mol, "glycine", {"score": -1.5})
 
 
 def sdf(folder: Path, text: str) -> Path:
@@ -60,7 +60,7 @@ def test_records_keep_name_properties_and_structure(record):
     supplier = Chem.SDMolSupplier()
     supplier.SetData(record, removeHs=False)
     [again] = supplier
-    assert (again.GetProp("_Name"), again.GetDoubleProp("energy_eV")) == ("glycine", -1.5)
+    assert (again.GetProp("_Name"), again.GetDoubleProp("score")) == ("glycine", -1.5)
     assert again.GetConformer().Is3D() and Chem.GetFormalCharge(again) == 0
     assert Chem.MolToSmiles(again) == Chem.MolToSmiles(mol)
 

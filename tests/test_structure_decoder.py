@@ -5,6 +5,7 @@ from conftest import random_positions, small_model
 
 from modeling_pcbridge.diffusion import centre
 from modeling_pcbridge.graph_batch import GRAPH_KEYS, GraphBatch
+from modeling_pcbridge.pair_layout import AllPairs
 from modeling_pcbridge.structure_decoder import StructureLayer
 
 
@@ -19,16 +20,18 @@ def test_direction_messages_against_the_sum_over_pairs():
             difference = (positions[:, i] - positions[:, j]).mT  # (3, B)
             message = weights[:, :, i, j, None] * values[:, :, j]  # (B, H, d)
             expected[:, :, i] += difference[:, :, None, None] * message
-    result = StructureLayer._direction_messages(weights, positions, values)
+    layout = AllPairs.of(atoms, weights.device)
+    result = StructureLayer._direction_messages(layout, weights, positions, values)
     torch.testing.assert_close(result, expected.flatten(-2), rtol=0, atol=1e-12)
 
 
 def test_direction_messages_keep_full_precision_under_autocast():
     weights, positions = torch.rand(1, 2, 6, 6), 3 * torch.randn(1, 6, 3)
     values = torch.randn(1, 2, 6, 4)
-    expected = StructureLayer._direction_messages(weights, positions, values)
+    layout = AllPairs.of(6, weights.device)
+    expected = StructureLayer._direction_messages(layout, weights, positions, values)
     with torch.autocast("cpu", torch.bfloat16):
-        result = StructureLayer._direction_messages(weights, positions, values)
+        result = StructureLayer._direction_messages(layout, weights, positions, values)
     assert torch.equal(result, expected)
 
 

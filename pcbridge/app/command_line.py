@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         if command.startswith("data "):
             data.add_parser(command.removeprefix("data "), help=MODULES[command][1])
     serve = commands.add_parser("serve", help="a web page to look at predictions")
-    serve.add_argument("--model", help="checkpoint folder or hub name (default: the released one)")
+    serve.add_argument("--model", help="released model, checkpoint folder or hub name (default: consistency)")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", type=_port, default=7860, help="(default: 7860)")
     serve.set_defaults(run=_serve, error=serve.error)
@@ -100,15 +100,17 @@ def _port(text: str) -> int:
 
 
 def _serve(arguments: argparse.Namespace, error) -> int:
-    from .default_model import released_checkpoint
+    from modeling_pcbridge.extras import require_extra
+
+    from .default_model import find_model
 
     try:
+        for package in ("starlette", "uvicorn"):
+            require_extra("serve", package, "the web page")
         from .web.server import serve
-    except ImportError as problem:
-        error(f"this installation has no web page ({problem})")
-    try:
-        serve(arguments.model or str(released_checkpoint()), host=arguments.host, port=arguments.port)
-    except OSError as problem:  # no model, or the port is taken
+
+        serve(find_model(arguments.model), host=arguments.host, port=arguments.port)
+    except (OSError, ValueError) as problem:  # no extra, no model, or the port is taken
         error(str(problem))
     return 0
 

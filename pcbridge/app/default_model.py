@@ -1,21 +1,40 @@
-"""Where the model is that is used when none is named."""
+"""Where the released models are, which are found by name from anywhere."""
 
 from pathlib import Path
 
+DEFAULT = "consistency"
 _PACKAGE = Path(__file__).parents[1]
-# A wheel carries the checkpoint inside `pcbridge`, see pyproject.toml; in a clone it is in checkpoints/.
-_PLACES = (_PACKAGE / "released_checkpoint", _PACKAGE.parent / "checkpoints" / "consistency")
+# A wheel carries the checkpoints inside `pcbridge`, see pyproject.toml; in a clone they are in checkpoints/.
+_PLACES = (_PACKAGE / "released_checkpoints", _PACKAGE.parent / "checkpoints")
 
 
-def released_checkpoint() -> Path:
-    """The folder of the released consistency model.
+def released_checkpoint(name: str = DEFAULT) -> Path:
+    """The folder of a released model: "consistency", "multi-task" or "qm9".
 
     Raises:
-        FileNotFoundError: this installation has none.
+        FileNotFoundError: this installation has none of that name.
     """
     for folder in _PLACES:
-        if (folder / "model.safetensors").exists():
-            return folder
+        if (folder / name / "model.safetensors").exists():
+            return folder / name
     raise FileNotFoundError(
-        "this installation carries no released checkpoint; name one by --model, a folder or a hub name"
+        f"this installation carries no released checkpoint {name}; name one by --model, a folder or a hub name"
     )
+
+
+def find_model(name: str | None) -> str:
+    """What `from_pretrained` takes for a name that a user gave: a folder, a released model or a hub name.
+
+    `qm9` and `checkpoints/qm9` are the released model wherever the command runs, unless there is a folder of that name.
+
+    Raises:
+        FileNotFoundError: none was named, and this installation has no released one.
+    """
+    if name is None:
+        return str(released_checkpoint())
+    if not Path(name).is_dir():
+        try:
+            return str(released_checkpoint(name.removeprefix("checkpoints/").rstrip("/")))
+        except FileNotFoundError:
+            pass  # a hub name
+    return name

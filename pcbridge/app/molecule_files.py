@@ -4,7 +4,7 @@ import csv
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, TextIO
 
@@ -17,9 +17,10 @@ from rdkit import Chem
 from dataset_scripts.bad_rows import BadRowError, RowError
 from dataset_scripts.rows import row_of_mol
 from dataset_scripts.schema import FEATURES
-from dataset_scripts.sdf import read_sdf, sdf_record
+from dataset_scripts.sdf import has_structure, read_sdf, sdf_record
 from dataset_scripts.tables import read_smiles
-from dataset_scripts.xyz import atoms_of_frame, comment_of_frame, read_xyz, text_of_frame
+from dataset_scripts.text_files import REPLACED, REPLACED_NOTE, as_text, open_text
+from dataset_scripts.xyz import atoms_of_frame, charge_of_frame, comment_of_frame, read_xyz, text_of_frame
 from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.molecular_graph import (
     conformer_from_positions,
@@ -29,7 +30,7 @@ from modeling_pcbridge.molecular_graph import (
 
 STANDARD_STREAM = "-"
 # What Parquet holds: the project's row format and two columns more.
-PARQUET_FEATURES = Features({**FEATURES, "sample": Value("int32"), "stereo_right": Value("bool")})
+PARQUET_FEATURES = Features({**FEATURES, "sample": Value("int32"), "origin": Value("string")})
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,17 @@ class Record:
         place: where it is in the file, such as "line 3".
         name: its name in the file, else the place.
         text: what the file says, for messages.
+        note: what its user should know of how it was read.
     """
 
     place: str
     name: str
     text: str
+    note: str = field(default="", kw_only=True)
 
     def failed(self, error: str) -> "Failure":
         """The same molecule as a failure."""
-        return Failure(self.place, self.name, self.text, error)
+        return Failure(self.place, self.name, self.text, error, note=self.note)
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Prediction:
         positions: (N, 3), angstrom.
         energy: eV.
         forces: (N, 3), eV/angstrom.
-        stereo_right: whether it obeys every stereo mark.
+        origin: what made it: the model by a method, or RDKit and the model (see `rdkit_fallback`).
         level_of_theory: what predicted energy and forces, e.g. "PCBridge of B3LYP/6-31G*".
     """
 
@@ -92,19 +95,20 @@ class Prediction:
     positions: np.ndarray
     energy: float
     forces: np.ndarray
-    stereo_right: bool
+    origin: str
     level_of_theory: str
 
 
 Write = Callable[[list[Prediction]], None]
 
 
-def read_records(path: str, file_format: str, smiles_column: str = "smiles") -> Iterator[Record]:
+def read_records(path: str, file_format: str, smiles_column: str = "smiles", timeout: float = 10.0) -> Iterator[Record]:
     """The molecules of a file, or of standard input for "-"; one that cannot be read is a `Failure`.
 
     Args:
         file_format: "smi" (SMILES, then a name; # starts a comment line), "csv" (columns `smiles_column` and, if there
-            is one, `name`), "sdf" or "xyz" (plain or extended, with `charge` if it is not 0; needs ASE).
+            is one, `name`), "sdf" or "xyz" (plain or extended; `dataset_scripts.xyz` says how a charge is given).
+        timeout: seconds for the bonds of a molecule that comes without any.
 
     Raises:
         OSError: the file cannot be opened.
@@ -114,7 +118,12 @@ def read_records(path: str, file_format: str, smiles_column: str = "smiles") -> 
         if file_format == "csv":
             yield from _read_csv(stream, smiles_column)
         else:
-            yield from {"smi": _read_smiles, "sdf": _read_sdf, "xyz": _read_xyz}[file_format](stream)
+            readers: dict[str, Callable[[TextIO], Iterator[Record]]] = {
+                "smi": _read_smiles,
+                "sdf": _read_sdf,
+                "xyz": partial(_read_xyz, timeout=timeout),
+            }
+            yield from readers[file_format](stream)
 
 
 @contextmanager
@@ -141,23 +150,25 @@ def open_writer(path: str, file_format: str) -> Iterator[Write]:
 
 @contextmanager
 def _open(path: str, mode: Literal["r", "w"]) -> Iterator[TextIO]:
-    if path == STANDARD_STREAM:
-        yield sys.stdin if mode == "r" else sys.stdout
+    if mode == "r":
+        with as_text(sys.stdin.buffer) if path == STANDARD_STREAM else open_text(path) as stream:
+            yield stream
+    elif path == STANDARD_STREAM:
+        yield sys.stdout
     else:
-        # Excel starts a CSV file with a byte order mark.
-        encoding = "utf-8-sig" if mode == "r" else "utf-8"
-        with open(path, mode, encoding=encoding, newline="" if mode == "r" else None) as stream:
+        with open(path, mode, encoding="utf-8") as stream:
             yield stream
 
 
 def _record(place: str, name: str | None, text: str, read: Callable[[], Chem.Mol]) -> Record:
     name = " ".join((name or place.replace(" ", "_")).split())  # a line break would end the title line of an SDF record
+    note = REPLACED_NOTE if REPLACED in name + text else ""
     try:
-        return Molecule(place, name, text, read())
+        return Molecule(place, name, text, read(), note=note)
     except RowError as error:
-        return Failure(place, name, text, error.without_item)
+        return Failure(place, name, text, error.without_item, note=note)
     except ValueError as error:
-        return Failure(place, name, text, str(error))
+        return Failure(place, name, text, str(error), note=note)
 
 
 def _read_smiles(stream: TextIO) -> Iterator[Record]:
@@ -176,7 +187,7 @@ def _read_csv(stream: TextIO, smiles_column: str) -> Iterator[Record]:
 
 
 def _read_sdf(stream: TextIO) -> Iterator[Record]:
-    for number, block in enumerate(read_sdf(stream.buffer, stream.name), start=1):
+    for number, block in enumerate(read_sdf(stream.buffer, str(stream.name)), start=1):
         title = block.partition("\n")[0].strip()
         yield _record(f"record {number}", title, title, partial(_mol_from_block, block))
 
@@ -190,25 +201,25 @@ def _mol_from_block(block: str) -> Chem.Mol:
         if unsanitized is not None:
             Chem.SanitizeMol(unsanitized)  # raises a ValueError that says what is wrong
         raise InputError("RDKit cannot read the MOL block")
-    if mol.GetNumConformers() and not mol.GetConformer().Is3D():
+    if not has_structure(mol, block):
         mol.RemoveAllConformers()
     return Chem.AddHs(mol, addCoords=True)
 
 
-def _read_xyz(stream: TextIO) -> Iterator[Record]:
+def _read_xyz(stream: TextIO, timeout: float) -> Iterator[Record]:
     number = 0
     try:
         for number, frame in enumerate(read_xyz(stream, stream.name), start=1):
             place, text = f"structure {number}", comment_of_frame(frame)[:80]
-            yield _record(place, text_of_frame(frame, "name"), text, partial(_mol_from_frame, place, frame))
+            yield _record(place, text_of_frame(frame, "name"), text, partial(_mol_from_frame, place, frame, timeout))
     except BadRowError as error:  # nothing after it can be read
         place = f"structure {number + 1}"
         yield Failure(place, place.replace(" ", "_"), "", error.without_item)
 
 
-def _mol_from_frame(place: str, frame: str) -> Chem.Mol:
-    atoms = atoms_of_frame(place, frame)
-    return mol_from_positions(atoms.numbers, atoms.positions, atoms.info["charge"])
+def _mol_from_frame(place: str, frame: str, timeout: float) -> Chem.Mol:
+    numbers, positions = atoms_of_frame(place, frame)
+    return mol_from_positions(numbers.tolist(), positions, charge_of_frame(place, frame), timeout)
 
 
 def _write_sdf(stream: TextIO, predictions: Iterable[Prediction]) -> None:
@@ -221,7 +232,7 @@ def _write_sdf(stream: TextIO, predictions: Iterable[Prediction]) -> None:
             "largest_force_eV_per_angstrom": np.linalg.norm(prediction.forces, axis=-1).max(),
             "level_of_theory": prediction.level_of_theory,
             "sample": prediction.sample,
-            "stereo_right": int(prediction.stereo_right),
+            "origin": prediction.origin,
         }
         stream.write(sdf_record(mol, prediction.molecule.name, properties))
 
@@ -235,7 +246,7 @@ def _write_xyz(stream: TextIO, predictions: Iterable[Prediction]) -> None:
         row = _row(prediction)
         atoms = Atoms(row["atomic_numbers"], prediction.positions)
         atoms.info = {"name": prediction.molecule.name, "charge": row["total_charge"], "smiles": row["smiles"]}
-        atoms.info |= {key: row[key] for key in ("sample", "stereo_right", "energy_level_of_theory")}
+        atoms.info |= {key: row[key] for key in ("sample", "origin", "energy_level_of_theory")}
         atoms.calc = SinglePointCalculator(atoms, energy=prediction.energy, forces=prediction.forces)
         write(stream, atoms, format="extxyz")
 
@@ -250,4 +261,4 @@ def _row(prediction: Prediction) -> dict:
         forces=prediction.forces,
         energy_level_of_theory=prediction.level_of_theory,
     )
-    return row | {"sample": prediction.sample, "stereo_right": prediction.stereo_right}
+    return row | {"sample": prediction.sample, "origin": prediction.origin}

@@ -12,6 +12,7 @@ from modeling_pcbridge.sampling import METHODS_FROM_POSITIONS
 from pcbridge.evaluation.metrics import distances_to_others
 
 from .molecule_files import Failure, Molecule, Prediction, Record
+from .rdkit_fallback import ORIGIN, REFINEMENT, rdkit_structures
 
 
 def load_pipeline(model: str, device: str | None = None) -> PCBridgePipeline:
@@ -31,21 +32,25 @@ def predict(
     records: list[Record],
     molecules_at_once: int,
     rank_by: str | None,
+    timeout: float,
     level_of_theory: str | None = None,
     **options,
 ) -> Iterator[tuple[list[Prediction], list[Failure]]]:
     """Predictions and failures, a batch of molecules at a time, in the order of `records`.
 
+    Only sound structures are predictions (see `StructureChecks`). What the model cannot draw soundly is replaced by
+    RDKit's structures, refined; a molecule that lacks structures all the same is among the failures too.
+
     Args:
         records: molecules, or failures already.
         rank_by: "energy", lowest first; "centrality", closest to the other structures first, which on QM9 is the
-            better guess at the one that is asked for; None, as they come. Structures that violate a stereo mark are
-            last with either.
+            better guess at the one that is asked for; None, as they come.
+        timeout: seconds that RDKit has for the structures of a molecule.
         level_of_theory: of energies and forces; by default the model's first.
         options: of `PCBridgeModel.predict_structure`.
 
     Yields:
-        All predictions of some molecules, and the failures of the other molecules of the batch.
+        All predictions of some molecules, and the failures of the batch.
     """
     level_of_theory = level_of_theory or pipeline.model.config.energy_level_of_theory
     from_positions = options.get("method") in METHODS_FROM_POSITIONS
@@ -56,10 +61,9 @@ def predict(
         results = _results(pipeline, molecules, level_of_theory=level_of_theory, **options)
         predictions: list[Prediction] = []
         for molecule, result in zip(molecules, results, strict=True):
-            if np.isfinite(result["energy"]).all():
-                predictions += _samples(molecule, result, rank_by, level_of_theory)
-            else:
-                failures.append(molecule.failed("the predicted energy is not finite"))
+            structures, failure = _sound_structures(pipeline, molecule, result, timeout, level_of_theory, options)
+            predictions += _ranked(structures, rank_by)
+            failures += failure
         yield predictions, failures
 
 
@@ -83,20 +87,58 @@ def _checked(record: Record, pipeline: PCBridgePipeline, from_positions: bool) -
     return replace(record, mol=mol)
 
 
-def _samples(molecule: Molecule, result: dict, rank_by: str | None, level_of_theory: str) -> list[Prediction]:
-    order = np.arange(len(result["energy"]))
-    if rank_by is not None:
-        key = result["energy"] if rank_by == "energy" else distances_to_others(result["positions"])
-        order = np.lexsort((key, ~result["stereo_right"]))
-    return [
-        Prediction(
-            molecule=molecule,
-            sample=rank,
-            positions=result["positions"][k],
-            energy=float(result["energy"][k]),
-            forces=result["forces"][k],
-            stereo_right=bool(result["stereo_right"][k]),
-            level_of_theory=f"PCBridge of {level_of_theory}",
+def _sound_structures(
+    pipeline: PCBridgePipeline, molecule: Molecule, result: dict, timeout: float, level_of_theory: str, options: dict
+) -> tuple[list[Prediction], list[Failure]]:
+    """The sound structures of a molecule, and a failure if there are fewer than were asked for."""
+    num_asked = len(result["energy"])
+    origin = f"PCBridge, {options.get('method', 'ddim')}"
+    found, broken = _sorted_out(molecule, result, origin, level_of_theory)
+    if not broken:
+        return found, []
+    reason = f"{origin}: {broken[0]}"
+    starts = [replace(molecule, mol=mol) for mol in rdkit_structures(molecule.mol, len(broken), timeout)]
+    if not starts:
+        reason += "; RDKit: no conformer"
+    refinement = REFINEMENT | {"relaxation_steps": options.get("relaxation_steps", 0)}
+    for refined in _results(pipeline, starts, level_of_theory=level_of_theory, **refinement):
+        more, still_broken = _sorted_out(molecule, refined, ORIGIN, level_of_theory)
+        found += more
+        if still_broken and "RDKit" not in reason:
+            reason += f"; {ORIGIN}: {still_broken[0]}"
+    missing = num_asked - len(found)
+    said = f"{missing} of {num_asked} structures are left out" if found else "no sound structure"
+    return found, [molecule.failed(f"{said} ({reason})")] if missing else []
+
+
+def _sorted_out(
+    molecule: Molecule, result: dict, origin: str, level_of_theory: str
+) -> tuple[list[Prediction], list[str]]:
+    """The sound structures of a result of the pipeline, and what is wrong with each of the others."""
+    found, broken = [], []
+    for k, faults in enumerate(result["faults"]):
+        energy = float(result["energy"][k])
+        if faults or not np.isfinite(energy):
+            broken.append(faults[0] if faults else "the predicted energy is not finite")
+            continue
+        found.append(
+            Prediction(
+                molecule=molecule,
+                sample=k,
+                positions=result["positions"][k],
+                energy=energy,
+                forces=result["forces"][k],
+                origin=origin,
+                level_of_theory=f"PCBridge of {level_of_theory}",
+            )
         )
-        for rank, k in enumerate(order)
-    ]
+    return found, broken
+
+
+def _ranked(predictions: list[Prediction], rank_by: str | None) -> list[Prediction]:
+    order = np.arange(len(predictions))
+    if rank_by == "energy":
+        order = np.argsort([prediction.energy for prediction in predictions], kind="stable")
+    elif rank_by == "centrality" and predictions:
+        order = np.argsort(distances_to_others(np.array([p.positions for p in predictions])), kind="stable")
+    return [replace(predictions[k], sample=rank) for rank, k in enumerate(order)]

@@ -20,6 +20,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from modeling_pcbridge.errors import CalculationError
+
 from .visit import MAX_SAMPLES, Predictor
 
 MAX_REQUEST_BYTES = 4096
@@ -102,7 +104,7 @@ class PredictionQueue:
         def run() -> None:
             try:
                 self._predictor.predict(mol, num_samples, emit)
-            except TimeoutError as error:
+            except (TimeoutError, CalculationError) as error:
                 emit({"type": "error", "message": _sentence(error)})
 
         def finish() -> None:

@@ -14,14 +14,17 @@ from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import mol_from_row
 from dataset_scripts.sdf import sdf_record
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
-from modeling_pcbridge.errors import InputError
+from modeling_pcbridge.errors import CalculationError, InputError
 from modeling_pcbridge.molecular_graph import conformer_from_positions, mol_from_smiles
+
+from ..rdkit_fallback import ORIGIN, REFINEMENT, rdkit_structures
 
 # What one visitor may ask of the machine. Hydrogens count as atoms.
 MAX_SMILES_LENGTH = 300
 MAX_ATOMS = 60
 MAX_SAMPLES = 10
 MAX_SECONDS = 60.0
+RDKIT_SECONDS = 5.0  # for its structures, where the model has no sound ones
 
 NUM_INFERENCE_STEPS = 20
 MEAN_SHIFT_STEPS = 10  # into the last frame
@@ -78,13 +81,15 @@ class Predictor:
         """Emits "molecule", then a "step" of the first sample for each step of its denoising, then the "result".
 
         Lengths are in angstrom, energies in eV, forces in eV/angstrom. The samples of the result come lowest energy
-        first, all rotated onto that one, which has its longest axis along x and its shortest along z.
+        first, all rotated onto that one, which has its longest axis along x and its shortest along z. Only sound
+        structures are samples: what the model cannot draw soundly is refined from RDKit's structures.
 
         Raises:
             TimeoutError: it took more than `MAX_SECONDS`.
+            CalculationError: no structure is sound.
         """
         emit(self._describe(mol))
-        frames, stereo_right = self._sample(mol, num_samples, emit)
+        frames, origins = self._sound_samples(mol, num_samples, emit)
         energies, forces = self._energies_and_forces(mol, frames[:, -1])
         reference = self.references.get(_canonical(mol))
         reference_energy = None if reference is None else self._reference_energy(reference)
@@ -101,7 +106,7 @@ class Predictor:
                 "relative_energy": energies[row] - energies.min(),
                 "forces": _rounded(forces[row] @ rotation.T),
                 "frames": _rounded(rotated),
-                "stereo_right": stereo_right[row],
+                "origin": origins[row],
                 "sdf": self._sdf(predicted, energies[row], energies.min()),
                 "reference": None,
             }
@@ -111,8 +116,27 @@ class Predictor:
             samples.append(sample)
         emit({"type": "result", "samples": samples})
 
-    def _sample(self, mol: Chem.Mol, num_samples: int, emit: Emit) -> tuple[np.ndarray, list[bool]]:
-        """The denoising of each sample, (S, NUM_INFERENCE_STEPS + 1, N, 3), and whether it obeys its stereo marks."""
+    def _sound_samples(self, mol: Chem.Mol, num_samples: int, emit: Emit) -> tuple[np.ndarray, list[str]]:
+        """The denoising of each sound sample, (S, NUM_INFERENCE_STEPS + 1, N, 3), and what each comes from.
+
+        The frames of RDKit's structures are all the same one.
+        """
+        frames, faults = self._sample(mol, num_samples, emit)
+        is_sound = [not of_sample for of_sample in faults]
+        broken = [of_sample[0] for of_sample in faults if of_sample]
+        origins = [""] * sum(is_sound)
+        frames = frames[is_sound]
+        if starts := rdkit_structures(mol, len(broken), RDKIT_SECONDS) if broken else []:
+            output = self.model.predict_structure(**self.processor(starts), **REFINEMENT)
+            refined = output.positions[output.is_sound].double().numpy()
+            frames = np.concatenate([frames, np.repeat(refined[:, None], frames.shape[1], axis=1)])
+            origins += [ORIGIN] * len(refined)
+        if not origins:
+            raise CalculationError(f"no sound structure came out: {broken[0]}")
+        return frames, origins
+
+    def _sample(self, mol: Chem.Mol, num_samples: int, emit: Emit) -> tuple[np.ndarray, list[list[str]]]:
+        """The denoising of each sample, (S, NUM_INFERENCE_STEPS + 1, N, 3), and what is wrong with its last frame."""
         deadline = time.monotonic() + MAX_SECONDS
         frames = np.zeros((num_samples, NUM_INFERENCE_STEPS + 1, mol.GetNumAtoms(), 3))
 
@@ -130,7 +154,7 @@ class Predictor:
             on_step=on_step,
         )
         frames[:, -1] = output.positions[0]
-        return frames, output.stereo_right[0].tolist()
+        return frames, output.faults[0]
 
     def _describe(self, mol: Chem.Mol) -> dict:
         """What the page needs to draw the molecule and to name it."""
@@ -144,6 +168,8 @@ class Predictor:
             )
         if any(atom.GetFormalCharge() != 0 for atom in mol.GetAtoms()):
             notes.append("The training data has hardly any charged atoms; take the prediction as an extrapolation.")
+        if self.model.config.has_learned_forces is False:
+            notes.append("This model has learned no forces; take those that are shown for none.")
         reference = self.references.get(_canonical(mol))
         return {
             "type": "molecule",

@@ -113,7 +113,8 @@ function showResult(newSamples) {
   element("reference-level").textContent = molecule.reference_level_of_theory ?? "";
   element("viewer").setAttribute("aria-label", `Structure of ${molecule.formula}; arrow keys turn it, plus and minus zoom`);
   const notes = [...molecule.notes];
-  if (samples.some((sample) => !sample.stereo_right)) notes.push("Some samples violate a stereo mark of the SMILES.");
+  const others = new Set(samples.map((sample) => sample.origin).filter(Boolean));
+  for (const origin of others) notes.push(`Some samples of the model were no sound structures; instead there is: ${origin}.`);
   element("notes").replaceChildren(...notes.map((note) => make("li", note)));
   element("sample-list").replaceChildren(...samples.map(sampleChoice));
   element("samples").hidden = element("download-all").hidden = samples.length === 1;

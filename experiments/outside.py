@@ -1,0 +1,261 @@
+"""Structures of drug-like molecules that no one here made: models beside force fields and GFN2-xTB.
+
+    python -m experiments.outside flexisol_validation.parquet --checkpoints checkpoints/drug_like [MORE ...]
+
+The file holds DFT minima with the columns `name`, `mapped_smiles`, `positions`, and `mmff` and `gfn2`, the minima of
+these methods below the DFT structure (angstrom; null where there is none). Each model refines the MMFF94 minima by mean
+shift, and relaxes what comes out on its own energy. Tables, a plot and all numbers of each molecule go to `--output`
+(default: experiments/results/outside.*).
+"""
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from rdkit import Chem
+
+from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
+from modeling_pcbridge.errors import InputError
+from modeling_pcbridge.graph_batch import GraphBatch
+from modeling_pcbridge.molecular_graph import MolecularGraph, graph_from_mol, mol_from_smiles
+from pcbridge.evaluation.batches import moved
+from pcbridge.evaluation.metrics import (
+    bond_angle_error,
+    bond_length_error,
+    heavy_atom_rmsd,
+    kabsch_rmsd,
+    one_three_distance_error,
+    torsion_error,
+)
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+RESULTS = Path(__file__).parent / "results" / "outside"
+MEAN_SHIFT_STEPS = 10  # evaluations of the model per structure
+MAX_EVALUATIONS = 100  # of E, in a relaxation
+_BATCH_SIZE = 8
+_SIZES = [(8, 14), (15, 19), (20, 24), (25, 60)]  # heavy atoms
+_METRICS = {
+    "bonds": ("bonds, angstrom", 4),
+    "bonds_centred": ("bonds, type means removed", 4),
+    "one_three": ("1-3 distances, angstrom", 4),
+    "angles": ("angles, degrees", 2),
+    "torsions": ("torsions, degrees", 1),
+    "heavy_rmsd": ("heavy-atom RMSD, angstrom", 3),
+    "rmsd": ("all-atom RMSD, angstrom", 3),
+}
+
+
+@dataclass(frozen=True)
+class Molecule:
+    """A DFT structure and the cheap minima below it, (N, 3), angstrom."""
+
+    name: str
+    mol: Chem.Mol
+    graph: MolecularGraph
+    reference: np.ndarray
+    mmff: np.ndarray | None
+    gfn2: np.ndarray | None
+
+
+def read(path: Path) -> list[Molecule]:
+    """The molecules of a file as the module says."""
+
+    def array(value: list | None) -> np.ndarray | None:
+        return None if value is None else np.array(value)
+
+    molecules = []
+    for row in pq.read_table(path).to_pylist():
+        mol = mol_from_smiles(row["mapped_smiles"])
+        molecules.append(
+            Molecule(
+                row["name"],
+                mol,
+                graph_from_mol(mol),
+                np.array(row["positions"]),
+                array(row["mmff"]),
+                array(row["gfn2"]),
+            )
+        )
+    return molecules
+
+
+def record(molecule: Molecule, structure: np.ndarray) -> dict[str, float]:
+    """The errors of one structure (N, 3), angstrom; without the one that needs all molecules."""
+    graph, reference, one = molecule.graph, molecule.reference, structure[None]
+    return {
+        "bonds": float(bond_length_error(graph, one, reference)[0]),
+        "one_three": float(one_three_distance_error(graph, one, reference)[0]),
+        "angles": float(bond_angle_error(graph, one, reference)[0]),
+        "torsions": float(torsion_error(graph, one, reference)[0]),
+        "heavy_rmsd": float(heavy_atom_rmsd(molecule.mol, one, reference)[0]),
+        "rmsd": float(kabsch_rmsd(one, reference)[0]),
+    }
+
+
+def centred_bond_errors(molecules: Sequence[Molecule], structures: Sequence[np.ndarray]) -> list[float]:
+    """Per molecule the mean absolute bond error after the mean error of each type of bond is taken out.
+
+    Two levels of theory differ by about a constant per type: the elements of the two atoms and the order of the bond.
+    """
+    errors: list[np.ndarray] = []
+    types: list[list[tuple]] = []
+    by_type: dict[tuple, list[float]] = defaultdict(list)
+    for molecule, structure in zip(molecules, structures, strict=True):
+        i, j = np.argwhere(np.triu(molecule.graph.bonded)).T
+        length, of_reference = (np.linalg.norm(x[i] - x[j], axis=-1) for x in (structure, molecule.reference))
+        errors.append(length - of_reference)
+        types.append(
+            [
+                (
+                    *sorted(molecule.graph.atomic_numbers[[a, b]].tolist()),
+                    int(molecule.graph.pair_types[a, b]),
+                )
+                for a, b in zip(i, j, strict=True)
+            ]
+        )
+        for kind, error in zip(types[-1], errors[-1].tolist(), strict=True):
+            by_type[kind].append(error)
+    means = {kind: np.mean(some) for kind, some in by_type.items()}
+    return [
+        float(np.abs(error - [means[kind] for kind in kinds]).mean())
+        for error, kinds in zip(errors, types, strict=True)
+    ]
+
+
+def measured(molecules: Sequence[Molecule], structures: Sequence[np.ndarray | None], seconds: float | None) -> dict:
+    """All errors of a method: of each molecule by its name, with the time per molecule."""
+    served = [(m, s) for m, s in zip(molecules, structures, strict=True) if s is not None]
+    records = {m.name: record(m, s) for m, s in served}
+    centred = centred_bond_errors(*zip(*served, strict=True)) if served else []
+    for (molecule, _), error in zip(served, centred, strict=True):
+        records[molecule.name]["bonds_centred"] = error
+    return {"records": records, "seconds": None if seconds is None else seconds / max(len(served), 1)}
+
+
+def of_model(model: PCBridgeModel, molecules: Sequence[Molecule]) -> dict[str, dict]:
+    """Mean shift from the MMFF94 minima, then relaxation on E, of the molecules that the model takes."""
+    processor = PCBridgeProcessor.of_config(model.config)
+    taken, graphs = [], []
+    for molecule in molecules:
+        if molecule.mmff is None:
+            continue
+        try:
+            processor(molecule.mol)  # refuses elements and charges that the model has not learned
+        except InputError:
+            continue
+        graphs.append(graph_from_mol(molecule.mol, model.config.resonance_invariant))
+        taken.append(molecule)
+    order = sorted(range(len(taken)), key=lambda k: graphs[k].num_atoms)
+    taken, graphs = [taken[k] for k in order], [graphs[k] for k in order]
+    starts = [molecule.mmff for molecule in taken]
+
+    def move(structures: list, by: Callable) -> tuple[list[np.ndarray], float]:
+        start = time.perf_counter()
+        return moved(model, graphs, structures, _BATCH_SIZE, by), time.perf_counter() - start
+
+    def relaxed(graph: GraphBatch, positions: torch.Tensor) -> torch.Tensor:
+        return model.relax_structure(positions, max_evaluations=MAX_EVALUATIONS, **graph.inputs).positions
+
+    shifted, seconds = move(starts, partial(model.mean_shift, num_steps=MEAN_SHIFT_STEPS))
+    results = {f"mean shift {MEAN_SHIFT_STEPS}": measured(taken, shifted, seconds)}
+    after, more = move(shifted, relaxed)
+    results["mean shift, relaxed on E"] = measured(taken, after, seconds + more)
+    return results
+
+
+def table(results: dict[str, dict], start: dict) -> list[str]:
+    """A row for each method: how many molecules, means over them, and how many have worse bonds than MMFF94."""
+    columns = ["served", *(title for title, _ in _METRICS.values()), "bonds worse than MMFF94", "s per molecule"]
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, result in results.items():
+        records = result["records"]
+        cells = [str(len(records))]
+        cells += [f"{np.nanmean([r[key] for r in records.values()]):.{d}f}" for key, (_, d) in _METRICS.items()]
+        worse = [
+            r["bonds"] > start["records"][name_]["bonds"] for name_, r in records.items() if name_ in start["records"]
+        ]
+        cells.append("" if name == "MMFF94" else f"{100 * np.mean(worse):.0f}%")
+        cells.append("" if result["seconds"] is None else f"{result['seconds']:.2f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def by_size(results: dict[str, dict], heavy_atoms: dict[str, int], key: str) -> list[str]:
+    """Means of one metric by number of heavy atoms."""
+    lines = ["| | " + " | ".join(f"{low} to {high}" for low, high in _SIZES) + " |"]
+    lines += ["|---" * (len(_SIZES) + 1) + "|"]
+    for name, result in results.items():
+        cells = [_mean_of_size(result, heavy_atoms, key, size) for size in _SIZES]
+        lines.append(f"| {name} | " + " | ".join("" if np.isnan(c) else f"{c:.4f}" for c in cells) + " |")
+    return lines
+
+
+def _mean_of_size(result: dict, heavy_atoms: dict[str, int], key: str, size: tuple[int, int]) -> float:
+    values = [r[key] for name, r in result["records"].items() if size[0] <= heavy_atoms[name] <= size[1]]
+    return float(np.mean(values)) if values else np.nan
+
+
+def plot(results: dict[str, dict], heavy_atoms: dict[str, int], path: Path) -> None:
+    """Errors of bonds and angles against size."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
+    for axis, key, label in zip(axes, ("bonds", "angles"), ("bonds, angstrom", "angles, degrees"), strict=True):
+        for name, result in results.items():
+            axis.plot([_mean_of_size(result, heavy_atoms, key, size) for size in _SIZES], marker="o", label=name)
+        axis.set_xticks(range(len(_SIZES)), [f"{low} to {high}" for low, high in _SIZES])
+        axis.set(xlabel="heavy atoms", ylabel=f"mean absolute error of {label}", yscale="log")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--checkpoints", nargs="+", default=["checkpoints/drug_like"], help="folders or hub names")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="without an ending")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    molecules = read(arguments.file)
+    results = {
+        "MMFF94": measured(molecules, [m.mmff for m in molecules], None),
+        "GFN2-xTB": measured(molecules, [m.gfn2 for m in molecules], None),
+    }
+    for checkpoint in arguments.checkpoints:
+        model = PCBridgeModel.from_pretrained(checkpoint).eval()
+        for method, result in of_model(model, molecules).items():
+            results[f"{Path(checkpoint).name}, {method}"] = result
+    heavy_atoms = {m.name: int((m.graph.atomic_numbers > 1).sum()) for m in molecules}
+    lines = [
+        "# Outside DFT structures of drug-like molecules",
+        "",
+        f"{len(molecules)} molecules of {arguments.file.name}. Starts are the MMFF94 minima below the DFT structures. "
+        "Means over the molecules that a method serves. Written by `python -m experiments.outside`.",
+        "",
+        *table(results, results["MMFF94"]),
+        "",
+        "## Bonds by heavy atoms, angstrom",
+        "",
+        *by_size(results, heavy_atoms, "bonds"),
+        "",
+    ]
+    text = "\n".join(lines)
+    arguments.output.with_suffix(".md").write_text(text)
+    arguments.output.with_suffix(".json").write_text(json.dumps(results) + "\n")
+    plot(results, heavy_atoms, arguments.output.with_suffix(".png"))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

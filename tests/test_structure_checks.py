@@ -1,0 +1,105 @@
+"""What the checks of structures accept and refuse: real minima, and each way of breaking one."""
+
+import numpy as np
+import pytest
+from rdkit import Chem
+from rdkit.Chem import rdDistGeom, rdForceFieldHelpers, rdMolTransforms
+
+from dataset_scripts.bundled import load_bundled
+from dataset_scripts.collator import mol_from_row
+from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles
+from modeling_pcbridge.structure_checks import StructureChecks
+
+
+def embedded(smiles: str) -> Chem.Mol:
+    mol = mol_from_smiles(smiles)
+    assert rdDistGeom.EmbedMolecule(mol, randomSeed=1) == 0
+    rdForceFieldHelpers.MMFFOptimizeMolecule(mol)
+    return mol
+
+
+def faults(mol: Chem.Mol, of: str | None = None, resonance_invariant: bool = False) -> str:
+    """Of the structure of `mol`, as one of its own graph or of another SMILES with the same atoms."""
+    graph = graph_from_mol(mol if of is None else mol_from_smiles(of), resonance_invariant)
+    return "; ".join(StructureChecks(graph).faults(mol.GetConformer().GetPositions()))
+
+
+@pytest.mark.parametrize("resonance_invariant", [False, True])
+@pytest.mark.parametrize("name", ["dft_equilibrium", "pm6", "fragments"])
+def test_minima_of_quantum_chemistry_are_sound(name, resonance_invariant):
+    rows = [row for row in load_bundled(name, "test") if row["equilibrium_level_of_theory"] is not None]
+    assert len(rows) >= 20
+    for row in rows:
+        graph = graph_from_mol(mol_from_row(row), resonance_invariant)
+        assert StructureChecks(graph).faults(np.array(row["positions"])) == [], row["smiles"]
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("CC/C=C\\C", "CC/C=C/C"),
+        ("C/N=N\\C", "C/N=N/C"),
+        ("C[C@H](N)CO", "C[C@@H](N)CO"),
+        ("C[S@](=O)CC", "C[S@@](=O)CC"),
+        ("C/C=C/C=C\\C", "C/C=C\\C=C\\C"),
+        ("C/C=C/C(=O)[O-]", "C/C=C\\C(=O)[O-]"),
+    ],
+)
+def test_each_isomer_is_told_from_the_other(pair):
+    for resonance_invariant in (False, True):
+        for smiles, other in (pair, pair[::-1]):
+            mol = embedded(smiles)
+            assert faults(mol, smiles, resonance_invariant) == ""
+            found = faults(mol, other, resonance_invariant)
+            assert "handedness" in found or "E/Z mark" in found
+
+
+def twisted(smiles: str, torsion: tuple[int, int, int, int], by: float) -> Chem.Mol:
+    mol = embedded(smiles)
+    conformer = mol.GetConformer()
+    rdMolTransforms.SetDihedralDeg(conformer, *torsion, rdMolTransforms.GetDihedralDeg(conformer, *torsion) + by)
+    return mol
+
+
+@pytest.mark.parametrize(
+    ("smiles", "torsion", "what"),
+    [("CC=CC", (0, 1, 2, 3), "double bond"), ("CC(=O)NC", (0, 1, 3, 4), "amide bond")],
+)
+def test_twisted_bonds_are_found(smiles, torsion, what):
+    assert faults(twisted(smiles, torsion, 15)) == ""
+    assert f"the {what}" in faults(twisted(smiles, torsion, 80)) and "twisted" in faults(twisted(smiles, torsion, 80))
+
+
+def test_flat_allenes_and_folded_rings_are_found():
+    allene = embedded("C=C=C")
+    positions = allene.GetConformer().GetPositions()
+    assert faults(allene) == ""
+    axis = positions[2] - positions[0]
+    axis /= np.linalg.norm(axis)
+    for atom in (5, 6):  # the hydrogens of the other end, turned by 90 degrees about the axis
+        arm = positions[atom] - positions[2]
+        turned = np.cross(axis, arm) + axis * (axis @ arm)
+        allene.GetConformer().SetAtomPosition(atom, positions[2] + turned)
+    assert "cumulene C0-C1-C2 is twisted by 90" in faults(allene)
+    benzene = embedded("c1ccccc1")
+    positions = benzene.GetConformer().GetPositions()
+    assert faults(benzene) == ""
+    normal = np.linalg.svd(positions)[2][2]
+    for atom, position in enumerate(positions):  # a chair: each carbon off the plane, with its hydrogen
+        benzene.GetConformer().SetAtomPosition(atom, position + 0.3 * (-1) ** atom * normal)
+    assert "the aromatic ring of C0" in faults(benzene)
+
+
+def test_water_of_27_degrees_and_broken_bonds_are_found():
+    water = np.array([[0, 0, 0], [0.96, 0, 0], [0.96 * np.cos(np.radians(27)), 0.96 * np.sin(np.radians(27)), 0]])
+    checks = StructureChecks(graph_from_mol(mol_from_smiles("O")))
+    assert checks.faults(water) == ["H1 and H2 are too close (0.45 angstrom)"]
+    assert "the bond O0-H1 is too long" in checks.faults(water * 2)[0]
+    assert checks.faults(water * np.nan) == ["positions are not finite"]
+
+
+@pytest.mark.parametrize(
+    "smiles", ["C12C3C4C1C5C2C3C45", "C1C2CC1C2", "N#CC#N", "[O-][n+]1ccccc1", "O=C1CCN1", "CN1CC1=O"]
+)
+def test_strained_molecules_are_sound(smiles):
+    assert faults(embedded(smiles)) == ""
