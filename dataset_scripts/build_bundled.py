@@ -1,11 +1,16 @@
 """Build the bundled data set from the raw label tables; see bundled/README.md for what they are.
 
-    python -m dataset_scripts.build_bundled --structures structures.parquet --labels labels.parquet [more.parquet ...]
-    python -m dataset_scripts.build_bundled --minima pm6_8_heavy_atoms.jsonl
-    python -m dataset_scripts.build_bundled --fragments raw_labels/fragments_b3lyp.parquet --drug_like drug_like.jsonl
+    python -m dataset_scripts.build_bundled --exclude tests/data/excluded_sha256.txt \\
+        --structures structures.parquet --labels labels.parquet [more.parquet ...]
+    python -m dataset_scripts.build_bundled --exclude ... --minima pm6_8_heavy_atoms.jsonl
+    python -m dataset_scripts.build_bundled --exclude ... --fragments raw_labels/fragments_b3lyp.parquet \\
+        --drug_like drug_like.jsonl
+    python -m dataset_scripts.build_bundled --exclude ... --again
 
 The second adds what `label_generation --level pm6` wrote, the third its lines at levels b3lyp and gfn2_program, packed
-by `packed_labels` or as they are. The output is deterministic: the same inputs give the same rows in the same order.
+by `packed_labels` or as they are; `--again` takes the rows that are there, for configurations whose raw tables are not
+in the repository. Molecules that `--exclude` lists (`drug_like.Exclusion`) are in no split. Every run also writes the
+front matter of the card. The output is deterministic: the same inputs give the same rows in the same order.
 """
 
 import argparse
@@ -16,11 +21,12 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from rdkit import Chem, RDLogger
 
-from dataset_scripts.bundled import CONFIG_NAMES, parquet_path
+from dataset_scripts.bundled import CONFIG_NAMES, load_bundled, parquet_path
+from dataset_scripts.dataset_card import write_card
+from dataset_scripts.drug_like import Exclusion
 from dataset_scripts.geometries import check_geometry
 from dataset_scripts.label_generation import read_lines
 from dataset_scripts.labelling import check_same_molecule
@@ -28,6 +34,7 @@ from dataset_scripts.packed_labels import read_packed_labels
 from dataset_scripts.rows import row_of_mol
 from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES, PM6
 from dataset_scripts.splits import SPLITS, constitution_of, split_of
+from dataset_scripts.tables import write_rows
 from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.molecular_graph import mol_from_positions, mol_from_smiles
 
@@ -37,6 +44,9 @@ _MINIMA_NAME = "pm6_8_heavy_atoms"
 _LABELLED_NAMES = ("pm6", "pm6_displaced", "dft_equilibrium")
 # What `label_generation` calls the structures of its lines, in the words of the bundled configurations.
 _GEOMETRY_NAMES = {"given": "pm6", "displaced": "pm6_displaced"}
+_EXCLUDED = "a molecule that models are tested on"
+# Of the labels; of the molecules of QM9, ChEMBL's drugs and MOSES.
+_LICENSES = ["cc0-1.0", "cc-by-4.0", "cc-by-sa-3.0", "mit"]
 
 
 def checked_mol(structure: dict) -> Chem.Mol:
@@ -101,7 +111,7 @@ def read_labels(path: Path) -> list[dict]:
     ]
 
 
-def build(structures_path: Path, label_paths: list[Path]) -> dict:
+def build(structures_path: Path, label_paths: list[Path], exclusion: Exclusion) -> dict:
     """Write the Parquet files of all molecules with DFT structures and return what is new in bundled/summary.json."""
     labels: dict[int, dict[str, dict]] = {}
     for path in label_paths:
@@ -119,10 +129,10 @@ def build(structures_path: Path, label_paths: list[Path]) -> dict:
         split = split_of(constitution_of(mol))
         for name, row in rows_of_molecule(structure, mol, labels.get(structure["qm9_index"], {})).items():
             rows[name, split].append(row)
-    return _write(rows, "rejected", rejected)
+    return _write(rows, "rejected", rejected, exclusion)
 
 
-def build_minima(path: Path) -> dict:
+def build_minima(path: Path, exclusion: Exclusion) -> dict:
     """Write the Parquet files of `_MINIMA_NAME` and return what is new in bundled/summary.json.
 
     Energies are left out: those of PM6 are heats of formation, which the model does not predict.
@@ -131,10 +141,11 @@ def build_minima(path: Path) -> dict:
         ValueError: lines of another level than pm6.
     """
     lines = sorted(read_lines(path), key=lambda line: line["molecule_id"])
-    return _build_lines(_MINIMA_NAME, path, lines, ("pm6",), {"energy": None, "energy_level_of_theory": None})
+    change = {"energy": None, "energy_level_of_theory": None}
+    return _build_lines(_MINIMA_NAME, path, lines, ("pm6",), change, exclusion)
 
 
-def build_drug_like(name: str, path: Path) -> dict:
+def build_drug_like(name: str, path: Path, exclusion: Exclusion) -> dict:
     """Write the Parquet files of `fragments` or `drug_like`, and return what is new in bundled/summary.json.
 
     Raises:
@@ -142,10 +153,21 @@ def build_drug_like(name: str, path: Path) -> dict:
     """
     lines = read_packed_labels(path) if path.suffix == ".parquet" else read_lines(path)
     levels = {"fragments": ("b3lyp",), "drug_like": ("gfn2", "gfn2_program")}[name]
-    return _build_lines(name, path, lines, levels, {})
+    return _build_lines(name, path, lines, levels, {}, exclusion)
 
 
-def _build_lines(name: str, path: Path, lines: list[dict], levels: tuple[str, ...], change: dict) -> dict:
+def build_again(exclusion: Exclusion) -> dict:
+    """Write all Parquet files from the rows that are in them, and return what is new in bundled/summary.json.
+
+    What was rejected before stays there.
+    """
+    rows = {(name, split): list(load_bundled(name, split)) for name in CONFIG_NAMES for split in SPLITS}
+    return _write(rows, None, Counter(), exclusion)
+
+
+def _build_lines(
+    name: str, path: Path, lines: list[dict], levels: tuple[str, ...], change: dict, exclusion: Exclusion
+) -> dict:
     """Write lines of `label_generation` as one configuration, split by constitution."""
     if others := {line["level"] for line in lines}.difference(levels):
         raise InputError(f"{path} has lines of another level than {' or '.join(levels)}: {others.pop()}")
@@ -158,7 +180,7 @@ def _build_lines(name: str, path: Path, lines: list[dict], levels: tuple[str, ..
             continue
         split = split_of(constitution_of(Chem.MolFromSmiles(line["smiles"])))
         rows[name, split].append({key: line[key] for key in FEATURES} | change)
-    return _write(rows, f"rejected_{name}", rejected)
+    return _write(rows, f"rejected_{name}", rejected, exclusion)
 
 
 def _broken(line: dict) -> str | None:
@@ -181,13 +203,16 @@ def _kind_of_error(error: str) -> str:
     return "folded onto itself" if kind.startswith("folded onto itself") else kind
 
 
-def _write(rows: dict[tuple[str, str], list[dict]], title: str, rejected: Counter[str]) -> dict:
-    """Write rows by configuration and split, and their part of bundled/summary.json, which is returned."""
+def _write(
+    rows: dict[tuple[str, str], list[dict]], title: str | None, rejected: Counter[str], exclusion: Exclusion
+) -> dict:
+    """Write rows by configuration and split, the card, and their part of bundled/summary.json, which is returned."""
     files = {}
     for (name, split), split_rows in rows.items():
+        kept = [row for row in split_rows if Chem.MolFromSmiles(row["smiles"]) not in exclusion]
+        rejected[_EXCLUDED] += len(split_rows) - len(kept)
         path = parquet_path(name, split)
-        table = pa.Table.from_pylist(split_rows, schema=FEATURES.arrow_schema)
-        pq.write_table(table, path, compression="zstd", row_group_size=1000)
+        table = write_rows(path, kept)
         files[path.name] = {
             "rows": table.num_rows,
             "with_energy": table.num_rows - table["energy"].null_count,
@@ -196,9 +221,19 @@ def _write(rows: dict[tuple[str, str], list[dict]], title: str, rejected: Counte
         }
     path = parquet_path(CONFIG_NAMES[0], SPLITS[0]).with_name("summary.json")
     before = json.loads(path.read_text())
-    new = {"files": files, title: dict(sorted(rejected.items()))}
+    new: dict[str, dict] = {"files": files}
+    if title is not None:
+        new[title] = {reason: count for reason, count in sorted(rejected.items()) if count}
     path.write_text(json.dumps(before | new | {"files": before["files"] | files}, indent=2) + "\n")
+    write_bundled_card()
     return new
+
+
+def write_bundled_card() -> None:
+    """Write the front matter of bundled/README.md."""
+    configurations = {name: {split: parquet_path(name, split).name for split in SPLITS} for name in CONFIG_NAMES}
+    folder = parquet_path(CONFIG_NAMES[0], SPLITS[0]).parent
+    write_card(folder, configurations, "PCBridge: bundled quantum-chemistry data", _LICENSES)
 
 
 def main() -> None:
@@ -208,17 +243,25 @@ def main() -> None:
     parser.add_argument("--minima", type=Path)
     parser.add_argument("--fragments", type=Path)
     parser.add_argument("--drug_like", type=Path)
+    parser.add_argument("--again", action="store_true", help="from the rows that are there")
+    parser.add_argument("--exclude", type=Path, required=True, help="SHA-256 of SMILES without stereo, one a line")
     arguments = parser.parse_args()
-    if (arguments.structures is None) != (arguments.labels is None) or not any(vars(arguments).values()):
-        parser.error("give --structures with --labels, or --minima, --fragments, --drug_like, or several of them")
+    inputs = {name: value for name, value in vars(arguments).items() if name != "exclude"}
+    if (arguments.structures is None) != (arguments.labels is None) or not any(inputs.values()):
+        parser.error("give --structures with --labels, or --minima, --fragments, --drug_like, --again, or several")
     RDLogger.DisableLog("rdApp.*")
+    exclusion = Exclusion.of_file(arguments.exclude)
+    built = []
+    if arguments.again:
+        built.append(build_again(exclusion))
     if arguments.structures is not None:
-        print(json.dumps(build(arguments.structures, arguments.labels), indent=2))
+        built.append(build(arguments.structures, arguments.labels, exclusion))
     if arguments.minima is not None:
-        print(json.dumps(build_minima(arguments.minima), indent=2))
+        built.append(build_minima(arguments.minima, exclusion))
     for name in ("fragments", "drug_like"):
         if (path := getattr(arguments, name)) is not None:
-            print(json.dumps(build_drug_like(name, path), indent=2))
+            built.append(build_drug_like(name, path, exclusion))
+    print(json.dumps(built, indent=2))
 
 
 if __name__ == "__main__":

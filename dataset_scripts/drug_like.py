@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import random
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -26,16 +27,18 @@ from rdkit import Chem, rdBase
 from rdkit.Chem.MolStandardize import rdMolStandardize
 
 from dataset_scripts.bad_rows import BadRowError
-from dataset_scripts.fragments import (
-    ChosenFragment,
-    LibraryCounts,
-    choose_fragments,
-    count_library,
-    draw_report,
+from dataset_scripts.fragment_choice import ChosenFragment, choose_fragments
+from dataset_scripts.fragment_report import draw_report, summarize
+from dataset_scripts.library import (
+    ELEMENTS,
+    LibraryRecord,
+    constitution_hash,
+    library_mol,
+    read_library,
     sample_records,
-    summarize,
 )
-from dataset_scripts.library import ELEMENTS, LibraryRecord, constitution_hash, library_mol, read_library
+from dataset_scripts.library_counts import LibraryCounts, count_library
+from dataset_scripts.options import underscored
 from dataset_scripts.protonation import charged_form
 from modeling_pcbridge.errors import InputError
 
@@ -201,7 +204,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=1500, help="fragments by coverage (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="(default: %(default)s)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(underscored(sys.argv[1:]))
     try:
         with rdBase.BlockLogs():
             print(json.dumps(select(**vars(arguments)), indent=1))

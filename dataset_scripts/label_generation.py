@@ -163,6 +163,8 @@ def generate(
         if (functions.minimum if geometry == "minimum" else functions.energy_and_forces) is None:
             raise InputError(f"level {level} cannot compute geometry {geometry!r}")
     molecules = [molecule for path in inputs for molecule in read_molecules(path)]
+    if not molecules:
+        raise InputError(f"there is no molecule in {', '.join(map(str, inputs))}")
     repeated = [name for name, count in Counter(m["molecule_id"] for m in molecules).items() if count > 1]
     if repeated:
         raise InputError(f"molecule_id {repeated[0]!r} is there more than once in the input")
@@ -217,9 +219,7 @@ def main() -> None:
     parser.add_argument("--level", required=True, help=f"{', '.join(LEVELS)}, or module:attribute")
     parser.add_argument("--inputs", type=Path, nargs="+", required=True, help=".smi, .sdf, .parquet or .jsonl files")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines, appended to")
-    parser.add_argument(
-        "--geometries", nargs="+", help=f"{', '.join(GEOMETRIES)} (default: given, else minimum)"
-    )
+    parser.add_argument("--geometries", nargs="+", help=f"{', '.join(GEOMETRIES)} (default: given, else minimum)")
     parser.add_argument("--max_molecules", type=int, help="take only so many of the inputs, by chance")
     parser.add_argument("--in_order", action="store_true", help="molecules in the order of the inputs, not by chance")
     parser.add_argument("--workers", type=int, default=1, help="processes on this machine, one thread each")

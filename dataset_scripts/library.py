@@ -3,7 +3,8 @@
 import gzip
 import hashlib
 import logging
-from collections.abc import Iterator
+import random
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
@@ -93,6 +94,18 @@ def _of_table(path: Path, rows: Iterator[dict]) -> Iterator[tuple[str, str]]:
             smiles_column = found[0]
             name_column = next((by_lower[name] for name in _NAME_COLUMNS if name in by_lower), None)
         yield str(row.get(name_column) or "") if name_column else "", str(row[smiles_column] or "")
+
+
+def sample_records(records: Iterable[LibraryRecord], num: int, seed: int) -> list[LibraryRecord]:
+    """A random sample of a stream, the same for the same seed; the stream is read to its end, not kept."""
+    rng = random.Random(seed)
+    sample: list[LibraryRecord] = []
+    for number, record in enumerate(records):
+        if number < num:
+            sample.append(record)
+        elif (place := rng.randrange(number + 1)) < num:
+            sample[place] = record
+    return sample
 
 
 def library_mol(record: LibraryRecord, elements: frozenset[str] = frozenset(ELEMENTS)) -> Chem.Mol:

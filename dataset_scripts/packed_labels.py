@@ -1,7 +1,7 @@
 """Lines of `label_generation` as one small Parquet file, and back, so that a repository can hold and continue them.
 
-    python -m dataset_scripts.packed_labels pack b3lyp.jsonl raw_labels/fragments_b3lyp.parquet
-    python -m dataset_scripts.packed_labels unpack raw_labels/fragments_b3lyp.parquet b3lyp.jsonl
+    pcbridge data pack b3lyp.jsonl raw_labels/fragments_b3lyp.parquet
+    pcbridge data pack --unpack raw_labels/fragments_b3lyp.parquet b3lyp.jsonl
 
 Nothing is lost: positions and forces have six decimals in the lines and are whole numbers of millionths in the file, an
 eighth of the size. Packing into a file that is there adds the lines that it does not have.
@@ -46,12 +46,14 @@ def pack_labels(inputs: Iterable[Path], output: Path) -> int:
     """Add the finished lines of JSON-lines files to a packed file, in their order; returns how many are new.
 
     Raises:
-        ValueError: a line is not one of `label_generation`, or there is another label of the same task.
+        ValueError: no such input, a line is not one of `label_generation`, or there is another label of the same task.
     """
     lines = read_packed_labels(output) if output.exists() else []
     known = {tuple(line[key] for key in _TASK): line for line in lines}
     num_before = len(lines)
     for path in inputs:
+        if not path.exists():
+            raise InputError(f"there is no {path}")
         for number, line in enumerate(read_lines(path), start=1):
             if missing := [key for key in _TASK if key not in line]:
                 raise InputError(f"{path}, line {number}: no {missing[0]}, so it is not of label_generation")
@@ -115,17 +117,17 @@ def _unpacked(row: dict) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("pack", "unpack"))
     parser.add_argument("inputs", type=Path, nargs="+", help="JSON lines to pack, or one packed file")
     parser.add_argument("output", type=Path)
+    parser.add_argument("--unpack", action="store_true", help="write the lines of a packed file")
     arguments = parser.parse_args()
+    if arguments.unpack and len(arguments.inputs) > 1:
+        parser.error("--unpack takes one packed file")
     try:
-        if arguments.action == "pack":
-            print(f"{pack_labels(arguments.inputs, arguments.output):,} new lines")
-        elif len(arguments.inputs) == 1:
+        if arguments.unpack:
             print(f"{unpack_labels(arguments.inputs[0], arguments.output):,} lines")
         else:
-            parser.error("unpack takes one packed file")
+            print(f"{pack_labels(arguments.inputs, arguments.output):,} new lines")
     except (ValueError, OSError) as error:
         parser.exit(1, f"{type(error).__name__}: {error}\n")
 

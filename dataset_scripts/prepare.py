@@ -6,7 +6,8 @@
 
 Records are taken in blocks; each block gives one shard a split, `OUTPUT/{split}/{input}-{block}.parquet`. A killed run
 goes on after its last whole block; several processes may work on different inputs of one output. What was left out
-is counted by reason in `OUTPUT/summary.json`. Of rows of one input with the same molecule_id and structure the first
+is counted by reason in `OUTPUT/summary.json`; `OUTPUT/README.md` is the card by which `datasets.load_dataset(OUTPUT)`
+and the Hugging Face Hub read the rows. Of rows of one input with the same molecule_id and structure the first
 is kept.
 """
 
@@ -21,17 +22,17 @@ from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from rdkit import Chem, RDLogger
 from tqdm.auto import tqdm
 
 from dataset_scripts.bad_rows import rows_of_records
+from dataset_scripts.dataset_card import write_card
 from dataset_scripts.options import underscored
 from dataset_scripts.own_data import own_source
 from dataset_scripts.raw_sources import SOURCES, RawSource
-from dataset_scripts.schema import FEATURES
 from dataset_scripts.splits import SPLITS, constitution_of, split_of
+from dataset_scripts.tables import write_rows
 from modeling_pcbridge.errors import InputError
 
 # Enough rows for compression and few enough to be held and shuffled in memory when streaming (10 to 40 MB).
@@ -82,7 +83,10 @@ def prepare(
             "records_per_shard": records_per_shard,
         }
         _prepare_input(source, path, output, split_of_row, settings)
-    return _write_summary(output)
+    summary = _write_summary(output)
+    if any(summary["rows"].values()):
+        write_card(output, {"default": {split: f"{split}/*.parquet" for split in SPLITS}}, license=source.license)
+    return summary
 
 
 def _splitter(source: RawSource, inputs: list[Path], split: str) -> Callable[[dict], str]:
@@ -169,10 +173,8 @@ def _write_block(
     metadata = {"settings": settings, "records": num_records, "skipped": dict(skipped)}
     # The train shard carries the counts and comes last: a block is finished when it is there.
     for split in sorted(SPLITS, key=lambda split: split == "train"):
-        table = pa.Table.from_pylist(rows[split], schema=FEATURES.arrow_schema)
-        table = table.replace_schema_metadata({**table.schema.metadata, _METADATA_KEY: json.dumps(metadata)})
         unfinished = shards[split].with_suffix(f".tmp{os.getpid()}")
-        pq.write_table(table, unfinished, compression="zstd")
+        write_rows(unfinished, rows[split], {_METADATA_KEY: json.dumps(metadata)})
         unfinished.replace(shards[split])
     return num_records
 

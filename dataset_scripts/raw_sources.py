@@ -28,6 +28,7 @@ class RawSource:
         parse: from a record to its row, in the project's units; raises `RowError`.
         default_inputs: the files, where they come with a package.
         published_split: from the input files to a function of the molecule id, where the source has a usual split.
+        license: the hub's identifier, where the source states one.
     """
 
     name: str
@@ -35,20 +36,52 @@ class RawSource:
     parse: Callable[[Any], dict]
     default_inputs: Callable[[], list[Path]] | None = None
     published_split: Callable[[list[Path]], Callable[[str], str]] | None = None
+    license: str | None = None
 
 
+_CC_BY, _CC0 = "cc-by-4.0", "cc0-1.0"
 _SOURCES = (
-    RawSource("qm9", qm9.read_xyz_archive, qm9.row_of_xyz, published_split=qm9.published_split_of_files),
-    RawSource("qm9_sdf", qm9.read_sdf_and_csv, qm9.row_of_sdf_and_csv, published_split=qm9.published_split_of_files),
-    RawSource("qm9_hub", read_parquet, qm9.row_of_hub),
-    RawSource("pubchemqc_b3lyp", pubchemqc.read_archive, partial(pubchemqc.row_of_file, method="B3LYP@PM6")),
-    RawSource("pubchemqc_b3lyp_hub", pubchemqc.read_hub_shard, partial(pubchemqc.row_of_hub_record, has_energy=True)),
-    RawSource("pubchemqc_pm6", pubchemqc.read_archive, partial(pubchemqc.row_of_file, method="PM6")),
-    RawSource("pubchemqc_pm6_hub", pubchemqc.read_hub_shard, partial(pubchemqc.row_of_hub_record, has_energy=False)),
-    RawSource("pcqm4mv2", pcqm4mv2.read_sdf_archive, pcqm4mv2.row_of_record, published_split=pcqm4mv2.published_split),
-    RawSource("spice", spice.read_conformations, spice.row_of_conformation),
-    RawSource("spice_pubchem", spice.read_conformations, partial(spice.row_of_conformation, subset="PubChem")),
-    RawSource("qm9pack", read_csv, qm9.row_of_qm9pack, qm9.qm9pack_files, qm9.published_split_of_qm9pack),
+    RawSource(
+        "qm9", qm9.read_xyz_archive, qm9.row_of_xyz, published_split=qm9.published_split_of_files, license=_CC_BY
+    ),
+    RawSource(
+        "qm9_sdf",
+        qm9.read_sdf_and_csv,
+        qm9.row_of_sdf_and_csv,
+        published_split=qm9.published_split_of_files,
+        license=_CC_BY,
+    ),
+    RawSource("qm9_hub", read_parquet, qm9.row_of_hub, license=_CC_BY),
+    RawSource(
+        "pubchemqc_b3lyp", pubchemqc.read_archive, partial(pubchemqc.row_of_file, method="B3LYP@PM6"), license=_CC_BY
+    ),
+    RawSource(
+        "pubchemqc_b3lyp_hub",
+        pubchemqc.read_hub_shard,
+        partial(pubchemqc.row_of_hub_record, has_energy=True),
+        license=_CC_BY,
+    ),
+    RawSource("pubchemqc_pm6", pubchemqc.read_archive, partial(pubchemqc.row_of_file, method="PM6"), license=_CC_BY),
+    RawSource(
+        "pubchemqc_pm6_hub",
+        pubchemqc.read_hub_shard,
+        partial(pubchemqc.row_of_hub_record, has_energy=False),
+        license=_CC_BY,
+    ),
+    RawSource(
+        "pcqm4mv2",
+        pcqm4mv2.read_sdf_archive,
+        pcqm4mv2.row_of_record,
+        published_split=pcqm4mv2.published_split,
+        license=_CC_BY,
+    ),
+    RawSource("spice", spice.read_conformations, spice.row_of_conformation, license=_CC0),
+    RawSource(
+        "spice_pubchem", spice.read_conformations, partial(spice.row_of_conformation, subset="PubChem"), license=_CC0
+    ),
+    RawSource(
+        "qm9pack", read_csv, qm9.row_of_qm9pack, qm9.qm9pack_files, qm9.published_split_of_qm9pack, license=_CC_BY
+    ),
 )
 SOURCES = {source.name: source for source in _SOURCES}
 

@@ -1,4 +1,4 @@
-"""CSV, Parquet and SMILES files record by record, in constant memory."""
+"""CSV, Parquet and SMILES files record by record, in constant memory, and rows to Parquet."""
 
 import csv
 import re
@@ -9,8 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset_scripts.bad_rows import BadRowError
+from dataset_scripts.schema import FEATURES
 from dataset_scripts.text_files import open_text
 
+# Rows of half a megabyte: few enough that the hub's viewer and a shuffled read open one group for one page.
+_ROWS_PER_GROUP = 1000
 # A cell may hold the positions of a large molecule.
 csv.field_size_limit(2**24)
 
@@ -53,3 +56,13 @@ def read_parquet(path: Path) -> Iterator[dict]:
         if isinstance(error, FileNotFoundError):
             raise
         raise BadRowError(str(path), "damaged Parquet file", error) from error
+
+
+def write_rows(path: Path, rows: list[dict], metadata: dict[bytes, str] | None = None) -> pa.Table:
+    """Write rows of `schema.FEATURES` as one Parquet file, with `metadata` beside the features; returns the table."""
+    table = pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
+    table = table.replace_schema_metadata({**table.schema.metadata, **(metadata or {})})
+    with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
+        if rows:  # `datasets` reads a file without row groups, but not an empty row group
+            writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
+    return table

@@ -7,7 +7,8 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote
+from pathlib import PurePosixPath
+from urllib.parse import parse_qsl, unquote
 
 FIRST_COMMIT = "0" * 40
 
@@ -26,7 +27,7 @@ class LocalHub(ThreadingHTTPServer):
 
     Attributes:
         url: what HF_ENDPOINT has to be.
-        repositories: by "owner/name".
+        repositories: by "owner/name"; those of data sets by "datasets/owner/name".
         objects: LFS contents by SHA-256.
         requests: each "METHOD path" so far.
         refuse: requests that match this pattern are answered by 403.
@@ -107,9 +108,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _repository(self, repo: str, write: bool = False) -> Repository:
         user, found = self._user(), self.server.repositories.get(repo)
-        if found is None or (found.private and user != repo.split("/")[0]):
+        owner = repo.split("/")[-2]
+        if found is None or (found.private and user != owner):
             raise _Refused(404 if user else 401, "Repository not found", "RepoNotFound")
-        if write and user != repo.split("/")[0]:
+        if write and user != owner:
             raise _Refused(403 if user else 401, f"You may not write to {repo}")
         return found
 
@@ -126,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(401, "Invalid username or password.")
         if request.get("organization", user) != user:
             raise _Refused(403, f"You may not write to {request['organization']}")
-        repo = f"{user}/{request['name']}"
+        repo = f"{'datasets/' if request.get('type') == 'dataset' else ''}{user}/{request['name']}"
         if repo not in self.server.repositories:
             self.server.repositories[repo] = Repository(
                 request.get("private") or request.get("visibility") == "private"
@@ -139,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
     def preupload(self, body, repo, revision):
         self._repository(repo, write=True)
         files = [
-            {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular"}
+            {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith((".safetensors", ".parquet")) else "regular"}
             for f in json.loads(body)["files"]
         ]
         return {"files": [file | {"shouldIgnore": False, "oid": None} for file in files]}, {}
@@ -174,14 +176,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def info(self, body, repo, revision=None):
         commit, files = self._files(repo, revision)
-        return {"id": repo, "sha": commit, "siblings": [{"rfilename": path} for path in files]}, {}
+        name = repo.removeprefix("datasets/")
+        return {"id": name, "sha": commit, "siblings": [{"rfilename": path} for path in files]}, {}
 
-    def tree(self, body, repo, revision):
+    def tree(self, body, repo, revision, folder=""):
         _, files = self._files(repo, revision)
-        return [
-            {"type": "file", "path": path, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
-            for path, c in files.items()
-        ], {}
+        entries = _entries(files)
+        inside = {path: entry for path, entry in entries.items() if path.startswith(f"{folder}/" if folder else "")}
+        if "recursive=True" not in self.path:
+            inside = {path: entry for path, entry in inside.items() if str(PurePosixPath(path).parent) in (folder, ".")}
+        return list(inside.values()), {}
+
+    def paths_info(self, body, repo, revision):
+        _, files = self._files(repo, revision)
+        asked = [value for name, value in parse_qsl(body.decode()) if name == "paths"]
+        return [entry for path, entry in _entries(files).items() if path in asked], {}
 
     def resolve(self, body, repo, revision, path):
         commit, files = self._files(repo, revision)
@@ -190,15 +199,29 @@ class _Handler(BaseHTTPRequestHandler):
         return files[path], {"ETag": f'"{hashlib.sha256(files[path]).hexdigest()}"', "X-Repo-Commit": commit}
 
 
-_REPO, _REVISION = r"(?P<repo>[\w.-]+/[\w.-]+)", r"(?P<revision>[^/]+)"
+def _entries(files: dict[str, bytes]) -> dict[str, dict]:
+    """What the hub says of files and folders, by path."""
+    folders = {str(folder) for path in files for folder in list(PurePosixPath(path).parents)[:-1]}
+    entries = {
+        path: {"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest()} for path in folders
+    }
+    for path, content in files.items():
+        oid = hashlib.sha1(content).hexdigest()
+        entries[path] = {"type": "file", "path": path, "size": len(content), "oid": oid}
+    return entries
+
+
+_REPO, _REVISION = r"(?P<repo>(?:datasets/)?[\w.-]+/[\w.-]+)", r"(?P<revision>[^/]+)"
+_API_REPO = r"(?:models/(?=[\w.-]+/[\w.-]+)|(?=datasets/))" + _REPO
 _ROUTES = {
     "create": "POST /api/repos/create",
     "validate_yaml": "POST /api/validate-yaml",
-    "preupload": f"POST /api/models/{_REPO}/preupload/{_REVISION}",
+    "preupload": f"POST /api/{_API_REPO}/preupload/{_REVISION}",
     "lfs_batch": f"POST /{_REPO}.git/info/lfs/objects/batch",
     "lfs_upload": "PUT /lfs/(?P<oid>[0-9a-f]{64})",
-    "commit": f"POST /api/models/{_REPO}/commit/{_REVISION}",
-    "info": f"GET /api/models/{_REPO}(/revision/{_REVISION})?",
-    "tree": f"GET /api/models/{_REPO}/tree/{_REVISION}",
+    "commit": f"POST /api/{_API_REPO}/commit/{_REVISION}",
+    "info": f"GET /api/{_API_REPO}(/revision/{_REVISION})?",
+    "tree": f"GET /api/{_API_REPO}/tree/{_REVISION}/?(?P<folder>.*)",
+    "paths_info": f"POST /api/{_API_REPO}/paths-info/{_REVISION}",
     "resolve": f"(GET|HEAD) /{_REPO}/resolve/{_REVISION}/(?P<path>.+)",
 }

@@ -13,6 +13,7 @@ from dataset_scripts.build_bundled import build_drug_like
 from dataset_scripts.bundled import load_bundled, parquet_path
 from dataset_scripts.collator import example_from_row
 from dataset_scripts.drug_like import Exclusion
+from dataset_scripts.library import constitution_hash
 from dataset_scripts.packed_labels import read_packed_labels
 from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB
 from dataset_scripts.splits import SPLITS, constitution_of, split_of
@@ -27,11 +28,14 @@ def rows() -> dict[tuple[str, str], list[dict]]:
     return {(name, split): list(load_bundled(name, split)) for name in NAMES for split in SPLITS}
 
 
-def test_nothing_that_models_are_tested_on_is_in_any_split(rows):
-    exclusion = Exclusion.of_file(EXCLUDED)
-    assert len(EXCLUDED.read_text().split()) > 600
+def test_nothing_that_models_are_tested_on_is_in_any_split_of_any_configuration(rows):
+    exclusion, listed = Exclusion.of_file(EXCLUDED), set(EXCLUDED.read_text().split())
+    assert len(listed) > 600
     seen = {row["smiles"] for part in rows.values() for row in part}
     assert len(seen) > 100 and not [smiles for smiles in seen if Chem.MolFromSmiles(smiles) in exclusion]
+    neutral = ("pm6", "pm6_8_heavy_atoms")  # the other configurations have the molecules of pm6
+    seen = {smiles for name in neutral for split in SPLITS for smiles in load_bundled(name, split)["smiles"]}
+    assert len(seen) > 20_000 and not [s for s in seen if constitution_hash(Chem.MolFromSmiles(s)) in listed]
     # That the list works: a drug of FlexiSol, in a form that is not listed itself.
     assert Chem.MolFromSmiles("CC(C)Cc1ccc(cc1)C(C)C(=O)[O-]") in exclusion
 
@@ -92,12 +96,25 @@ def test_the_fragments_are_built_again_byte_for_byte(tmp_path, monkeypatch):
     before = {split: parquet_path("fragments", split).read_bytes() for split in SPLITS}
     summary = json.loads(parquet_path("pm6", "train").with_name("summary.json").read_text())
     (tmp_path / "summary.json").write_text(json.dumps(summary))
+    for path in parquet_path("pm6", "train").parent.glob("*.parquet"):  # the card is of all of them
+        (tmp_path / path.name).symlink_to(path)
+    for split in SPLITS:
+        (tmp_path / f"fragments-{split}.parquet").unlink()
     monkeypatch.setattr(bundled, "_FOLDER", tmp_path)
-    build_drug_like("fragments", RAW_LABELS / "fragments_b3lyp.parquet")
+    exclusion = Exclusion.of_file(EXCLUDED)
+    build_drug_like("fragments", RAW_LABELS / "fragments_b3lyp.parquet", exclusion)
     assert {split: parquet_path("fragments", split).read_bytes() for split in SPLITS} == before
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    # What is listed is left out, and counted.
+    listed = Exclusion([constitution_hash(Chem.MolFromSmiles("O"))])
+    kept = build_drug_like("fragments", RAW_LABELS / "fragments_b3lyp.parquet", listed)
+    assert (
+        sum(file["rows"] for file in kept["files"].values())
+        == sum(file["rows"] for name, file in summary["files"].items() if name.startswith("fragments-"))
+        - kept["rejected_fragments"]["a molecule that models are tested on"]
+    )
     with pytest.raises(ValueError, match="lines of another level than gfn2 or gfn2_program: b3lyp"):
-        build_drug_like("drug_like", RAW_LABELS / "fragments_b3lyp.parquet")
+        build_drug_like("drug_like", RAW_LABELS / "fragments_b3lyp.parquet", exclusion)
 
 
 def test_labels_were_made_at_the_minima_that_are_kept():

@@ -8,8 +8,9 @@ import pytest
 from rdkit import Chem
 
 from dataset_scripts.drug_like import Exclusion, label_order, select
-from dataset_scripts.fragments import choose_fragments, count_library
+from dataset_scripts.fragment_choice import choose_fragments
 from dataset_scripts.library import LibraryRecord, constitution_hash
+from dataset_scripts.library_counts import count_library
 from dataset_scripts.protonation import charged_form
 
 RAW_LABELS = Path(__file__).parents[1] / "dataset_scripts" / "raw_labels"

@@ -1,12 +1,17 @@
 """The scripts of examples/ as a user runs them, and the pages that show them."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import ase.io
 import pytest
+from datasets import load_dataset
+from rdkit import Chem
 
+from dataset_scripts.label_generation import generate
+from dataset_scripts.schema import FEATURES
 from modeling_pcbridge import PCBridgeModel
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +44,30 @@ def test_reproduce_mini_table(tmp_path):
     printed = example("reproduce_mini_table.py", "--quick", cwd=tmp_path)
     assert "consistency: generated, DDIM" in printed and "multi-task: generated, DDIM" in printed
     assert (tmp_path / "outputs/mini/results.md").read_text() in printed
+
+
+def test_own_library(tmp_path):
+    pytest.importorskip("tblite")
+    options = ("--num", "8", "--num_steps", "20", "--output_dir", "out")
+    printed = example("own_library.py", *options, cwd=tmp_path)
+    out = tmp_path / "out"
+    assert "left out unreadable: RDKit cannot parse it" in printed and "element Si is not asked for" in printed
+    report = json.loads((out / "report.json").read_text())
+    assert (report["molecules"], report["fragments"], report["level"]) == (50, 8, "GFN2-xTB")
+    refined = list(Chem.SDMolSupplier(str(out / "refined.sdf"), removeHs=False))
+    assert [mol.GetProp("_Name") for mol in refined] == list(report["refined"]) and len(refined) == 50
+    assert Chem.MolToSmiles(Chem.RemoveHs(refined[3])) == Chem.CanonSmiles("CCN(CC)CC(=O)Nc1c(C)cccc1C")  # of a salt
+    assert report["coverage"] == sorted(report["coverage"]) and 0.3 < report["coverage"][-1] < 0.8
+    shares = {name: each["covered"] for name, each in report["refined"].items()}
+    assert 0 <= min(shares.values()) < 0.5 < max(shares.values()) <= 1
+    assert set(report["seconds"]) == {"fragments", "labels", "training", "refinement"}
+    assert (out / "steps.svg").read_text().startswith("<?xml")
+    # What it trained on is a data set of the Hub, and labels are not made again.
+    rows = load_dataset(str(out / "data"), split="train", cache_dir=tmp_path / "cache")
+    assert len(rows) == report["labels"] >= 16 and rows.features == FEATURES
+    before = (out / "gfn2.jsonl").read_bytes()
+    assert generate("gfn2", [out / "minima.jsonl"], out / "gfn2.jsonl", ["displaced", "torsion"]).total() == 0
+    assert (out / "gfn2.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)

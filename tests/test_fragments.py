@@ -11,18 +11,14 @@ import pytest
 from rdkit import Chem
 from rdkit.Chem import rdMolDescriptors
 
-from dataset_scripts import fragments as module
+from dataset_scripts import chopping, library_counts
+from dataset_scripts.atom_environments import atom_environments
 from dataset_scripts.bad_rows import BadRowError
-from dataset_scripts.fragments import (
-    LibraryCounts,
-    atom_environments,
-    choose_fragments,
-    count_library,
-    fragments_of,
-    make_fragments,
-    sample_records,
-)
-from dataset_scripts.library import LibraryRecord, constitution_hash, library_mol, read_library
+from dataset_scripts.chopping import fragments_of
+from dataset_scripts.fragment_choice import choose_fragments
+from dataset_scripts.fragments import main, make_fragments
+from dataset_scripts.library import LibraryRecord, constitution_hash, library_mol, read_library, sample_records
+from dataset_scripts.library_counts import LibraryCounts, count_library
 
 DRUGS = {
     "atorvastatin": "CC(C)c1c(C(=O)Nc2ccccc2)c(-c2ccccc2)c(-c2ccc(F)cc2)n1CC[C@@H](O)C[C@@H](O)CC(=O)[O-]",
@@ -171,15 +167,15 @@ def test_the_choice_is_the_greedy_one_and_coverage_is_what_it_says():
 def test_workers_and_chunks_change_nothing(monkeypatch):
     library = records(*DRUGS.values(), "C1", *DRUGS.values(), "[CH3]")
     whole = count_library(library, 7, (1,))
-    monkeypatch.setattr(module, "_CHUNK_SIZE", 3)
+    monkeypatch.setattr(library_counts, "_CHUNK_SIZE", 3)
     assert count_library(library, 7, (1,)) == whole
     assert count_library(library, 7, (1,), workers=2) == whole
     assert whole.num_molecules == 20 and whole.failures == {"RDKit cannot parse it": 1, "unpaired electrons": 1}
 
 
 def test_tables_are_bounded_and_the_rarest_go(monkeypatch):
-    monkeypatch.setattr(module, "_CHUNK_SIZE", 1)
-    monkeypatch.setattr(module, "MAX_TABLE_LENGTH", 6)
+    monkeypatch.setattr(library_counts, "_CHUNK_SIZE", 1)
+    monkeypatch.setattr(library_counts, "MAX_TABLE_LENGTH", 6)
     counts = count_library(records(*["CCO"] * 5, "CCCCl", "c1ccsc1", "CBr"), 9, (1,))
     assert len(counts.fragments) <= 6 and max(map(len, counts.environments.values())) <= 6
     assert counts.fragments["CCO"] == 5 and "c1ccsc1" not in counts.fragments
@@ -189,7 +185,7 @@ def test_tables_are_bounded_and_the_rarest_go(monkeypatch):
 
 def test_large_molecules_end(monkeypatch):
     peptide = "N" + "C(CC(N)O)C(=O)N" * 60 + "C"
-    monkeypatch.setattr(module, "MAX_SETS_PER_MOLECULE", 100)
+    monkeypatch.setattr(chopping, "MAX_SETS_PER_MOLECULE", 100)
     assert 10 < len(cut(peptide)) <= 100
 
 
@@ -239,7 +235,7 @@ def test_the_command_writes_fragments_report_and_picture(tmp_path, capsys, monke
     bad = "C1CC broken\n[Na+].[Cl-] salt\nCCN.CCO mixture\n"
     library.write_text("".join(f"{smiles} {name}\n" for name, smiles in DRUGS.items()) + bad)
     monkeypatch.setattr("sys.argv", ["fragments", str(library), "--output", str(output), "--num", "12"])
-    module.main()
+    main()
     assert "10 molecules cut, 3 left out" in capsys.readouterr().out
     report = json.loads(output.with_suffix(".json").read_text())
     lines = output.read_text().splitlines()
@@ -286,7 +282,7 @@ def test_what_cannot_be_done_is_one_clear_error(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     monkeypatch.setattr("sys.argv", ["fragments", str(library), "--output", str(output), "--num", "0"])
     with pytest.raises(SystemExit):
-        module.main()
+        main()
     assert capsys.readouterr().err == "InputError: num must be at least 1, not 0\n"
 
 

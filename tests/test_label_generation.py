@@ -127,7 +127,7 @@ def test_molecules_are_read_from_every_kind_of_file(tmp_path):
     [
         ("C1", None, "cannot parse"),
         ("[CH3]", None, "radical"),
-        ("O.O", None, "several fragments"),
+        ("[Na+].CC(=O)[O-]", None, "several fragments"),
         ("O", [[0.0, 0.0, 0.0]] * 2, "for 3 atoms"),
         ("O", [[0.0, 0.0, np.nan]] * 3, "not numbers"),
     ],
@@ -188,7 +188,10 @@ def test_lines_become_training_data(tmp_path, springs):
 
 
 def test_what_cannot_be_done_is_one_clear_error(tmp_path):
-    molecules, output = _write(tmp_path / "a.smi", "O o\nC o\n"), tmp_path / "a.jsonl"
+    molecules, output = _write(tmp_path / "a.smi", "# none\n"), tmp_path / "a.jsonl"
+    with pytest.raises(ValueError, match=r"there is no molecule in .*a\.smi"):
+        generate("gfn2", [molecules], output)
+    molecules.write_text("O o\nC o\n")
     with pytest.raises(ValueError, match="'o' is there more than once"):
         generate("gfn2", [molecules], output)
     with pytest.raises(ValueError, match="no level 'ccsd'; there are mmff94, pm6, b3lyp"):

@@ -62,8 +62,10 @@ def test_what_contradicts_or_is_no_label_is_refused(tmp_path, monkeypatch, capsy
         pack_labels([write(lines, LINE | {"energy": -1.0})], packed)
     with pytest.raises(ValueError, match=r"line 2: no geometry"):
         pack_labels([write(lines, LINE, {"molecule_id": "a"})], packed)
+    with pytest.raises(ValueError, match=r"there is no .*nothing\.jsonl"):
+        pack_labels([tmp_path / "nothing.jsonl"], packed)
     assert packed.read_bytes() == before
-    monkeypatch.setattr("sys.argv", ["packed_labels", "unpack", str(lines), str(tmp_path / "c.jsonl")])
+    monkeypatch.setattr("sys.argv", ["pack", "--unpack", str(lines), str(tmp_path / "c.jsonl")])
     with pytest.raises(SystemExit):
         main()
     assert "no file of packed labels" in capsys.readouterr().err

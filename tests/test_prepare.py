@@ -24,6 +24,7 @@ from dataset_scripts.raw_sources import SOURCES, RawSource, stream_source
 from dataset_scripts.schema import B3LYP_6_31G2DFP, FEATURES
 from dataset_scripts.sharded import ShardedExamples
 from dataset_scripts.splits import SPLITS, constitution_of, split_of
+from dataset_scripts.tables import write_rows
 from modeling_pcbridge.molecular_graph import mol_from_smiles
 
 DATA = Path(__file__).parent / "data"
@@ -111,7 +112,7 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_a_row(archive, tmp_pat
 
 @pytest.mark.parametrize("call", [1, 2, 3, 5])
 def test_a_run_stopped_between_the_shards_of_a_block_loses_nothing(archive, tmp_path, monkeypatch, call):
-    write, calls = pq.write_table, []
+    write, calls = write_rows, []
 
     def stopped(*arguments, **options):
         calls.append(arguments)
@@ -120,7 +121,7 @@ def test_a_run_stopped_between_the_shards_of_a_block_loses_nothing(archive, tmp_
         write(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pq, "write_table", stopped)
+        patch.setattr("dataset_scripts.prepare.write_rows", stopped)
         with pytest.raises(KeyboardInterrupt):
             prepare(QM9, [archive], tmp_path / "out", records_per_shard=6)
     prepare(QM9, [archive], tmp_path / "out", records_per_shard=6)

@@ -14,16 +14,21 @@ EXAMPLES = """examples:
   pcbridge predict molecules.smi --output structures.sdf
   pcbridge evaluate --checkpoints.mine outputs/mini/consistency --output_dir outputs/evaluation
   pcbridge train --output_dir outputs/mine --seed 1
-  pcbridge data prepare qm9pack --output data/qm9
-  pcbridge data label --level pm6 --inputs molecules.smi --output pm6.jsonl
+  pcbridge data fragments library.smi --output fragments.smi
+  pcbridge data label --level gfn2 --geometries minimum --inputs fragments.smi --output minima.jsonl
+  pcbridge data prepare own --input minima.jsonl --output data/minima
   pcbridge serve
 Each command has its own --help."""
 # Commands with a parser of their own: the module whose `main` reads the rest of the command line, and what it does.
 MODULES = {
     "evaluate": ("pcbridge.evaluation.checkpoints", "evaluate checkpoints against DFT structures"),
     "train": ("train_accelerate", "train a model; on several GPUs use accelerate launch train_accelerate.py"),
-    "data prepare": ("dataset_scripts.prepare", "turn a public data set, or your own files, into training shards"),
+    "data fragments": ("dataset_scripts.fragments", "choose the fragments of a library that are worth labelling"),
     "data label": ("dataset_scripts.label_generation", "compute PM6, B3LYP/6-31G* or GFN2-xTB labels"),
+    "data prepare": ("dataset_scripts.prepare", "turn a public data set, or your own files, into training shards"),
+    "data push": ("dataset_scripts.push", "push prepared shards to the Hugging Face Hub"),
+    "data pack": ("dataset_scripts.packed_labels", "labels as one small file, and back"),
+    "data select": ("dataset_scripts.drug_like", "choose the molecules of the bundled drug-like sets"),
     "data build": ("dataset_scripts.build_bundled", "build the bundled data set from raw labels"),
 }
 

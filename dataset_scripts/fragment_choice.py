@@ -1,0 +1,103 @@
+"""Which fragments to label: one by one, each time the one that covers most atoms of the library left uncovered.
+
+An atom is covered when a fragment has an atom of the same environment. When none adds anything at one radius, the next
+begins.
+"""
+
+import hashlib
+import heapq
+from dataclasses import dataclass
+
+from rdkit import Chem
+
+from dataset_scripts.atom_environments import atom_environments
+from dataset_scripts.library_counts import LibraryCounts
+
+
+@dataclass(frozen=True)
+class ChosenFragment:
+    """A fragment worth labelling.
+
+    Attributes:
+        smiles: canonical.
+        num_heavy_atoms: its size.
+        num_molecules: molecules of the library that have it.
+        coverage: by radius, the share of the library's heavy atoms whose environment it or an earlier one has.
+    """
+
+    smiles: str
+    num_heavy_atoms: int
+    num_molecules: int
+    coverage: dict[int, float]
+
+    @property
+    def name(self) -> str:
+        """The same for the same fragment of any library."""
+        return f"fragment_{hashlib.sha256(self.smiles.encode()).hexdigest()[:10]}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A fragment with, by radius, the numbers of its environments that the library has."""
+
+    smiles: str
+    num_heavy_atoms: int
+    num_molecules: int
+    environments: dict[int, tuple[int, ...]]
+
+
+def choose_fragments(counts: LibraryCounts, num: int) -> list[ChosenFragment]:
+    """At most `num` fragments, greedily by covered atoms at the first radius, then at the next.
+
+    Of fragments that add the same, the smaller, then the more frequent one is taken.
+    """
+    candidates = _candidates(counts)
+    weights = {radius: [count.num_atoms for count in table.values()] for radius, table in counts.environments.items()}
+    covered = {radius: bytearray(len(table)) for radius, table in weights.items()}
+    num_covered = dict.fromkeys(counts.radii, 0)
+    chosen: list[ChosenFragment] = []
+
+    def gain(number: int, radius: int) -> int:
+        weight, done = weights[radius], covered[radius]
+        return sum(
+            weight[environment] for environment in candidates[number].environments[radius] if not done[environment]
+        )
+
+    for radius in counts.radii:
+        # What a fragment adds only falls as others are chosen: a heap of what each added when it was last asked.
+        heap = [(-gain(number, radius), number) for number in range(len(candidates))]
+        heapq.heapify(heap)
+        while heap and len(chosen) < num:
+            _, number = heapq.heappop(heap)
+            now = gain(number, radius)
+            if not now:
+                continue
+            if heap and (-now, number) > heap[0]:
+                heapq.heappush(heap, (-now, number))
+                continue
+            best = candidates[number]
+            for other in counts.radii:
+                num_covered[other] += gain(number, other)
+                for environment in best.environments[other]:
+                    covered[other][environment] = True
+            coverage = {other: num_covered[other] / counts.num_atoms for other in counts.radii}
+            chosen.append(ChosenFragment(best.smiles, best.num_heavy_atoms, best.num_molecules, coverage))
+    return chosen
+
+
+def _candidates(counts: LibraryCounts) -> list[_Candidate]:
+    """All fragments of a library, the small and frequent ones first."""
+    # Numbers, of which every fragment with the environment holds the same object: they may be a million.
+    numbers = {
+        radius: {environment: number for number, environment in enumerate(table)}
+        for radius, table in counts.environments.items()
+    }
+    found = []
+    for smiles, num_molecules in counts.fragments.items():
+        mol = Chem.MolFromSmiles(smiles)
+        environments = {
+            radius: tuple(numbers[radius][each] for each in dict.fromkeys(hashes) if each in numbers[radius])
+            for radius, hashes in atom_environments(mol, counts.radii).items()
+        }
+        found.append(_Candidate(smiles, mol.GetNumHeavyAtoms(), num_molecules, environments))
+    return sorted(found, key=lambda each: (each.num_heavy_atoms, -each.num_molecules, each.smiles))

@@ -1,0 +1,95 @@
+"""What chosen fragments cover of a library and what they do not: as JSON and as a picture."""
+
+import heapq
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from rdkit import Chem
+
+from dataset_scripts.atom_environments import atom_environments
+from dataset_scripts.fragment_choice import ChosenFragment
+from dataset_scripts.library_counts import EnvironmentCount, LibraryCounts
+
+_UNCOVERED_EXAMPLES = 12
+
+
+def summarize(counts: LibraryCounts, chosen: Sequence[ChosenFragment]) -> dict:
+    """The report as JSON has it: counts, coverage after each fragment, failures, what is covered by none."""
+    return {
+        "molecules": counts.num_molecules,
+        "heavy_atoms": counts.num_atoms,
+        "failures": {
+            reason: {"count": count, "examples": counts.failure_examples[reason]}
+            for reason, count in counts.failures.most_common()
+        },
+        "different_fragments": len(counts.fragments),
+        "different_environments": {str(radius): len(table) for radius, table in counts.environments.items()},
+        "rarer_ones_were_dropped": counts.least_counts,
+        "fragments": [
+            {
+                "name": fragment.name,
+                "smiles": fragment.smiles,
+                "heavy_atoms": fragment.num_heavy_atoms,
+                "molecules": fragment.num_molecules,
+                "coverage": {str(radius): round(share, 5) for radius, share in fragment.coverage.items()},
+            }
+            for fragment in chosen
+        ],
+        "uncovered": {
+            str(radius): [
+                {"smiles": count.smiles, "atom": count.atom, "share": round(count.num_atoms / counts.num_atoms, 5)}
+                for count in uncovered_environments(counts, chosen, radius)
+            ]
+            for radius in counts.radii
+        },
+    }
+
+
+def uncovered_environments(
+    counts: LibraryCounts, chosen: Sequence[ChosenFragment], radius: int
+) -> list[EnvironmentCount]:
+    """The most frequent environments that no chosen fragment has, with an example of each."""
+    covered: set[int] = set()
+    for fragment in chosen:
+        covered.update(atom_environments(Chem.MolFromSmiles(fragment.smiles), [radius])[radius])
+    left = [count for environment, count in counts.environments[radius].items() if environment not in covered]
+    return heapq.nlargest(_UNCOVERED_EXAMPLES, left, key=lambda count: (count.num_atoms, count.smiles))
+
+
+def draw_report(counts: LibraryCounts, chosen: Sequence[ChosenFragment], path: Path) -> None:
+    """A picture: coverage against the number of fragments, and the most frequent environments without any."""
+    from matplotlib.figure import Figure
+    from rdkit.Chem.Draw import rdMolDraw2D
+
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    grid = figure.add_gridspec(2, 1)
+    upper, lower = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
+    axes = upper.subplots()
+    for radius in counts.radii:
+        shares = [0.0, *(100 * fragment.coverage[radius] for fragment in chosen)]
+        axes.plot(shares, label=f"radius {radius}: {shares[-1]:.1f}%")
+    axes.set(xlabel="fragments", ylabel="heavy atoms covered (%)", ylim=(0, 100))
+    axes.set_title(f"{counts.num_molecules:,} molecules, {counts.num_atoms:,} heavy atoms", loc="left")
+    axes.legend(frameon=False, loc="lower right")
+    axes.grid(alpha=0.3)
+
+    radius = counts.radii[0]
+    left = uncovered_environments(counts, chosen, radius)[:8]
+    lower.suptitle(f"most frequent environments of radius {radius} without a fragment" if left else "")
+    for place, count in zip(lower.subplots(2, 4, squeeze=False).flat, left + [None] * (8 - len(left)), strict=True):
+        place.axis("off")
+        if count is not None:
+            mol = Chem.MolFromSmiles(count.smiles)
+            canvas = rdMolDraw2D.MolDraw2DCairo(500, 300)
+            rdMolDraw2D.PrepareAndDrawMolecule(canvas, mol, highlightAtoms=[count.atom])
+            canvas.FinishDrawing()
+            place.imshow(_read_png(canvas.GetDrawingText()))
+            place.set_title(f"{100 * count.num_atoms / counts.num_atoms:.2f}% of atoms", fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
+def _read_png(content: bytes):
+    from matplotlib.image import imread
+
+    return imread(io.BytesIO(content), format="png")
