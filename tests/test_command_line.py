@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from rdkit import Chem
+from rdkit.Chem import rdMolTransforms
 
 from dataset_scripts.collator import example_from_row
 from dataset_scripts.options import underscored
@@ -22,6 +23,7 @@ from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles, stereo_is_right
 from pcbridge.app import default_model
 from pcbridge.app.command_line import main
+from pcbridge.app.rdkit_fallback import rdkit_structures
 from train_accelerate import parse
 
 CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "consistency"
@@ -311,3 +313,17 @@ def test_options_are_taken_with_hyphens_too():
     spelled = ["--num_samples=3-4", "--stage1.num_steps", "-5", "a-b", "-o", "--checkpoints.multi-task", "x-y"]
     assert underscored(given) == spelled
     assert parse(["--batch-size=7", "--stage1.num-steps", "9"]) == parse(["--batch_size=7", "--stage1.num_steps", "9"])
+
+
+def test_conformers_are_those_of_rdkit_refined_lowest_energy_first(tmp_path):
+    (tmp_path / "in.smi").write_text("CCCCO butanol\n")
+    output = tmp_path / "out.sdf"
+    command = ["predict", str(tmp_path / "in.smi"), "-o", str(output), "--method", "conformers", "--num-samples", "3"]
+    assert main([*command, "--rank-by", "energy"]) == 0
+    conformers = read_sdf(output)
+    energies = [float(mol.GetProp("energy_eV")) for mol in conformers]
+    assert len(conformers) == 3 and energies == sorted(energies)
+    assert {mol.GetProp("origin") for mol in conformers} == {"RDKit ETKDGv3 + MMFF94, refined by PCBridge"}
+    [start, *_] = rdkit_structures(mol_from_smiles("CCCCO"), 3, timeout=10)
+    lengths = [rdMolTransforms.GetBondLength(mol.GetConformer(), 0, 1) for mol in (start, *conformers)]
+    assert 1e-4 < abs(lengths[1] - lengths[0]) < 0.05  # refined, and by little

@@ -33,8 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rank_by", choices=["energy", "centrality"], help=ranks)
     add("--relax", action="store_true", help="relax structures with the model's own forces")
     add("--allow_unlearned_forces", action="store_true", help="relax also with a model that has learned no forces")
-    methods = "from noise by DDIM or in one step; from the structures of the file with a little noise or none"
-    add("--method", choices=["ddim", "denoising", "refine", "mean_shift"], default="ddim", help=methods)
+    methods = "from noise by DDIM or in one step; from the structures of the file with a little noise or none; from "
+    methods += "RDKit's conformers without noise (default: ddim)"
+    choices = ["ddim", "denoising", "refine", "mean_shift", "conformers"]
+    add("--method", choices=choices, default="ddim", help=methods)
     add("--mean_shift_steps", type=int, default=10, metavar="N", help="after other methods, to sharpen (default: 10)")
     add("--steps", type=_positive, default=20, metavar="N", help="model evaluations per structure (default: 20)")
     add("--seed", type=int, default=0, help="of the noise (default: 0)")

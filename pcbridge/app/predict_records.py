@@ -14,6 +14,9 @@ from pcbridge.evaluation.metrics import distances_to_others
 from .molecule_files import Failure, Molecule, Prediction, Record
 from .rdkit_fallback import ORIGIN, REFINEMENT, rdkit_structures
 
+# Besides the methods of the model: RDKit's conformers, refined.
+CONFORMERS = "conformers"
+
 
 def load_pipeline(model: str, device: str | None = None) -> PCBridgePipeline:
     """The pipeline of a checkpoint folder or hub name, on a GPU where there is one.
@@ -47,18 +50,21 @@ def predict(
             better guess at the one that is asked for; None, as they come.
         timeout: seconds that RDKit has for the structures of a molecule.
         level_of_theory: of energies and forces; by default the model's first.
-        options: of `PCBridgeModel.predict_structure`.
+        options: of `PCBridgeModel.predict_structure`; method `CONFORMERS` refines RDKit's conformers.
 
     Yields:
         All predictions of some molecules, and the failures of the batch.
     """
     level_of_theory = level_of_theory or pipeline.model.config.energy_level_of_theory
     from_positions = options.get("method") in METHODS_FROM_POSITIONS
+    from_rdkit = options.get("method") == CONFORMERS
     for first in range(0, len(records), molecules_at_once):
         batch = [_checked(record, pipeline, from_positions) for record in records[first : first + molecules_at_once]]
         molecules = [record for record in batch if isinstance(record, Molecule)]
         failures = [record for record in batch if isinstance(record, Failure)]
-        results = _results(pipeline, molecules, level_of_theory=level_of_theory, **options)
+        results: list[dict | None] = [None] * len(molecules)
+        if not from_rdkit:
+            results[:] = _results(pipeline, molecules, level_of_theory=level_of_theory, **options)
         predictions: list[Prediction] = []
         for molecule, result in zip(molecules, results, strict=True):
             structures, failure = _sound_structures(pipeline, molecule, result, timeout, level_of_theory, options)
@@ -88,27 +94,44 @@ def _checked(record: Record, pipeline: PCBridgePipeline, from_positions: bool) -
 
 
 def _sound_structures(
-    pipeline: PCBridgePipeline, molecule: Molecule, result: dict, timeout: float, level_of_theory: str, options: dict
+    pipeline: PCBridgePipeline,
+    molecule: Molecule,
+    result: dict | None,
+    timeout: float,
+    level_of_theory: str,
+    options: dict,
 ) -> tuple[list[Prediction], list[Failure]]:
-    """The sound structures of a molecule, and a failure if there are fewer than were asked for."""
-    num_asked = len(result["energy"])
-    origin = f"PCBridge, {options.get('method', 'ddim')}"
-    found, broken = _sorted_out(molecule, result, origin, level_of_theory)
-    if not broken:
+    """The sound structures of a molecule, and a failure if there are fewer than were asked for.
+
+    Those of `result` where the model has drawn some, and as many refined ones of RDKit as are missing.
+    """
+    num_asked = options.get("num_samples", 1)
+    found: list[Prediction] = []
+    reasons: list[str] = []
+    if result is not None:
+        origin = f"PCBridge, {options.get('method', 'ddim')}"
+        found, broken = _sorted_out(molecule, result, origin, level_of_theory)
+        reasons += [f"{origin}: {fault}" for fault in broken[:1]]
+    if len(found) == num_asked:
         return found, []
-    reason = f"{origin}: {broken[0]}"
-    starts = [replace(molecule, mol=mol) for mol in rdkit_structures(molecule.mol, len(broken), timeout)]
+    num_missing = num_asked - len(found)
+    starts = [replace(molecule, mol=mol) for mol in rdkit_structures(molecule.mol, num_missing, timeout)]
     if not starts:
-        reason += "; RDKit: no conformer"
+        reasons.append("RDKit: no conformer")
+    broken_refined: list[str] = []
     refinement = REFINEMENT | {"relaxation_steps": options.get("relaxation_steps", 0)}
     for refined in _results(pipeline, starts, level_of_theory=level_of_theory, **refinement):
         more, still_broken = _sorted_out(molecule, refined, ORIGIN, level_of_theory)
         found += more
-        if still_broken and "RDKit" not in reason:
-            reason += f"; {ORIGIN}: {still_broken[0]}"
+        broken_refined += still_broken
+    reasons += [f"{ORIGIN}: {fault}" for fault in broken_refined[:1]]
     missing = num_asked - len(found)
+    if not missing:
+        return found, []
+    if not reasons:
+        reasons.append(f"RDKit: {len(starts)} conformers")
     said = f"{missing} of {num_asked} structures are left out" if found else "no sound structure"
-    return found, [molecule.failed(f"{said} ({reason})")] if missing else []
+    return found, [molecule.failed(f"{said} ({'; '.join(reasons)})")]
 
 
 def _sorted_out(
