@@ -146,7 +146,7 @@ class Speed:
         batch = self.batch("drug-like", count)
         graphs = send_to_device({**graph_of(batch).inputs, "positions": batch["positions"]}, self.device)
         self.model.eval()
-        few = {"max_stereo_attempts": 1}  # an untrained model is not right more often
+        few = {"max_attempts": 1}  # an untrained model is not right more often
         for name, options in (
             ("refinement, 10 steps of mean shift", {"method": "mean_shift", "num_inference_steps": 10}),
             ("generation, 20 DDIM steps", few),
