@@ -40,6 +40,7 @@ from pcbridge.evaluation.metrics import (
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "outside"
 MEAN_SHIFT_STEPS = 10  # evaluations of the model per structure
 MAX_EVALUATIONS = 100  # of E, in a relaxation

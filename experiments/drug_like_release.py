@@ -1,0 +1,128 @@
+"""Put the model of drug-like molecules into checkpoints/drug_like, with a card that states what was measured.
+
+    python -m experiments.outside flexisol_validation.parquet --checkpoints outputs/drug_like/multi-task \\
+        outputs/drug_like/consistency outputs/drug_like_relaxed/consistency
+    python -m experiments.drug_like_release outputs/drug_like_relaxed/consistency
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub import EvalResult, ModelCard
+
+from experiments.evidence_release import FILES
+from experiments.outside import RESULTS, ROOT
+from pcbridge.training.card import losses_section, render_card
+from pcbridge.training.config import StageConfig
+from train_accelerate import parse
+
+FOLDER = ROOT / "checkpoints" / "drug_like"
+# As `experiments.outside` names the rows of the released model.
+ROW = "relaxed"
+_INTRODUCTION = """\
+Brings a cheap structure (MMFF94, GFN2-xTB) of a drug-like molecule towards its B3LYP/6-31G* structure, and predicts the
+total electronic energy and forces of any structure, with one shared encoder. No DFT of a whole drug-like molecule was
+used: DFT energies and forces are of fragments."""
+_USE = """\
+A structure that is given keeps its conformer: `model.predict_structure(**processor([mol]), method="mean_shift",
+num_inference_steps=10)`, or `model.relax_structure(**processor([mol]))` on the model's own energy, for an RDKit
+molecule `mol` with a conformer. From SMILES: `pcbridge predict library.smi --model drug_like --method conformers -o
+library.sdf`."""
+_DATA = """\
+- Energies and forces at B3LYP/6-31G*: the bundled `fragments` (up to nine heavy atoms) and the labelled rows of `pm6`
+  and  `pm6_displaced`.
+- Energies and forces at GFN2-xTB, learned by a head of their own: 18,580 structures of fragments and 2,230 of whole
+  molecules.
+- Structures: GFN2-xTB and MMFF94 minima of about 5,400 drug-like molecules, then the minima of the model's own energy
+  below them (`pcbridge/training/relaxed_library.py`), with
+  `structure_cutoff` 5 from then on.
+
+How all of it is made: docs/training.md. The molecules of the
+  test below, and all others of its source, are in none of it."""
+_LIMITS = """\
+- Elements other than H, C, N, O, F, P, S, Cl, Br, I; total charges beyond -2 to +2. Iodine has GFN2-xTB labels only,
+  so its  energies at B3LYP/6-31G* are far off.
+- Groups that drug-like libraries lack: perfluorinated and polychlorinated chains, thiophosphates, peroxides. Their
+  structures may come out worse than they went in.
+- Generation from noise was not trained for: take conformers, and refine them.
+- Conformers are kept, not ranked: E has no dispersion, and its torsions were not validated against DFT.
+- One training run of 40 minutes of one core, no spread over seeds.
+- Radicals, open shells, several fragments, metals. Stereo marks other than tetrahedral centres and double bonds."""
+
+
+def stages() -> dict[str, StageConfig]:
+    """What trained the released model."""
+    first = parse(["--config", str(ROOT / "configs/drug_like.yaml")])
+    last = parse(["--config", str(ROOT / "configs/drug_like_relaxed.yaml")])
+    found = {"stage 1": first.stage1, "stage 2": first.stage2, "minima of E": last.stage2}
+    return {name: stage for name, stage in found.items() if stage is not None}
+
+
+def metrics_section(results: dict[str, dict]) -> tuple[str, list[EvalResult]]:
+    """What `experiments.outside` measured of the released model: Markdown and metadata."""
+    values: dict[str, float] = {}
+    for name, result in results.items():
+        if not name.startswith(("MMFF94", "GFN2", f"{ROW},")):
+            continue
+        title = name.replace(f"{ROW}, ", "")
+        for key, unit in (("bonds", "angstrom"), ("one_three", "angstrom"), ("angles", "degrees")):
+            errors = [record[key] for record in result["records"].values()]
+            values[f"{title}: {key} MAE, mean ({unit})"] = float(np.nanmean(errors))
+            values[f"{title}: {key} MAE, median ({unit})"] = float(np.nanmedian(errors))
+    metadata = [
+        EvalResult(
+            task_type="graph-ml",
+            task_name="equilibrium structures",
+            dataset_name="FlexiSol, 213 molecules, r2SCAN-3c minima, from MMFF94 minima",
+            dataset_type="flexisol",
+            metric_type=name.rpartition(": ")[2].split(" (")[0],
+            metric_name=name,
+            metric_value=round(value, 4),
+        )
+        for name, value in values.items()
+        if not name.startswith(("MMFF94", "GFN2"))
+    ]
+    table = ["| | |", "|---|---|", *(f"| {name} | {value:.4f} |" for name, value in values.items())]
+    text = [
+        "213 molecules of 8 to 57 heavy atoms that no one here made: r2SCAN-3c minima of FlexiSol (a level whose bonds "
+        "differ from those of B3LYP/6-31G* by about 0.0035 angstrom), from the MMFF94 minima below them. Settings were "
+        "chosen on these molecules. All rows: experiments/results/outside.md.",
+        "",
+        *table,
+    ]
+    return "\n".join(text), metadata
+
+
+def card(metrics: str, results: list[EvalResult]) -> ModelCard:
+    """The card of the released model."""
+    return render_card(
+        title="PCBridge for drug-like molecules",
+        model_name="pcbridge-drug-like",
+        introduction=_INTRODUCTION,
+        use=_USE,
+        level_of_theory="B3LYP/6-31G*, and by a head of its own GFN2-xTB",
+        losses=losses_section(stages()),
+        data=_DATA,
+        limits=_LIMITS,
+        metrics=metrics,
+        eval_results=results,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="folder of the trained model")
+    checkpoint = parser.parse_args().checkpoint
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        shutil.copyfile(checkpoint / name, FOLDER / name)
+    results = json.loads(RESULTS.with_suffix(".json").read_text())
+    card(*metrics_section(results)).save(FOLDER / "README.md")
+    print(f"{FOLDER}: {sum(file.stat().st_size for file in FOLDER.iterdir()) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
