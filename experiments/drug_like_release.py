@@ -21,7 +21,7 @@ from train_accelerate import parse
 
 FOLDER = ROOT / "checkpoints" / "drug_like"
 # As `experiments.outside` names the rows of the released model.
-ROW = "relaxed"
+ROW = "drug_like_relaxed/consistency"
 _INTRODUCTION = """\
 Brings a cheap structure (MMFF94, GFN2-xTB) of a drug-like molecule towards its B3LYP/6-31G* structure, and predicts the
 total electronic energy and forces of any structure, with one shared encoder. No DFT of a whole drug-like molecule was
@@ -33,18 +33,17 @@ molecule `mol` with a conformer. From SMILES: `pcbridge predict library.smi --mo
 library.sdf`."""
 _DATA = """\
 - Energies and forces at B3LYP/6-31G*: the bundled `fragments` (up to nine heavy atoms) and the labelled rows of `pm6`
-  and  `pm6_displaced`.
+  and `pm6_displaced`.
 - Energies and forces at GFN2-xTB, learned by a head of their own: 18,580 structures of fragments and 2,230 of whole
   molecules.
 - Structures: GFN2-xTB and MMFF94 minima of about 5,400 drug-like molecules, then the minima of the model's own energy
-  below them (`pcbridge/training/relaxed_library.py`), with
-  `structure_cutoff` 5 from then on.
+  below them (`pcbridge/training/relaxed_library.py`), with `structure_cutoff` 5 from then on.
 
-How all of it is made: docs/training.md. The molecules of the
-  test below, and all others of its source, are in none of it."""
+How all of it is made: docs/training.md. The molecules of the test below, and all others of its source, are in none of
+it."""
 _LIMITS = """\
 - Elements other than H, C, N, O, F, P, S, Cl, Br, I; total charges beyond -2 to +2. Iodine has GFN2-xTB labels only,
-  so its  energies at B3LYP/6-31G* are far off.
+  so its energies at B3LYP/6-31G* are far off.
 - Groups that drug-like libraries lack: perfluorinated and polychlorinated chains, thiophosphates, peroxides. Their
   structures may come out worse than they went in.
 - Generation from noise was not trained for: take conformers, and refine them.

@@ -236,7 +236,7 @@ def main() -> None:
     for checkpoint in arguments.checkpoints:
         model = PCBridgeModel.from_pretrained(checkpoint).eval()
         for method, result in of_model(model, molecules).items():
-            results[f"{Path(checkpoint).name}, {method}"] = result
+            results[f"{'/'.join(Path(checkpoint).parts[-2:])}, {method}"] = result
     heavy_atoms = {m.name: int((m.graph.atomic_numbers > 1).sum()) for m in molecules}
     lines = [
         "# Outside DFT structures of drug-like molecules",

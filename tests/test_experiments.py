@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rdkit import Chem, DataStructs
 from rdkit.Chem import rdFingerprintGenerator
 
 from dataset_scripts.bundled import load_bundled
+from experiments import outside
 from experiments.evidence_report import (
     SIMILARITY_LIMIT,
     dissimilar_molecules,
@@ -19,6 +21,8 @@ from experiments.evidence_report import (
 )
 from experiments.evidence_settings import ABLATIONS, QUICK_TRAINING, SETTINGS
 from experiments.statistics import compare
+from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles
+from pcbridge.app.rdkit_fallback import rdkit_structures
 from pcbridge.evaluation.report import STRUCTURE_COLUMNS
 from train_accelerate import parse
 
@@ -89,3 +93,24 @@ def test_evidence_runs_end_to_end():
     record = json.loads((ROOT / "outputs" / "evidence-quick" / "evidence.json").read_text())
     assert record["settings"]["displaced"]["seeds"] == [0, 1] and set(record["ablations"]) == set(ABLATIONS)
     assert set(record["references"]) >= {"PM6 (same conformer)", "GFN2-xTB from PM6", "ETKDGv3 + MMFF94"}
+
+
+def test_errors_of_outside_structures_and_type_means(tmp_path):
+    """Bonds of one type that are all off by as much have no error left once type means are out."""
+    mol = mol_from_smiles("CCC")
+    graph = graph_from_mol(mol)
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(mol.GetNumAtoms(), 3))
+    molecule = outside.Molecule("propane", mol, graph, reference, None, None)
+    same = outside.record(molecule, reference)
+    assert max(same.values()) < 1e-6
+    [(i, j), *_] = np.argwhere(np.triu(graph.bonded)).tolist()
+    moved = reference.copy()
+    moved[j] += 0.1 * (reference[j] - reference[i]) / np.linalg.norm(reference[j] - reference[i])
+    assert outside.record(molecule, moved)["bonds"] > 0.1 / 10 - 1e-9  # of ten bonds one is .1 longer
+    ethane = mol_from_smiles("CC")
+    positions = rdkit_structures(ethane, 1, timeout=10)[0].GetConformer().GetPositions()
+    larger = outside.Molecule("ethane", ethane, graph_from_mol(ethane), positions, None, None)
+    stretched = [positions * 1.01]
+    assert outside.record(larger, stretched[0])["bonds"] > 0.01
+    assert outside.centred_bond_errors([larger], stretched)[0] < 1e-3
