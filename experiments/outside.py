@@ -42,7 +42,7 @@ import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "outside"
-MEAN_SHIFT_STEPS = 10  # evaluations of the model per structure
+MEAN_SHIFT_STEPS = 5  # evaluations of the model per structure
 MAX_EVALUATIONS = 100  # of E, in a relaxation
 _BATCH_SIZE = 8
 _SIZES = [(8, 14), (15, 19), (20, 24), (25, 60)]  # heavy atoms
