@@ -15,6 +15,7 @@ from dataset_scripts.collator import collate, example_from_row
 from dataset_scripts.schema import B3LYP_6_31GD, FEATURES
 from modeling_pcbridge import LossSettings, PCBridgeConfig, PCBridgeModel
 from modeling_pcbridge.graph_batch import GRAPH_KEYS
+from pcbridge.app.default_model import released_checkpoint
 from pcbridge.training.config import SourceConfig, StageConfig
 from pcbridge.training.run import initial_model, run, with_levels_of_theory
 
@@ -142,7 +143,9 @@ def test_calculator_and_command_line_name_the_level(rows, processor, tmp_path, c
         assert atoms.calc.level_of_theory == level
         energies.append(atoms.get_potential_energy())
     assert abs(energies[0] - energies[1]) > 10
-    model.save_pretrained(tmp_path / "model")
+    # The command writes sound structures only, which an untrained model has none of.
+    trained = PCBridgeModel.from_pretrained(released_checkpoint())
+    with_levels_of_theory(trained, ["B3LYP/6-31G*", "b"]).save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     (tmp_path / "water.smi").write_text("O water\n")
     command = ["predict", str(tmp_path / "water.smi"), "--model", str(tmp_path / "model"), "--steps", "2"]
