@@ -12,9 +12,12 @@ import torch
 from conftest import small_model
 from huggingface_hub import ModelCard
 
-from experiments import evidence_release, qm9_release
+from dataset_scripts.bundled import load_bundled
+from dataset_scripts.collator import example_from_row
+from experiments import drug_like_release, evidence_release, qm9_release
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
+from pcbridge.evaluation.batches import energies_and_forces
 from pcbridge.evaluation.config import EvaluationConfig
 from pcbridge.evaluation.metrics import bond_length_error
 from pcbridge.evaluation.references import load_references, pm6_structures
@@ -49,7 +52,7 @@ assert "modeling_pcbridge" not in sys.modules
 
 def test_the_code_lies_beside_the_weights(tmp_path):
     """As links to the only copy of it, which a wheel and a copied folder resolve."""
-    folders = [CHECKPOINTS / name for name in (MULTI_TASK, CONSISTENCY, "qm9")]
+    folders = [CHECKPOINTS / name for name in (MULTI_TASK, CONSISTENCY, "qm9", "drug_like")]
     for folder in folders:
         PCBridgeModel.from_pretrained(folder).save_pretrained(tmp_path / folder.name)
         for path in (tmp_path / folder.name).glob("*.py"):
@@ -182,3 +185,16 @@ def test_qm9_checkpoint_brings_pm6_structures_to_dft():
     assert "What it cannot do" in card.text and len(card.data.eval_results) > 10
     plots = re.findall(r"!\[[^]]+\]\(([^)]+)\)", card.text)
     assert len(plots) == 2 and all((CHECKPOINTS / "qm9" / plot).exists() for plot in plots)
+
+
+def test_the_drug_like_model_knows_unseen_fragments_and_its_card_says_what_trained_it():
+    """B3LYP/6-31G* forces of ions, sulfur and the like, and of minima, torsions and displaced structures."""
+    model = PCBridgeModel.from_pretrained(CHECKPOINTS / "drug_like").eval()
+    model.config.check_forces_are_learned("a relaxation")
+    rows = [example_from_row(row, ["B3LYP/6-31G*"], True) for row in load_bundled("fragments", "test")]
+    assert len(rows) > 100 and {9, 15, 16, 17, 35} & {z for row in rows for z in row.graph.atomic_numbers.tolist()}
+    _, forces = energies_and_forces(model, [row.graph for row in rows], [row.positions for row in rows], 32)
+    errors = [np.abs(force - row.forces).mean() for force, row in zip(forces, rows, strict=True)]
+    assert np.median(errors) < 0.16  # eV/angstrom; 0.13
+    text = ModelCard.load(CHECKPOINTS / "drug_like" / "README.md").text
+    assert losses_section(drug_like_release.stages()) in text

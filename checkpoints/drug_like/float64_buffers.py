@@ -1,0 +1,1 @@
+../../modeling_pcbridge/float64_buffers.py

@@ -1,0 +1,1 @@
+../../modeling_pcbridge/model_hessian.py

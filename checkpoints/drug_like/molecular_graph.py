@@ -1,0 +1,1 @@
+../../modeling_pcbridge/molecular_graph.py
