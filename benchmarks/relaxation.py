@@ -24,7 +24,9 @@ from rdkit.Chem import rdForceFieldHelpers as force_fields
 from torch import Tensor
 
 from dataset_scripts.bundled import load_bundled
+from dataset_scripts.quantum_chemistry import gfn2_energy_and_forces
 from modeling_pcbridge import PCBridgeModel
+from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
 from modeling_pcbridge.graph_batch import GraphBatch, pad_graphs, pad_positions
 from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles, with_structure
 from modeling_pcbridge.relaxation import Potential, relax
@@ -32,7 +34,6 @@ from modeling_pcbridge.relaxation import Potential, relax
 MAX_FORCE, MAX_EVALUATIONS = 0.02, 100
 # Where minima are compared: at the threshold above, soft torsions are still some tenths of an angstrom away.
 TIGHT_FORCE, TIGHT_EVALUATIONS, SAME_ENERGY = 0.002, 500, 1e-3
-EV_PER_KCAL_PER_MOL, EV_PER_HARTREE, ANGSTROM_PER_BOHR = 0.0433641, 27.211386, 0.529177
 
 
 @dataclass
@@ -71,21 +72,15 @@ def mmff94(mols: list[Chem.Mol]) -> Potential:
         x = positions.flatten().tolist()
         energy = fields[row].CalcEnergy(x)  # first: RDKit's gradient takes the distances of the last energy
         gradient = np.array(fields[row].CalcGrad(x)).reshape(-1, 3)
-        return energy * EV_PER_KCAL_PER_MOL, -gradient * EV_PER_KCAL_PER_MOL
+        return energy * KCAL_PER_MOL_TO_EV, -gradient * KCAL_PER_MOL_TO_EV
 
     return one_by_one(energy_and_forces)
 
 
 def gfn2(mols: list[Chem.Mol]) -> Potential:
-    from tblite.interface import Calculator as TBLite
-
     def energy_and_forces(row: int, positions: np.ndarray):
-        numbers = np.array([atom.GetAtomicNum() for atom in mols[row].GetAtoms()])
-        calculator = TBLite("GFN2-xTB", numbers, positions / ANGSTROM_PER_BOHR, charge=Chem.GetFormalCharge(mols[row]))
-        calculator.set("verbosity", 0)
-        result = calculator.singlepoint()
-        scale = EV_PER_HARTREE / ANGSTROM_PER_BOHR
-        return float(result.get("energy")) * EV_PER_HARTREE, -result.get("gradient") * scale
+        numbers = [atom.GetAtomicNum() for atom in mols[row].GetAtoms()]
+        return gfn2_energy_and_forces(numbers, positions, Chem.GetFormalCharge(mols[row]))
 
     return one_by_one(energy_and_forces)
 

@@ -46,6 +46,15 @@ MEAN_SHIFT_STEPS = 5  # evaluations of the model per structure
 MAX_EVALUATIONS = 100  # of E, in a relaxation
 _BATCH_SIZE = 8
 _SIZES = [(8, 14), (15, 19), (20, 24), (25, 60)]  # heavy atoms
+# What molecules may contain, as SMARTS with the least number of matches.
+_GROUPS = {
+    "three or more Cl": ("[Cl]", 3),
+    "P": ("[P]", 1),
+    "S": ("[#16]", 1),
+    "Br or I": ("[Br,I]", 1),
+    "CF2 or CF3": ("C(F)F", 1),
+    "any": ("*", 1),
+}
 _METRICS = {
     "bonds": ("bonds, angstrom", 4),
     "bonds_centred": ("bonds, type means removed", 4),
@@ -177,18 +186,40 @@ def of_model(model: PCBridgeModel, molecules: Sequence[Molecule]) -> dict[str, d
 
 def table(results: dict[str, dict], start: dict) -> list[str]:
     """A row for each method: how many molecules, means over them, and how many have worse bonds than MMFF94."""
-    columns = ["served", *(title for title, _ in _METRICS.values()), "bonds worse than MMFF94", "s per molecule"]
+    medians = ["bonds, median", "angles, median"]
+    titles = [title for title, _ in _METRICS.values()]
+    columns = ["served", *titles, *medians, "bonds worse than MMFF94", "s per molecule"]
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, result in results.items():
         records = result["records"]
         cells = [str(len(records))]
         cells += [f"{np.nanmean([r[key] for r in records.values()]):.{d}f}" for key, (_, d) in _METRICS.items()]
-        worse = [
-            r["bonds"] > start["records"][name_]["bonds"] for name_, r in records.items() if name_ in start["records"]
-        ]
-        cells.append("" if name == "MMFF94" else f"{100 * np.mean(worse):.0f}%")
+        for key in ("bonds", "angles"):
+            cells.append(f"{np.nanmedian([r[key] for r in records.values()]):.{_METRICS[key][1]}f}")
+        compared = set(records) & set(start["records"])
+        cells.append("" if name == "MMFF94" else f"{100 * len(worse_bonds(result, start)) / len(compared):.0f}%")
         cells.append("" if result["seconds"] is None else f"{result['seconds']:.2f}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def worse_bonds(result: dict, start: dict) -> set[str]:
+    """The molecules whose bonds are farther from the DFT structure than those of the MMFF94 minimum, `start`."""
+    before = start["records"]
+    return {name for name, r in result["records"].items() if name in before and r["bonds"] > before[name]["bonds"]}
+
+
+def worse_by_group(results: dict[str, dict], molecules: Sequence[Molecule], start: dict) -> list[str]:
+    """How many of the molecules that contain a group have worse bonds than the MMFF94 minimum."""
+    having = {}
+    for group, (smarts, least) in _GROUPS.items():
+        pattern = Chem.MolFromSmarts(smarts)
+        having[group] = {m.name for m in molecules if len(m.mol.GetSubstructMatches(pattern)) >= least}
+    lines = ["| | " + " | ".join(f"{group} ({len(names)})" for group, names in having.items()) + " |"]
+    lines += ["|---" * (len(having) + 1) + "|"]
+    for name, result in results.items():
+        worse = worse_bonds(result, start)
+        lines.append(f"| {name} | " + " | ".join(str(len(worse & names)) for names in having.values()) + " |")
     return lines
 
 
@@ -221,6 +252,33 @@ def plot(results: dict[str, dict], heavy_atoms: dict[str, int], path: Path) -> N
     plt.close(figure)
 
 
+def write_report(results: dict[str, dict], molecules: Sequence[Molecule], source: str, output: Path) -> None:
+    """All numbers, the tables and the plot, at `output` with the endings .json, .md and .png."""
+    heavy_atoms = {m.name: int((m.graph.atomic_numbers > 1).sum()) for m in molecules}
+    lines = [
+        "# Outside DFT structures of drug-like molecules",
+        "",
+        f"{len(molecules)} molecules of {source}. Starts are the MMFF94 minima below the DFT structures. "
+        "Means over the molecules that a method serves. Written by `python -m experiments.outside`.",
+        "",
+        *table(results, results["MMFF94"]),
+        "",
+        "## Bonds by heavy atoms, angstrom",
+        "",
+        *by_size(results, heavy_atoms, "bonds"),
+        "",
+        "## Molecules with worse bonds than MMFF94, by what they contain",
+        "",
+        *worse_by_group({name: r for name, r in results.items() if name != "MMFF94"}, molecules, results["MMFF94"]),
+        "",
+    ]
+    text = "\n".join(lines)
+    output.with_suffix(".md").write_text(text)
+    output.with_suffix(".json").write_text(json.dumps(results) + "\n")
+    plot(results, heavy_atoms, output.with_suffix(".png"))
+    print(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
@@ -237,25 +295,7 @@ def main() -> None:
         model = PCBridgeModel.from_pretrained(checkpoint).eval()
         for method, result in of_model(model, molecules).items():
             results[f"{'/'.join(Path(checkpoint).parts[-2:])}, {method}"] = result
-    heavy_atoms = {m.name: int((m.graph.atomic_numbers > 1).sum()) for m in molecules}
-    lines = [
-        "# Outside DFT structures of drug-like molecules",
-        "",
-        f"{len(molecules)} molecules of {arguments.file.name}. Starts are the MMFF94 minima below the DFT structures. "
-        "Means over the molecules that a method serves. Written by `python -m experiments.outside`.",
-        "",
-        *table(results, results["MMFF94"]),
-        "",
-        "## Bonds by heavy atoms, angstrom",
-        "",
-        *by_size(results, heavy_atoms, "bonds"),
-        "",
-    ]
-    text = "\n".join(lines)
-    arguments.output.with_suffix(".md").write_text(text)
-    arguments.output.with_suffix(".json").write_text(json.dumps(results) + "\n")
-    plot(results, heavy_atoms, arguments.output.with_suffix(".png"))
-    print(text)
+    write_report(results, molecules, arguments.file.name, arguments.output)
 
 
 if __name__ == "__main__":

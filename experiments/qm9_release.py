@@ -15,7 +15,7 @@ from experiments.qm9_benchmark import CHECKPOINTS, RESULTS, ROOT
 from experiments.qm9_dft import energies_above
 from experiments.qm9_evaluation import DDIM, central
 from experiments.qm9_report import RELEASED
-from pcbridge.training.card import losses_section, render_card
+from pcbridge.training.card import losses_section, measured_values, render_card
 from pcbridge.training.config import StageConfig
 from pcbridge.training.run import STAGE1
 from train_accelerate import parse
@@ -69,20 +69,9 @@ def metrics_section(record: dict) -> tuple[str, list[EvalResult]]:
         if structure != DFT:
             name = f"{structure}, same conformer, {len(above)} molecules: B3LYP/6-31G* energy above DFT structure (eV)"
             values[name] = float(np.mean(above))
-    results = [
-        EvalResult(
-            task_type="graph-ml",
-            task_name="equilibrium structures and energies",
-            dataset_name="QM9",
-            dataset_type="qm9",
-            dataset_split=record["split"],
-            metric_type=name.rpartition(": ")[2].split(" (")[0],
-            metric_name=name,
-            metric_value=round(value, 4),
-        )
-        for name, value in values.items()
-    ]
-    table = ["| | |", "|---|---|", *(f"| {name} | {value:.4f} |" for name, value in values.items())]
+    table, results = measured_values(
+        values, "equilibrium structures and energies", "QM9", "qm9", dataset_split=record["split"]
+    )
     text = [
         "Stage 1 of training seed 0, continued with seed 1, then with seed 2; "
         f"{record['num_from_graph']} (from the graph) and {record['num_molecules']} test molecules that it has not "

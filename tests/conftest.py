@@ -2,14 +2,16 @@
 
 from functools import partial
 
+import huggingface_hub
 import hypothesis
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from datasets import disable_progress_bars
+from local_hub import LocalHub
 
 from dataset_scripts.bundled import load_bundled
-from dataset_scripts.collator import example_from_row
+from dataset_scripts.collator import collate, example_from_row
 from dataset_scripts.schema import B3LYP_6_31GD
 from modeling_pcbridge import PCBridgeConfig, PCBridgeModel, PCBridgeProcessor, pair_layout
 from modeling_pcbridge.pair_layout import NeighbourLists
@@ -23,6 +25,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("pcbridge")
 
+# Of the stand-in hub: a token and whose it is.
+TOKENS = {"hf_mine": "me", "hf_theirs": "someone"}
 # With one stereo mark, several, a stereo double bond, none, a ring, charges, and three atoms only.
 SMILES = ["C[C@H](N)C(=O)O", "C[C@@H]1O[C@H]1C", "F/C=C\\F", "CCO", "c1ccoc1", "[NH3+]CC(=O)[O-]", "O"]
 
@@ -97,3 +101,24 @@ def fresh_accelerate():
     forget()
     yield forget
     forget()
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict:
+    """Four rows with both labels, four with a structure only, four with labels only."""
+    return collate(
+        bundled_examples("pm6", "train", 4, only_labelled=True)
+        + bundled_examples("pm6", "train", 620)[-4:]
+        + bundled_examples("pm6_displaced", "train", 4)
+    )
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A stand-in hub on this machine, with the token of `me`."""
+    with LocalHub(TOKENS) as hub:
+        # Both are read from the environment at import; large files go by LFS, as to a hub without Xet.
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_mine")
+        yield hub

@@ -5,13 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
 import pyarrow.parquet as pq
 import pytest
 from datasets import concatenate_datasets, load_dataset
 from huggingface_hub import DatasetCard
 from local_hub import FIRST_COMMIT, LocalHub
-from test_hub import TOKENS, environment
+from test_hub import environment
 
 from dataset_scripts import bundled
 from dataset_scripts.build_bundled import write_bundled_card
@@ -104,15 +103,6 @@ def test_what_a_person_wrote_on_the_card_stays(prepared, tmp_path):
     after = DatasetCard.load(prepared / CARD)
     assert after.data.license == "cc-by-4.0" and after.data["language"] == "en"
     assert after.text.strip() == "# Mine\n\nMeasured by me."
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with LocalHub(TOKENS) as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", "hf_mine")
-        yield hub
 
 
 def load_from_hub(hub: LocalHub, home: Path, *arguments: str) -> list[dict]:

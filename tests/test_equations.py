@@ -15,16 +15,6 @@ LENGTH_UNIT = 1.5
 
 
 @pytest.fixture(scope="module")
-def batch() -> dict:
-    """Four rows with labels only, four with both, four with a structure only."""
-    return collate(
-        bundled_examples("pm6", "train", 4, only_labelled=True)
-        + bundled_examples("pm6", "train", 620)[-4:]
-        + bundled_examples("pm6_displaced", "train", 4)
-    )
-
-
-@pytest.fixture(scope="module")
 def model() -> PCBridgeModel:
     return small_model(length_unit=LENGTH_UNIT)
 

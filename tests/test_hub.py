@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from conftest import small_model
@@ -17,7 +16,6 @@ from modeling_pcbridge import PCBridgeModel, PCBridgePipeline
 from modeling_pcbridge.hub import HubPushError, push_checkpoint
 
 REPO = "me/pcbridge-test"
-TOKENS = {"hf_mine": "me", "hf_theirs": "someone"}
 CARD = "---\nlicense: mit\n---\n# PCBridge\n\n## Metrics\n\nnone yet\n"
 
 LOAD = """
@@ -55,16 +53,6 @@ pipe = pipeline(model=sys.argv[1], trust_remote_code=True)
 pipe.push_to_hub(sys.argv[2] + "-pipeline")
 pipe.model.push_to_hub(sys.argv[2] + "-model")
 """
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with LocalHub(TOKENS) as hub:
-        # Both are read from the environment at import; large files go by LFS, as to a hub without Xet.
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", "hf_mine")
-        yield hub
 
 
 @pytest.fixture

@@ -14,16 +14,6 @@ from modeling_pcbridge.graph_batch import GRAPH_KEYS, GraphBatch
 from modeling_pcbridge.losses import LOSS_NAMES
 
 
-@pytest.fixture(scope="module")
-def batch() -> dict:
-    """Rows with both labels, with a structure only, and with labels only."""
-    return collate(
-        bundled_examples("pm6", "train", 4, only_labelled=True)
-        + bundled_examples("pm6", "train", 620)[-4:]
-        + bundled_examples("pm6_displaced", "train", 4)
-    )
-
-
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 

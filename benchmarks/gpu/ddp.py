@@ -19,12 +19,14 @@ from modeling_pcbridge.errors import CalculationError
 WEIGHTS, LOSSES = 1e-8, 1e-5
 
 
-def train(folder: Path, device: str, processes: int, backend: str) -> tuple[list[dict], dict[str, torch.Tensor]]:
-    """History and weights of the run of `benchmarks.gpu.ddp_process` on so many processes.
+def train(parent: Path, device: str, processes: int, backend: str) -> tuple[list[dict], dict[str, torch.Tensor]]:
+    """History and weights of the run of `benchmarks.gpu.ddp_process` on so many processes, in a new folder of `parent`.
 
     Raises:
         CalculationError: one of them failed.
     """
+    folder = parent / f"{backend}-{processes}"
+    folder.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -52,11 +54,11 @@ def main(options: Options) -> None:
     if options.device == "cuda" and torch.cuda.device_count() >= 2:
         backends.append("nccl")
     with TemporaryDirectory() as name, results.whatever_happens(table, backend="none"):
-        folder = Path(name)
-        expected_history, expected = train(folder, options.device, 1, "gloo")
+        parent = Path(name)
+        expected_history, expected = train(parent, options.device, 1, "gloo")
         for backend in backends:
             with results.whatever_happens(table, backend=backend):
-                history, weights = train(folder, options.device, 2, backend)
+                history, weights = train(parent, options.device, 2, backend)
                 moved = max(
                     ((weights[key] - value).abs().max() / value.abs().max().clamp(min=1)).item()
                     for key, value in expected.items()
