@@ -35,12 +35,14 @@ class Example:
         return self.energy is not None or self.forces is not None
 
 
-def example_from_row(row: dict, levels_of_theory: Sequence[str], resonance_invariant: bool = False) -> Example:
+def example_from_row(
+    row: dict, levels_of_theory: Sequence[str], resonance_invariant: bool = False, structures: bool = True
+) -> Example:
     """The example of a row of `dataset_scripts.schema.FEATURES`.
 
     Energies and forces of other levels of theory than `levels_of_theory` count as absent. Forces at a minimum of one of
     these levels are zero by definition, and are labels even where the source does not list them. The graph is as the
-    model has it, see `graph_from_mol`.
+    model has it, see `graph_from_mol`. Without `structures` a minimum serves its labels only.
 
     Raises:
         ValueError: the row's graph, positions and labels do not fit each other, or a number is not finite.
@@ -64,7 +66,7 @@ def example_from_row(row: dict, levels_of_theory: Sequence[str], resonance_invar
         positions=np.asarray(row["positions"], dtype=np.float32),
         energy=energy,
         forces=None if forces is None else _vectors(forces, graph.num_atoms, f"molecule {name}: forces"),
-        is_equilibrium=row["equilibrium_level_of_theory"] is not None,
+        is_equilibrium=structures and row["equilibrium_level_of_theory"] is not None,
         level=levels_of_theory.index(level) if level in levels_of_theory else 0,
     )
 

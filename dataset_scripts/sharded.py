@@ -95,11 +95,11 @@ class ShardedExamples(Sequence[Example]):
         num_too_large: rows that `max_atoms` left out.
         label_levels: rows that count by the level of theory of their labels, None for no label.
         has_labels: whether any row that counts has a label at one of `levels_of_theory`.
-        has_structures: whether any row that counts is a minimum.
+        has_structures: whether any row that counts is a minimum that serves as a structure.
 
     Args:
         folder, split: where the shards are.
-        levels_of_theory, resonance_invariant: see `example_from_row`.
+        levels_of_theory, resonance_invariant, structures: see `example_from_row`.
         only_labelled: count rows with an energy at one of these levels only.
         max_atoms: count molecules with at most so many atoms only.
 
@@ -115,8 +115,10 @@ class ShardedExamples(Sequence[Example]):
         only_labelled: bool = False,
         max_atoms: int | None = None,
         resonance_invariant: bool = False,
+        structures: bool = True,
     ):
         self.levels_of_theory, self.resonance_invariant = tuple(levels_of_theory), resonance_invariant
+        self.structures = structures
         self.paths = sorted((folder / split).glob("*.parquet"))
         if not self.paths:
             raise InputError(f"no Parquet shards in {folder / split}; dataset_scripts.prepare makes them")
@@ -135,7 +137,7 @@ class ShardedExamples(Sequence[Example]):
         minimum_levels = set().union(*(shard.minimum_levels for shard in shards))
         # Forces at a minimum are zero, see `example_from_row`.
         self.has_labels = any(level in self.label_levels or level in minimum_levels for level in self.levels_of_theory)
-        self.has_structures = bool(minimum_levels - {None})
+        self.has_structures = structures and bool(minimum_levels - {None})
         self._make_caches()
 
     def _make_caches(self) -> None:
@@ -167,7 +169,7 @@ class ShardedExamples(Sequence[Example]):
         row = index - (self._ends[shard] - self.shard_lengths[shard])
         table = self._read(self.paths[shard])
         [contents] = table.slice(int(self._chosen[shard][row]), 1).to_pylist()
-        return example_from_row(contents, self.levels_of_theory, self.resonance_invariant)
+        return example_from_row(contents, self.levels_of_theory, self.resonance_invariant, self.structures)
 
     def __getstate__(self) -> dict:
         """Worker processes get the index, not what is in memory."""

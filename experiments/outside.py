@@ -4,8 +4,8 @@
 
 The file holds DFT minima with the columns `name`, `mapped_smiles`, `positions`, and `mmff` and `gfn2`, the minima of
 these methods below the DFT structure (angstrom; null where there is none). Each model refines the MMFF94 minima by mean
-shift, and relaxes what comes out on its own energy. Tables, a plot and all numbers of each molecule go to `--output`
-(default: experiments/results/outside.*).
+shift, relaxes what comes out on its own energy, and, where it has a head for GFN2-xTB, corrects the GFN2-xTB minima.
+Tables, a plot and all numbers of each molecule go to `--output` (default: experiments/results/outside.*).
 """
 
 import argparse
@@ -42,6 +42,7 @@ import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "outside"
+GFN2 = "GFN2-xTB"
 MEAN_SHIFT_STEPS = 5  # evaluations of the model per structure
 MAX_EVALUATIONS = 100  # of E, in a relaxation
 _BATCH_SIZE = 8
@@ -154,11 +155,11 @@ def measured(molecules: Sequence[Molecule], structures: Sequence[np.ndarray | No
 
 
 def of_model(model: PCBridgeModel, molecules: Sequence[Molecule]) -> dict[str, dict]:
-    """Mean shift from the MMFF94 minima, then relaxation on E, of the molecules that the model takes."""
+    """Mean shift from the MMFF94 minima, then relaxation on E, and GFN2-xTB minima corrected, where the model can."""
     processor = PCBridgeProcessor.of_config(model.config)
     taken, graphs = [], []
     for molecule in molecules:
-        if molecule.mmff is None:
+        if molecule.mmff is None or molecule.gfn2 is None:
             continue
         try:
             processor(molecule.mol)  # refuses elements and charges that the model has not learned
@@ -168,7 +169,6 @@ def of_model(model: PCBridgeModel, molecules: Sequence[Molecule]) -> dict[str, d
         taken.append(molecule)
     order = sorted(range(len(taken)), key=lambda k: graphs[k].num_atoms)
     taken, graphs = [taken[k] for k in order], [graphs[k] for k in order]
-    starts = [molecule.mmff for molecule in taken]
 
     def move(structures: list, by: Callable) -> tuple[list[np.ndarray], float]:
         start = time.perf_counter()
@@ -177,10 +177,15 @@ def of_model(model: PCBridgeModel, molecules: Sequence[Molecule]) -> dict[str, d
     def relaxed(graph: GraphBatch, positions: torch.Tensor) -> torch.Tensor:
         return model.relax_structure(positions, max_evaluations=MAX_EVALUATIONS, **graph.inputs).positions
 
-    shifted, seconds = move(starts, partial(model.mean_shift, num_steps=MEAN_SHIFT_STEPS))
+    def corrected(graph: GraphBatch, positions: torch.Tensor) -> torch.Tensor:
+        return model.correct_structure(positions, GFN2, **graph.inputs)
+
+    shifted, seconds = move([m.mmff for m in taken], partial(model.mean_shift, num_steps=MEAN_SHIFT_STEPS))
     results = {f"mean shift {MEAN_SHIFT_STEPS}": measured(taken, shifted, seconds)}
     after, more = move(shifted, relaxed)
     results["mean shift, relaxed on E"] = measured(taken, after, seconds + more)
+    if GFN2 in model.config.energy_levels_of_theory[1:]:
+        results["GFN2-xTB corrected"] = measured(taken, *move([m.gfn2 for m in taken], corrected))
     return results
 
 
@@ -289,7 +294,7 @@ def main() -> None:
     molecules = read(arguments.file)
     results = {
         "MMFF94": measured(molecules, [m.mmff for m in molecules], None),
-        "GFN2-xTB": measured(molecules, [m.gfn2 for m in molecules], None),
+        GFN2: measured(molecules, [m.gfn2 for m in molecules], None),
     }
     for checkpoint in arguments.checkpoints:
         model = PCBridgeModel.from_pretrained(checkpoint).eval()

@@ -25,6 +25,7 @@ from .loss_terms import (
     score_term,
 )
 from .losses import LOSS_NAMES, LossSettings
+from .model_hessian import quasi_newton_step
 from .pair_layout import Sight
 from .pretrained_pcbridge import PCBridgePreTrainedModel
 from .relaxation import next_move, relax, relaxation_init, relaxation_step
@@ -424,6 +425,40 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             converged=found.converged,
             num_evaluations=found.num_evaluations,
         )
+
+    @torch.no_grad()
+    def correct_structure(self, positions: Tensor, level_of_theory: str, **graph: Tensor) -> Tensor:
+        """Minima of another level of theory, moved to the model's own; takes the processor's output.
+
+        Both levels are heads of one encoder, whose errors they share. The difference of their forces at a minimum of
+        the other level, where that level's force is zero, tells how far away the model's own minimum is better than
+        the model's own force does: one quasi-Newton step H^-1 (F_own - F_other), with the model Hessian for H.
+
+        Args:
+            positions: (B, N, 3), angstrom; minima at `level_of_theory`.
+            level_of_theory: another one of `config.energy_levels_of_theory`.
+
+        Returns:
+            (B, N, 3), angstrom, centred; the conformer stays.
+
+        Raises:
+            InputError: the model has not learned that level, or it is its own; or positions that are not (B, N, 3).
+        """
+        self.config.check_forces_are_learned("correcting a structure")
+        own, others = self.config.energy_levels_of_theory[0], self.config.energy_levels_of_theory[1:]
+        if level_of_theory not in others:
+            raise InputError(
+                f"minima of {level_of_theory!r} cannot be moved to {own}; the model knows the way from "
+                f"{', '.join(others) or 'no other level'}"
+            )
+        batch = GraphBatch.of_inputs(graph)
+        batch.check_positions(positions)
+        positions = centre(positions.to(self._geometry_dtype), batch.atom_mask)
+        _, own_forces = self.detached_energy_and_forces(batch, positions)
+        _, others_forces = self.detached_energy_and_forces(batch, positions, level_of_theory)
+        difference = own_forces - others_forces
+        step = quasi_newton_step(positions, difference, batch.pair_types, batch.atomic_numbers)
+        return centre(positions + step, batch.atom_mask)
 
     @torch.no_grad()
     def predict_structure(

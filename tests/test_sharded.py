@@ -72,6 +72,17 @@ def test_only_rows_that_count(rows, folder):
         load_source(SourceConfig("nowhere"), "train", [LEVEL])
 
 
+def test_without_structures_minima_serve_their_labels_only(folder):
+    for name in (str(folder), "fragments"):
+        with_them = load_source(SourceConfig(name, max_rows=60), "train", [LEVEL])
+        without = load_source(SourceConfig(name, max_rows=60, structures=False), "train", [LEVEL])
+        assert any(e.is_equilibrium for e in with_them) and not any(e.is_equilibrium for e in without)
+        assert [(e.molecule_id, e.energy, e.level) for e in with_them] == [
+            (e.molecule_id, e.energy, e.level) for e in without
+        ]
+    assert not ShardedExamples(folder, "train", [LEVEL], structures=False).has_structures
+
+
 def test_examples_in_memory_are_bounded_and_the_same(folder, monkeypatch):
     monkeypatch.setattr(sharded, "_EXAMPLES_IN_MEMORY", 7)
     examples = ShardedExamples(folder, "train", [LEVEL])

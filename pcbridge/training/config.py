@@ -19,12 +19,15 @@ class SourceConfig:
         name: a configuration of `dataset_scripts.bundled`, or a folder of shards that `dataset_scripts.prepare` wrote.
         weight: share of the rows of a batch.
         only_labelled: leave out rows without an energy at one of the model's levels of theory.
+        structures: learn from its minima what structures should be; without, only energies and forces are learned, as
+            suits labels at minima of another level than that of the structures.
         max_rows: take only the first so many rows, to try something out.
     """
 
     name: str
     weight: float = 1.0
     only_labelled: bool = False
+    structures: bool = True
     max_rows: int | None = None
 
     def __post_init__(self):

@@ -107,7 +107,13 @@ def load_source(
         )
     elif Path(source.name).is_dir():
         examples = ShardedExamples(
-            Path(source.name), split, levels_of_theory, source.only_labelled, max_atoms, resonance_invariant
+            Path(source.name),
+            split,
+            levels_of_theory,
+            source.only_labelled,
+            max_atoms,
+            resonance_invariant,
+            source.structures,
         )
         num_too_large, label_levels = examples.num_too_large, examples.label_levels
         if source.max_rows is not None:
@@ -159,7 +165,7 @@ def _bundled_examples(
         if source.only_labelled and not has_energy:
             continue
         if max_atoms is None or len(row["atomic_numbers"]) <= max_atoms:
-            examples.append(example_from_row(row, levels_of_theory, resonance_invariant))
+            examples.append(example_from_row(row, levels_of_theory, resonance_invariant, source.structures))
             label_levels[row["energy_level_of_theory"]] += 1
         else:
             num_too_large += 1

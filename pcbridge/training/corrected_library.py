@@ -1,18 +1,18 @@
-"""Structures of a library relaxed on the energy of a model: what its structure decoder should give for them.
+"""Structures of a library at a cheap level, moved to a model's own level: what its structure decoder should give.
 
-    python -m pcbridge.training.relaxed_library --model outputs/drug_like/stage1 --output data/relaxed \\
-        --sources drug_like data/drug_like_mmff94
+    python -m pcbridge.training.corrected_library --model outputs/drug_like/stage1 --output data/corrected \\
+        --sources drug_like data/fragments_gfn2
 
-The distillation term of stage 2 relaxes every structure by a few steps, again each time it is drawn. This does it
-once, to convergence; a stage with `--output` among its sources then denoises the minima of E like any others (Eq. 7).
-Each source is a bundled configuration or a folder that `dataset_scripts.prepare` wrote. One shard per source and split,
-written whole, so that a killed run goes on with the next. Structures that do not converge, or do not pass
-`StructureChecks` afterwards, are left out and counted.
+Each minimum of a level that the model has a head for is corrected once, see `PCBridgeModel.correct_structure`; a stage
+with `--output` among its sources then denoises the corrected structures like any others (Eq. 7). Each source is a
+bundled configuration or a folder that `dataset_scripts.prepare` wrote. One shard per source and split, written whole,
+so that a killed run goes on with the next. Structures of other levels, and those that do not pass `StructureChecks`
+afterwards, are left out and counted.
 """
 
 import argparse
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +31,6 @@ from pcbridge.evaluation.batches import padded_batches, unpadded
 
 logger = logging.getLogger(__name__)
 
-MAX_FORCE = 0.05  # eV/angstrom
-MAX_EVALUATIONS = 100
 _SPLITS = ("train", "validation")
 _BATCH_SIZE = 8
 
@@ -56,35 +54,43 @@ def read_minima(source: str, split: str) -> Dataset:
     return rows.filter(lambda level: level is not None, input_columns="equilibrium_level_of_theory")
 
 
-def relaxed_rows(model: PCBridgeModel, rows: Dataset) -> tuple[list[dict], Counter[str]]:
-    """The rows at minima of the model's energy, without labels, and how many were left out for which reason."""
-    by_size = sorted(rows, key=lambda row: len(row["atomic_numbers"]))
-    examples = [example_from_row(row, (), model.config.resonance_invariant) for row in by_size]
-    graphs, starts = [e.graph for e in examples], [e.positions for e in examples]
-    level = f"PCBridge of {model.config.energy_level_of_theory}"
-    relaxed: list[dict] = []
+def corrected_rows(model: PCBridgeModel, rows: Dataset) -> tuple[list[dict], Counter[str]]:
+    """The rows at the model's own level of theory, without labels, and how many were left out for which reason."""
+    own, others = model.config.energy_levels_of_theory[0], model.config.energy_levels_of_theory[1:]
+    by_level: dict[str, list[dict]] = defaultdict(list)
+    for row in rows:
+        by_level[row["equilibrium_level_of_theory"]].append(row)
+    corrected: list[dict] = []
     left_out: Counter[str] = Counter()
-    first = 0
+    for level, of_level in by_level.items():
+        if level not in others:
+            left_out[f"at {level}, for which the model has no head beside {own}"] += len(of_level)
+            continue
+        structures = _corrected_structures(model, of_level, level)
+        for row, (checks, structure) in zip(of_level, structures, strict=True):
+            if checks.faults(structure):
+                left_out["is no longer a structure of its graph"] += 1
+            else:
+                corrected.append(_corrected_row(row, structure, f"{own} by PCBridge from {level}"))
+    return corrected, left_out
+
+
+def _corrected_structures(
+    model: PCBridgeModel, rows: list[dict], level: str
+) -> list[tuple[StructureChecks, np.ndarray]]:
+    """Of each row, the checks of its graph and its structure (N, 3), angstrom, at the model's own level."""
+    rows.sort(key=lambda row: len(row["atomic_numbers"]))  # so that batches have little padding
+    examples = [example_from_row(row, (), model.config.resonance_invariant) for row in rows]
+    graphs, starts = [e.graph for e in examples], [e.positions for e in examples]
+    structures: list[np.ndarray] = []
     with tqdm(total=len(graphs), unit="molecule", mininterval=10) as bar:
         for graph, positions in padded_batches(model, graphs, starts, _BATCH_SIZE):
-            output = model.relax_structure(
-                positions, max_force=MAX_FORCE, max_evaluations=MAX_EVALUATIONS, **graph.inputs
-            )
-            assert output.converged is not None
-            structures = unpadded(graph, output.positions)
-            for k, (structure, converged) in enumerate(zip(structures, output.converged.tolist(), strict=True)):
-                if not converged:
-                    left_out["did not converge"] += 1
-                elif StructureChecks(graphs[first + k]).faults(structure):
-                    left_out["is no longer a structure of its graph"] += 1
-                else:
-                    relaxed.append(_relaxed_row(by_size[first + k], structure, level))
-            first += len(structures)
-            bar.update(len(structures))
-    return relaxed, left_out
+            structures += unpadded(graph, model.correct_structure(positions, level, **graph.inputs))
+            bar.update(len(positions))
+    return [(StructureChecks(graph), structure) for graph, structure in zip(graphs, structures, strict=True)]
 
 
-def _relaxed_row(row: dict, structure: np.ndarray, level: str) -> dict:
+def _corrected_row(row: dict, structure: np.ndarray, level: str) -> dict:
     unlabelled = dict.fromkeys(("energy", "forces", "energy_level_of_theory"))
     return row | unlabelled | {"positions": structure.round(6).tolist(), "equilibrium_level_of_theory": level}
 
@@ -97,14 +103,14 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         model = PCBridgeModel.from_pretrained(arguments.model).eval()
-        model.config.check_forces_are_learned("relaxing a library")
+        model.config.check_forces_are_learned("correcting a library")
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         for source in arguments.sources:
             for split in _SPLITS:
                 path = arguments.output / split / f"{Path(source).name}.parquet"
                 if path.exists():
                     continue
-                rows, left_out = relaxed_rows(model, read_minima(source, split))
+                rows, left_out = corrected_rows(model, read_minima(source, split))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 unfinished = path.with_suffix(".unfinished")
                 write_rows(unfinished, rows)

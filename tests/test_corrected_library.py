@@ -1,0 +1,118 @@
+"""Structures of a library moved to a model's own level of theory, with the reason for each that is left out."""
+
+import logging
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from dataset_scripts.bundled import load_bundled
+from dataset_scripts.collator import example_from_row
+from modeling_pcbridge import PCBridgeModel
+from modeling_pcbridge.diffusion import centre
+from modeling_pcbridge.errors import InputError
+from modeling_pcbridge.graph_batch import GraphBatch
+from modeling_pcbridge.model_hessian import model_hessian
+from pcbridge.app.default_model import released_checkpoint
+from pcbridge.evaluation.batches import padded_batches
+from pcbridge.training import corrected_library
+from pcbridge.training.config import SourceConfig
+from pcbridge.training.data import load_source
+
+OWN, OTHER = "B3LYP/6-31G*", "GFN2-xTB"
+
+
+@pytest.fixture(scope="module")
+def model() -> PCBridgeModel:
+    return PCBridgeModel.from_pretrained(released_checkpoint("drug_like")).eval()
+
+
+@pytest.fixture(scope="module")
+def minima() -> tuple[GraphBatch, torch.Tensor]:
+    """Three GFN2-xTB minima, padded."""
+    examples = [example_from_row(row, ()) for row in load_bundled("drug_like", "validation").select(range(3))]
+    model = PCBridgeModel.from_pretrained(released_checkpoint("drug_like"))
+    return next(padded_batches(model, [e.graph for e in examples], [e.positions for e in examples], 8))
+
+
+def test_a_step_takes_out_what_the_two_levels_differ_by(model, minima):
+    """E_own - E_other and the springs of the model Hessian about the given minimum have no force at the end."""
+    graph, positions = minima
+    moved = model.correct_structure(positions, OTHER, **graph.inputs)
+    forces = [model.detached_energy_and_forces(graph, positions, level)[1] for level in (OWN, OTHER)]
+    hessian = model_hessian(positions, graph.pair_types, graph.atomic_numbers).double()
+    step = (moved - centre(positions, graph.atom_mask)).double()
+    springs = torch.einsum("bij,bj->bi", hessian, step.flatten(1)).unflatten(1, (-1, 3))
+    differences = (forces[0] - forces[1]).double()
+    assert differences.norm(dim=-1).max() > 0.1
+    torch.testing.assert_close(springs, differences, atol=0.02, rtol=0)
+    assert 0.001 < step.norm(dim=-1).max() < 0.2
+
+
+def test_levels_that_agree_move_nothing(model, minima, monkeypatch):
+    graph, positions = minima
+    ours = model.detached_energy_and_forces
+    monkeypatch.setattr(
+        model, "detached_energy_and_forces", lambda graph, positions, level=None: ours(graph, positions)
+    )
+    moved = model.correct_structure(positions, OTHER, **graph.inputs)
+    torch.testing.assert_close(moved, centre(positions, graph.atom_mask), atol=1e-5, rtol=0)
+
+
+def test_levels_that_a_model_does_not_know_have_their_sentence(model, minima):
+    graph, positions = minima
+    for level in (OWN, "PM6"):
+        with pytest.raises(InputError, match=f"minima of '.*' cannot be moved to .*; .* the way from {OTHER}"):
+            model.correct_structure(positions, level, **graph.inputs)
+    one_level = PCBridgeModel.from_pretrained(released_checkpoint("consistency"))
+    with pytest.raises(InputError, match="the way from no other level"):
+        one_level.correct_structure(positions, OTHER, **graph.inputs)
+
+
+def test_rows_are_written_once_and_train(model, tmp_path, monkeypatch, capsys):
+    rows = load_bundled("drug_like", "validation").select(range(4))
+    at_pm6 = [row | {"equilibrium_level_of_theory": "PM6"} for row in rows.select(range(1))]
+    corrected, left_out = corrected_library.corrected_rows(model, [*rows, *at_pm6])
+    assert len(corrected) == 4 and left_out == {f"at PM6, for which the model has no head beside {OWN}": 1}
+    sizes = [len(row["atomic_numbers"]) for row in corrected]
+    assert all(one <= next_one for one, next_one in pairwise(sizes))
+    level = f"{OWN} by PCBridge from {OTHER}"
+    assert {(r["energy"], r["forces"], r["equilibrium_level_of_theory"]) for r in corrected} == {(None, None, level)}
+    before = {row["molecule_id"]: np.array(row["positions"]) for row in rows}
+    moves = [np.abs(np.array(r["positions"]) - before[r["molecule_id"]]).max() for r in corrected]
+    assert min(moves) > 1e-3
+
+    monkeypatch.setattr(corrected_library, "read_minima", lambda source, split: rows)
+    command = ["corrected_library", "--model", str(released_checkpoint("drug_like")), "--sources", "drug_like"]
+    monkeypatch.setattr(sys, "argv", [*command, "--output", str(tmp_path)])
+    corrected_library.main()
+    assert "drug_like, train: 4 rows; left out: none" in capsys.readouterr().out
+    assert pq.read_table(tmp_path / "train" / "drug_like.parquet").num_rows == 4
+    examples = load_source(SourceConfig(str(tmp_path)), "train", [OWN])
+    assert all(example.is_equilibrium and example.energy is None for example in examples)
+    corrected_library.main()  # what is there is not done again
+    assert capsys.readouterr().out == ""
+
+
+def test_an_unknown_source_and_a_model_without_forces_have_their_sentence(tmp_path, monkeypatch, caplog, capsys):
+    caplog.set_level(logging.ERROR)
+    for model, source, reason in (
+        ("drug_like", str(tmp_path), "neither a bundled configuration"),
+        ("qm9", "pm6", "correcting a library needs forces"),
+    ):
+        command = [
+            "corrected_library",
+            "--model",
+            str(released_checkpoint(model)),
+            "--sources",
+            source,
+            "--output",
+            "x",
+        ]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as stopped:
+            corrected_library.main()
+        assert stopped.value.code == 1 and reason in capsys.readouterr().err
