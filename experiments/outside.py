@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -154,25 +154,30 @@ def measured(molecules: Sequence[Molecule], structures: Sequence[np.ndarray | No
     return {"records": records, "seconds": None if seconds is None else seconds / max(len(served), 1)}
 
 
-def of_model(model: PCBridgeModel, molecules: Sequence[Molecule]) -> dict[str, dict]:
-    """Mean shift from the MMFF94 minima, then relaxation on E, and GFN2-xTB minima corrected, where the model can."""
+def taken_by(model: PCBridgeModel, molecules: Sequence[Molecule]) -> tuple[list[Molecule], list[MolecularGraph]]:
+    """The molecules with elements and charges that the model takes and both cheap minima, by size, and their graphs."""
     processor = PCBridgeProcessor.of_config(model.config)
-    taken, graphs = [], []
+    taken = []
     for molecule in molecules:
         if molecule.mmff is None or molecule.gfn2 is None:
             continue
         try:
-            processor(molecule.mol)  # refuses elements and charges that the model has not learned
+            processor(molecule.mol)
         except InputError:
             continue
-        graphs.append(graph_from_mol(molecule.mol, model.config.resonance_invariant))
         taken.append(molecule)
-    order = sorted(range(len(taken)), key=lambda k: graphs[k].num_atoms)
-    taken, graphs = [taken[k] for k in order], [graphs[k] for k in order]
+    taken.sort(key=lambda molecule: molecule.graph.num_atoms)
+    return taken, [graph_from_mol(molecule.mol, model.config.resonance_invariant) for molecule in taken]
 
-    def move(structures: list, by: Callable) -> tuple[list[np.ndarray], float]:
-        start = time.perf_counter()
-        return moved(model, graphs, structures, _BATCH_SIZE, by), time.perf_counter() - start
+
+def mean_shifted(model: PCBridgeModel, graphs: Sequence[MolecularGraph], starts: list[np.ndarray]) -> list[np.ndarray]:
+    """The structures (N, 3), angstrom, after `MEAN_SHIFT_STEPS` evaluations."""
+    return moved(model, graphs, starts, _BATCH_SIZE, partial(model.mean_shift, num_steps=MEAN_SHIFT_STEPS))
+
+
+def of_model(model: PCBridgeModel, molecules: Sequence[Molecule]) -> dict[str, dict]:
+    """Mean shift from the MMFF94 minima, then relaxation on E, and GFN2-xTB minima corrected, where the model can."""
+    taken, graphs = taken_by(model, molecules)
 
     def relaxed(graph: GraphBatch, positions: torch.Tensor) -> torch.Tensor:
         return model.relax_structure(positions, max_evaluations=MAX_EVALUATIONS, **graph.inputs).positions
@@ -180,12 +185,15 @@ def of_model(model: PCBridgeModel, molecules: Sequence[Molecule]) -> dict[str, d
     def corrected(graph: GraphBatch, positions: torch.Tensor) -> torch.Tensor:
         return model.correct_structure(positions, GFN2, **graph.inputs)
 
-    shifted, seconds = move([m.mmff for m in taken], partial(model.mean_shift, num_steps=MEAN_SHIFT_STEPS))
-    results = {f"mean shift {MEAN_SHIFT_STEPS}": measured(taken, shifted, seconds)}
-    after, more = move(shifted, relaxed)
-    results["mean shift, relaxed on E"] = measured(taken, after, seconds + more)
+    start = time.perf_counter()
+    shifted = mean_shifted(model, graphs, [m.mmff for m in taken])
+    results = {f"mean shift {MEAN_SHIFT_STEPS}": measured(taken, shifted, time.perf_counter() - start)}
+    after = moved(model, graphs, shifted, _BATCH_SIZE, relaxed)
+    results["mean shift, relaxed on E"] = measured(taken, after, time.perf_counter() - start)
     if GFN2 in model.config.energy_levels_of_theory[1:]:
-        results["GFN2-xTB corrected"] = measured(taken, *move([m.gfn2 for m in taken], corrected))
+        start = time.perf_counter()
+        moved_to_dft = moved(model, graphs, [m.gfn2 for m in taken], _BATCH_SIZE, corrected)
+        results["GFN2-xTB corrected"] = measured(taken, moved_to_dft, time.perf_counter() - start)
     return results
 
 
