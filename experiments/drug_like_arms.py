@@ -4,8 +4,9 @@
 
 Both arms go on from one stage 1 with the labels of configs/drug_like_corrected.yaml. "consistency" learns the
 structures of its `data/corrected`, "multi-task" the very rows that these were made of, at GFN2-xTB. A seed is of
-batches and noise, the same in both. Runs that are there are not done again. The file is that of `experiments.outside`; the
-starts are MMFF94 minima. The table and all numbers go to experiments/results/drug_like_arms.*.
+batches and noise, the same in both. Runs that are there are not done again. The file is that of
+`experiments.outside`; the starts are MMFF94 minima. The table and all numbers go to
+experiments/results/drug_like_arms.*.
 """
 
 import argparse
