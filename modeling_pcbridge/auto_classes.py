@@ -4,7 +4,8 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .configuration_pcbridge import PCBridgeConfig
 from .losses import LossSettings
-from .modeling_pcbridge import PCBridgeModel, PCBridgeOutput, StructureOutput
+from .modeling_pcbridge import PCBridgeModel
+from .outputs import PCBridgeOutput, StructureOutput
 from .pipeline_pcbridge import PCBridgePipeline
 from .processing_pcbridge import PCBridgeProcessor
 

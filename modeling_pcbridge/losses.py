@@ -89,6 +89,15 @@ class LossSettings:
         """The weight of every loss, by field name."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name.endswith("_weight")}
 
+    def in_turn(self) -> list["LossSettings"]:
+        """The losses in use, in groups that share no activations: after a backward pass of each its memory is free.
+
+        Energies and forces are of one evaluation of E. In this order the groups draw the noise that they draw together.
+        """
+        of_labels = {"energy_weight": self.energy_weight, "force_weight": self.force_weight}
+        others = [{name: weight} for name, weight in self.weights().items() if name not in of_labels]
+        return [self.only(**group) for group in (of_labels, *others) if any(group.values())]
+
     def check_timesteps(self, num_train_timesteps: int) -> None:
         """Raises InputError if a loss in use asks for a time step that the model does not have."""
         for name in ("optimality", "score"):

@@ -1,10 +1,7 @@
 """PCBridge: energies, forces and equilibrium structures of molecules from one shared encoder."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-from transformers.utils import ModelOutput
 
 from .configuration_pcbridge import PCBridgeConfig
 from .diffusion import DiffusionSchedule, centre
@@ -26,6 +23,7 @@ from .loss_terms import (
 )
 from .losses import LOSS_NAMES, LossSettings
 from .model_hessian import quasi_newton_step
+from .outputs import PCBridgeOutput, RelaxationOutput, StructureOutput
 from .pair_layout import Sight
 from .pretrained_pcbridge import PCBridgePreTrainedModel
 from .relaxation import next_move, relax, relaxation_init, relaxation_step
@@ -45,68 +43,6 @@ _LARGEST_DISPLACEMENT = 6.0
 
 # At full noise neighbours in space tell little; what is so near in the graph is seen wherever it is.
 _BONDS_SEEN = 3
-
-
-@dataclass
-class PCBridgeOutput(ModelOutput):
-    """What `PCBridgeModel` returns; absent where it was not asked for or has no label.
-
-    Attributes:
-        loss: weighted sum of the terms below, scalar.
-        energy_loss: Eq. 7, first term, mean over labelled molecules, eV.
-        denoising_loss: Eq. 7, second term.
-        force_loss: Eq. 12, square (eV/angstrom), or its "norm" form, eV/angstrom; summed over the atoms of a molecule.
-        optimality_consistency_loss: Eq. 10, eV.
-        score_consistency_loss: Eq. 11, or its "denoised" form.
-        distillation_loss: the denoising term of Eq. 7 on structures relaxed on E; not in the paper.
-        energy: (B,) float64, total electronic energy, eV; NaN in rows that no loss asked it of.
-        forces: (B, N, 3), minus the gradient of `energy`, eV/angstrom; zero on padding, NaN as `energy`.
-    """
-
-    loss: Tensor | None = None
-    energy_loss: Tensor | None = None
-    denoising_loss: Tensor | None = None
-    force_loss: Tensor | None = None
-    optimality_consistency_loss: Tensor | None = None
-    score_consistency_loss: Tensor | None = None
-    distillation_loss: Tensor | None = None
-    energy: Tensor | None = None
-    forces: Tensor | None = None
-
-
-@dataclass
-class StructureOutput(ModelOutput):
-    """Generated structures.
-
-    Attributes:
-        positions: (B, num_samples, N, 3), angstrom, each centred; zero on padding.
-        is_sound: (B, num_samples) bool, on the CPU: whether nothing is wrong with the structure as one of its graph.
-        faults: for each molecule and sample what is wrong, as `StructureChecks.faults` names it: bonds broken or
-            formed, atoms too close, stereo marks, aromatic rings, double bonds and amides out of their plane.
-    """
-
-    positions: Tensor
-    is_sound: Tensor | None = None
-    faults: list[list[list[str]]] | None = None
-
-
-@dataclass
-class RelaxationOutput(ModelOutput):
-    """Structures relaxed on the model's energy.
-
-    Attributes:
-        positions: (B, N, 3), angstrom, each centred; zero on padding.
-        energy: (B,) float64, total electronic energy there, eV.
-        forces: (B, N, 3), eV/angstrom, there; zero on padding.
-        converged: (B,) bool, whether no atom has a force above the threshold.
-        num_evaluations: (B,) int64, how often the energy was evaluated.
-    """
-
-    positions: Tensor
-    energy: Tensor | None = None
-    forces: Tensor | None = None
-    converged: Tensor | None = None
-    num_evaluations: Tensor | None = None
 
 
 class PCBridgeModel(PCBridgePreTrainedModel):

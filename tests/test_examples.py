@@ -1,7 +1,7 @@
 """The scripts of examples/ as a user runs them, and the pages that show them."""
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -17,39 +17,46 @@ from modeling_pcbridge import PCBridgeModel
 ROOT = Path(__file__).parent.parent
 
 
-def example(name: str, *options: str, cwd: Path) -> str:
-    command = [sys.executable, str(ROOT / "examples" / name), *options]
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
+@pytest.fixture
+def example(tmp_path, monkeypatch, capsys, fresh_accelerate):
+    """Runs one with options in an empty folder, in this process, where torch is already; returns what it prints."""
+
+    def run(name: str, *options: str) -> str:
+        path = str(ROOT / "examples" / name)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [path, *options])
+        runpy.run_path(path, run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
-def test_predict_and_relax(tmp_path):
-    printed = example("predict_and_relax.py", "--smiles", "CO", "--num_samples", "2", cwd=tmp_path)
+def test_predict_and_relax(example, tmp_path):
+    printed = example("predict_and_relax.py", "--smiles", "CO", "--num_samples", "2")
     assert "written to relaxed.xyz" in printed
     atoms = ase.io.read(tmp_path / "relaxed.xyz")
     assert atoms.symbols.get_chemical_formula() == "CH4O"
     assert (atoms.get_forces() ** 2).sum(1).max() ** 0.5 <= 0.02
 
 
-def test_fine_tune_on_csv_ends_with_a_checkpoint(tmp_path):
-    printed = example("fine_tune_on_csv.py", "--quick", cwd=tmp_path)
+def test_fine_tune_on_csv_ends_with_a_checkpoint(example, tmp_path):
+    printed = example("fine_tune_on_csv.py", "--quick")
     assert "fine-tuned checkpoint: outputs/fine_tuned/stage1" in printed
     tuned = PCBridgeModel.from_pretrained(tmp_path / "outputs/fine_tuned/stage1").state_dict()
     start = PCBridgeModel.from_pretrained(ROOT / "checkpoints/consistency").state_dict()
     assert any((tuned[name] != start[name]).any() for name in start)
 
 
-def test_reproduce_mini_table(tmp_path):
-    printed = example("reproduce_mini_table.py", "--quick", cwd=tmp_path)
+def test_reproduce_mini_table(example, tmp_path):
+    printed = example("reproduce_mini_table.py", "--quick")
     assert "consistency: generated, DDIM" in printed and "multi-task: generated, DDIM" in printed
     assert (tmp_path / "outputs/mini/results.md").read_text() in printed
 
 
-def test_own_library(tmp_path):
+def test_own_library(example, tmp_path):
     pytest.importorskip("tblite")
     options = ("--num", "8", "--num_steps", "20", "--output_dir", "out")
-    printed = example("own_library.py", *options, cwd=tmp_path)
+    printed = example("own_library.py", *options)
     out = tmp_path / "out"
     assert "left out unreadable: RDKit cannot parse it" in printed and "element Si is not asked for" in printed
     report = json.loads((out / "report.json").read_text())

@@ -57,7 +57,7 @@ def small_config(output_dir: Path, **changes) -> TrainingConfig:
     return TrainingConfig(**{**values, **changes})
 
 
-def test_script_trains_both_stages_evaluates_and_leaves_everything(tmp_path):
+def test_script_trains_both_stages_evaluates_and_leaves_everything(tmp_path, monkeypatch, capsys, fresh_accelerate):
     few = [{"name": "pm6", "only_labelled": True, "max_rows": 24}, {"name": "pm6_displaced", "max_rows": 8}]
     overrides = [
         f"--output_dir={tmp_path}",
@@ -72,16 +72,8 @@ def test_script_trains_both_stages_evaluates_and_leaves_everything(tmp_path):
         "--evaluation.num_inference_steps=4",
         "--evaluation.split=validation",
     ]
-    environment = dict(os.environ, OMP_NUM_THREADS="1")
-    result = subprocess.run(
-        [sys.executable, "train_accelerate.py", *overrides],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    monkeypatch.setattr(sys, "argv", ["train_accelerate.py", *overrides])
+    main()
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     history = metrics["histories"]["stage1"]
     for name, fraction in (("loss", 0.85), ("energy_loss", 0.6), ("force_loss", 0.9), ("denoising_loss", 0.95)):
@@ -92,7 +84,7 @@ def test_script_trains_both_stages_evaluates_and_leaves_everything(tmp_path):
     for results in metrics["models"].values():
         assert results["ddim"]["bond_length_error"] > 0 and results["energy"]["pm6_force_mae"] > 0
     table = (tmp_path / "results.md").read_text()
-    assert table in result.stdout
+    assert table in capsys.readouterr().out
     assert "| multi-task: generated, DDIM |" in table and "| ETKDGv3 + MMFF94 |" in table
     for picture in ("losses.png", "energy_scatter.png", "structures.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")

@@ -178,7 +178,8 @@ def test_resuming_with_other_settings_is_refused(tmp_path):
 
 def test_bad_numbers_are_reported_by_molecule_and_end_the_run_in_the_end(tmp_path, monkeypatch, caplog):
     config = small_config(tmp_path, max_bad_updates=3)
-    few = replace(config.stage1, sources=[replace(LABELLED[0], max_rows=40)])
+    losses = LossSettings().only(energy_weight=1.0)
+    few = replace(config.stage1, sources=[replace(LABELLED[0], max_rows=40)], losses=losses)
     ids = [example.molecule_id for example in data.load_source(few.sources[0], "train", ["B3LYP/6-31G*"])]
     collate = data.collate_in_parts
 

@@ -15,7 +15,16 @@ from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from pcbridge.training.bad_numbers import BadLossError, find_bad_molecules
 from pcbridge.training.config import StageConfig, TrainingConfig
 from pcbridge.training.fsdp import gathered
-from pcbridge.training.update import LOSSES, RECORD_NAMES, MicroBatch, Place, UpdateValues, placed_parts, training_loss
+from pcbridge.training.update import (
+    LOSSES,
+    RECORD_NAMES,
+    MicroBatch,
+    Place,
+    UpdateValues,
+    noise_generator,
+    placed_parts,
+    training_loss,
+)
 
 try:
     import resource
@@ -80,7 +89,8 @@ class UpdateWindow:
         logger.warning("%s; its gradient counts as zero", message)
 
     def _loss(self, place: Place, batch: dict) -> Tensor:
-        return training_loss(self.model, batch, place, self.stage, self.config, self.accelerator).loss
+        generator = noise_generator(self.config, self.accelerator, *place)
+        return training_loss(self.model, batch, self.stage.losses, generator, self.accelerator).loss
 
 
 class ProgressDisplay:

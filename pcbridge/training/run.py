@@ -6,6 +6,7 @@ import logging
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -33,72 +34,105 @@ CONSISTENCY, MULTI_TASK, STAGE1 = "consistency", "multi-task", "stage1"
 _REFERENCE_ROWS = 10_000
 
 
+class Trained(NamedTuple):
+    """What a stage left.
+
+    Attributes:
+        folder: the checkpoint.
+        stages: those that trained it, by name.
+        history: records of losses of the last of them, see `train_stage`.
+    """
+
+    folder: Path
+    stages: dict[str, StageConfig]
+    history: list[dict]
+
+
 def run(config: TrainingConfig) -> dict:
     """Train, save, evaluate; returns the metrics that are also in `output_dir`/metrics.json."""
     accelerator = make_accelerator(config)
-    if config.trackers:
-        # Trackers take flat values only.
-        accelerator.init_trackers("trackers", config={"config": json.dumps(asdict(config))})
+    _prepare_places(config, accelerator)
     torch.manual_seed(config.seed)  # the same initial weights on every process
-    output_dir = Path(config.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    hub_model_id = config.hub_model_id if config.push_to_hub else None
-    if hub_model_id is not None and accelerator.is_main_process:
-        create_repository(hub_model_id)
-
-    if config.resume is None and accelerator.is_main_process:
-        for name in (STAGE1, MULTI_TASK, CONSISTENCY):  # all at once: a later resume must not meet another run's stage
-            set_aside(output_dir / "training_state" / name)
-    accelerator.wait_for_everyone()
-
     model, data = initial_model(config)
     if config.evaluation is not None:  # an impossible evaluation is refused before hours of training
         check_num_steps("ddim", config.evaluation.num_inference_steps, model.config.num_train_timesteps)
-    histories: dict[str, list[dict]] = {}
-    models: dict[str, Path] = {}
-    stages: dict[str, StageConfig] = {}
-    if config.stage1 is not None:
-        histories[STAGE1] = train_stage(STAGE1, model, data, config.stage1, config, accelerator)
-        stages[STAGE1] = config.stage1
-        models[STAGE1] = save_checkpoint(model, output_dir / STAGE1, config, stages, accelerator)
-    if config.stage2 is not None:
-        # Each branch starts from the same weights.
-        start = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        branches = {CONSISTENCY: config.stage2}
-        if config.compare_multi_task:
-            branches = {MULTI_TASK: without_consistency(config.stage2), **branches}
-        for name, stage in branches.items():
-            model.load_state_dict(start)
-            histories[name] = train_stage(name, model, data, stage, config, accelerator)
-            trained_by = {key: of_key for key, of_key in stages.items() if key == STAGE1} | {name: stage}
-            models[name] = save_checkpoint(model, output_dir / name, config, trained_by, accelerator)
-            stages[name] = stage
-
+    trained = _train(model, data, config, accelerator)
+    histories = {name: each.history for name, each in trained.items()}
     metrics: dict = {"config": asdict(config), "histories": histories}
     # The process group ends here, on all processes together, as NCCL wants it. What follows is the main process's alone
     # and may take longer than a group waits.
     accelerator.end_training()
     if accelerator.is_main_process:
-        plot_losses(histories, output_dir / "losses.png")
-        if config.evaluation is not None:
-            final = {name: str(folder) for name, folder in models.items() if name != STAGE1 or len(models) == 1}
-            metrics |= evaluate_checkpoints(
-                final, config.output_dir, config.evaluation, config.seed, str(accelerator.device)
-            )
-            for name in final:
-                trained_by = {key: stage for key, stage in stages.items() if key in (STAGE1, name)}
-                card = card_of_run(model.config, config, trained_by, results_markdown(metrics))
-                card.save(models[name] / "README.md")
-        (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=1))
-        if hub_model_id is not None:
-            last = list(models.values())[-1]  # the consistency model, or that of stage 1 alone
-            try:
-                pushed = push_checkpoint(last, hub_model_id, output_dir)
-            except HubPushError as error:
-                hint = f"What was trained is in {output_dir}; run again with --resume latest to push."
-                raise HubPushError(f"{error}\n{hint}") from error
-            logger.info("pushed to %s", pushed.commit_url)
+        plot_losses(histories, Path(config.output_dir) / "losses.png")
+        metrics |= _evaluate(trained, model.config, config, str(accelerator.device))
+        (Path(config.output_dir) / "metrics.json").write_text(json.dumps(metrics, indent=1))
+        if config.push_to_hub and config.hub_model_id is not None:
+            last = list(trained.values())[-1].folder  # the consistency model, or that of stage 1 alone
+            _push(last, config.hub_model_id, config.output_dir)
     return metrics
+
+
+def _prepare_places(config: TrainingConfig, accelerator: Accelerator) -> None:
+    """Everything that the run will write to: trackers, folders and the hub's repository."""
+    if config.trackers:
+        # Trackers take flat values only.
+        accelerator.init_trackers("trackers", config={"config": json.dumps(asdict(config))})
+    output_dir = Path(config.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        if config.push_to_hub and config.hub_model_id is not None:
+            create_repository(config.hub_model_id)
+        if config.resume is None:  # all stages at once: a later resume must not meet another run's
+            for name in (STAGE1, MULTI_TASK, CONSISTENCY):
+                set_aside(output_dir / "training_state" / name)
+    accelerator.wait_for_everyone()
+
+
+def _train(
+    model: PCBridgeModel, data: TrainingData, config: TrainingConfig, accelerator: Accelerator
+) -> dict[str, Trained]:
+    """Stage 1, then stage 2 and its baseline, each from the weights of stage 1; by name, in this order."""
+    trained: dict[str, Trained] = {}
+
+    def train(name: str, stage: StageConfig, before: dict[str, StageConfig]) -> None:
+        history = train_stage(name, model, data, stage, config, accelerator)
+        stages = {**before, name: stage}
+        folder = save_checkpoint(model, Path(config.output_dir) / name, config, stages, accelerator)
+        trained[name] = Trained(folder, stages, history)
+
+    first = {} if config.stage1 is None else {STAGE1: config.stage1}
+    for name, stage in first.items():
+        train(name, stage, {})
+    if config.stage2 is not None:
+        branches = {CONSISTENCY: config.stage2}
+        if config.compare_multi_task:
+            branches = {MULTI_TASK: without_consistency(config.stage2), **branches}
+        start = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        for name, stage in branches.items():
+            model.load_state_dict(start)
+            train(name, stage, first)
+    return trained
+
+
+def _evaluate(trained: dict[str, Trained], model: PCBridgeConfig, config: TrainingConfig, device: str) -> dict:
+    """Metrics of the final checkpoints, which also go into their cards; empty without `config.evaluation`."""
+    if config.evaluation is None:
+        return {}
+    final = {name: each for name, each in trained.items() if name != STAGE1 or len(trained) == 1}
+    folders = {name: str(each.folder) for name, each in final.items()}
+    metrics = evaluate_checkpoints(folders, config.output_dir, config.evaluation, config.seed, device)
+    for each in final.values():
+        card_of_run(model, config, each.stages, results_markdown(metrics)).save(each.folder / "README.md")
+    return metrics
+
+
+def _push(folder: Path, hub_model_id: str, output_dir: str) -> None:
+    try:
+        pushed = push_checkpoint(folder, hub_model_id, output_dir)
+    except HubPushError as error:
+        hint = f"What was trained is in {output_dir}; run again with --resume latest to push."
+        raise HubPushError(f"{error}\n{hint}") from error
+    logger.info("pushed to %s", pushed.commit_url)
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:

@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType
 
-from modeling_pcbridge.losses import LossSettings
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from pcbridge.training.compilation import compiled
 from pcbridge.training.config import UPDATES_PER_WINDOW, StageConfig, TrainingConfig
@@ -30,7 +29,7 @@ from pcbridge.training.states import (
     restore_training_state,
     save_training_state,
 )
-from pcbridge.training.update import BLOCKS, run_update
+from pcbridge.training.update import run_update
 from pcbridge.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -84,13 +83,6 @@ def train_stage(
     return training.finish()
 
 
-def leaves_out_parameters(losses: LossSettings) -> bool:
-    """Whether some parameters get no gradient, which DDP has to be told, because it costs a search in every step."""
-    trained = losses.trained_blocks()
-    # The last bias moves energies but not forces.
-    return "energy" not in trained or set(BLOCKS) != {block for blocks in trained.values() for block in blocks}
-
-
 @contextmanager
 def float32_products(config: TrainingConfig, device: torch.device) -> Iterator[None]:
     """Within the context matrix products of float32 on a GPU are as exact as `config.tf32` says."""
@@ -138,8 +130,8 @@ class _StageTraining:
             logger.info("%s: %s loss trains %s", name, loss, ", ".join(blocks))
         self.state_folder = Path(config.output_dir) / "training_state" / name
         self.progress = self._first_progress()
-        searches = leaves_out_parameters(stage.losses)
-        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=searches)
+        # No loss trains every block. DDP looks for parameters without a gradient in the last pass of an update only.
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         self.prepared = self.trained if is_sharded else accelerator.prepare(self.trained)
         self.window = UpdateWindow(name, self.trained, stage, config, accelerator)
         self.display = ProgressDisplay(name, stage.num_steps, self.progress.step, accelerator)

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from modeling_pcbridge.losses import LOSS_NAMES
+from modeling_pcbridge.losses import LOSS_NAMES, LossSettings
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from pcbridge.training.bad_numbers import LABEL_MASKS, drop_gradients_unless, poison_if_bad
 from pcbridge.training.config import StageConfig, TrainingConfig
@@ -79,16 +79,14 @@ def placed_parts(step: int, update: list[MicroBatch], accelerator: Accelerator) 
 def training_loss(
     model: torch.nn.Module,
     batch: dict,
-    place: Place,
-    stage: StageConfig,
-    config: TrainingConfig,
+    losses: LossSettings,
+    generator: torch.Generator,
     accelerator: Accelerator,
     counts: dict[str, Tensor] | None = None,
 ) -> Any:
-    """The losses of a batch at its place, a `PCBridgeOutput`, with the noise and the precision of training."""
-    generator = noise_generator(config, accelerator, *place)
+    """The losses of a batch, a `PCBridgeOutput`, in the precision of training."""
     with accelerator.autocast():
-        return model(**batch, loss_settings=stage.losses, label_counts=counts, generator=generator)
+        return model(**batch, loss_settings=losses, label_counts=counts, generator=generator)
 
 
 def noise_generator(config: TrainingConfig, accelerator: Accelerator, *place: int) -> torch.Generator:
@@ -136,14 +134,16 @@ def _accumulate_gradients(
     config: TrainingConfig,
     accelerator: Accelerator,
 ) -> Tensor:
-    """Forward and backward over `parts`, batches at their places; returns `LOSSES`."""
+    """Forward and backward over `parts`, batches at their places, one loss after another; returns `LOSSES`."""
     totals = torch.zeros(len(LOSSES), device=accelerator.device)
-    for index, (place, batch) in enumerate(parts):
-        is_last = index + 1 == len(parts)
+    passes = [(part, losses) for part in parts for losses in stage.losses.in_turn()]
+    generators = {place: noise_generator(config, accelerator, *place) for place, _ in parts}
+    for index, ((place, batch), losses) in enumerate(passes):
+        is_last = index + 1 == len(passes)
         # Gradients are averaged over processes, but the losses are already divided by the label counts of the whole
         # update, so that is undone.
         with nullcontext() if is_last else accelerator.no_sync(prepared):
-            output = training_loss(prepared, batch, place, stage, config, accelerator, counts)
+            output = training_loss(prepared, batch, losses, generators[place], accelerator, counts)
             (poison_if_bad(output.loss) * accelerator.num_processes).backward()
         terms = [getattr(output, name) for name in LOSSES]
         totals += torch.stack([totals.new_zeros(()) if term is None else term.detach().float() for term in terms])

@@ -18,7 +18,7 @@ from pcbridge.training.config import StageConfig, TrainingConfig
 from pcbridge.training.data import TrainingData, collate_in_parts, sample_rows
 from pcbridge.training.fsdp import gathered
 from pcbridge.training.progress import BestSoFar
-from pcbridge.training.update import count_labels, noise_generator
+from pcbridge.training.update import count_labels, noise_generator, training_loss
 
 
 class Validation:
@@ -81,10 +81,8 @@ class Validation:
         for place, batch in self.batches:
             batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
             generator = noise_generator(self.config, self.accelerator, place)
-            # Forces are gradients; no parameter's gradient is kept.
-            with torch.enable_grad(), self.accelerator.autocast():
-                output = model(**batch, loss_settings=self.stage.losses, label_counts=self.counts, generator=generator)
-            total += output.loss.detach().float()
+            output = training_loss(model, batch, self.stage.losses, generator, self.accelerator, self.counts)
+            total += output.loss.float()
         model.train(was_training)
         return self.accelerator.reduce(total, reduction="sum").item()
 
