@@ -10,9 +10,10 @@ from rdkit import Chem
 
 from dataset_scripts import bundled
 from dataset_scripts.build_bundled import build_drug_like
-from dataset_scripts.bundled import load_bundled, parquet_path
+from dataset_scripts.bundled import SPLITS_OF, load_bundled, parquet_path
 from dataset_scripts.collator import example_from_row
 from dataset_scripts.drug_like import Exclusion
+from dataset_scripts.large_molecules import choose
 from dataset_scripts.library import constitution_hash
 from dataset_scripts.packed_labels import read_packed_labels
 from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB
@@ -20,12 +21,12 @@ from dataset_scripts.splits import SPLITS, constitution_of, split_of
 
 EXCLUDED = Path(__file__).parent / "data" / "excluded_sha256.txt"
 RAW_LABELS = parquet_path("pm6", "test").parents[1] / "raw_labels"
-NAMES = ("fragments", "drug_like")
+NAMES = ("fragments", "drug_like", "large_labelled")
 
 
 @pytest.fixture(scope="module")
 def rows() -> dict[tuple[str, str], list[dict]]:
-    return {(name, split): list(load_bundled(name, split)) for name in NAMES for split in SPLITS}
+    return {(name, split): list(load_bundled(name, split)) for name in NAMES for split in SPLITS_OF[name]}
 
 
 def test_nothing_that_models_are_tested_on_is_in_any_split_of_any_configuration(rows):
@@ -90,6 +91,62 @@ def test_drug_like_molecules_are_minima_of_a_stated_size(rows):
     assert sum(row["total_charge"] != 0 for row in found) > 0.05 * len(found)
     example = example_from_row(found[0], [GFN2_XTB])
     np.testing.assert_array_equal(example.forces, np.zeros_like(example.positions))
+
+
+def test_large_molecules_are_labelled_at_one_level_and_trained_on_nowhere(rows):
+    of_molecule = defaultdict(list)
+    for row in rows["large_labelled", "test"]:
+        assert 12 <= sum(number > 1 for number in row["atomic_numbers"]) <= 20
+        assert row["energy_level_of_theory"] == B3LYP_6_31GD
+        example_from_row(row, [B3LYP_6_31GD])
+        of_molecule[row["molecule_id"]].append(row)
+    assert len(of_molecule) >= 5
+    for of in of_molecule.values():
+        found = {row["equilibrium_level_of_theory"]: row for row in of}
+        assert len(found) == len(of)
+        assert np.abs(np.sum(found[GFN2_XTB]["forces"], axis=0)).max() < 0.3  # grids leave some
+        if B3LYP_6_31GD in found:
+            assert -1 < found[B3LYP_6_31GD]["energy"] - found[GFN2_XTB]["energy"] < 0
+    elements = {number for of in of_molecule.values() for number in of[0]["atomic_numbers"]}
+    assert {1, 6, 7, 8, 17} <= elements <= {1, 6, 7, 8, 9, 15, 16, 17, 35}
+    assert any(of[0]["total_charge"] for of in of_molecule.values())
+
+    hashes = {constitution_hash(Chem.MolFromSmiles(of[0]["smiles"])) for of in of_molecule.values()}
+    assert len(hashes) == len(of_molecule) and not hashes & set(EXCLUDED.read_text().split())
+    trained = {
+        smiles
+        for name, splits in SPLITS_OF.items()
+        for split in splits
+        if split != "test"
+        for smiles in load_bundled(name, split)["smiles"]
+    }
+    assert len(trained) > 20_000
+    assert not hashes & {constitution_hash(Chem.MolFromSmiles(smiles)) for smiles in trained}
+
+
+def test_the_large_molecules_are_chosen_by_their_rule():
+    lines = (RAW_LABELS / "large_molecules.smi").read_text().splitlines()
+    listed, exclusion = [line.split()[0] for line in lines], Exclusion.of_file(EXCLUDED)
+    assert choose(sorted(listed), exclusion) == listed
+    sizes = [Chem.MolFromSmiles(smiles).GetNumHeavyAtoms() for smiles in listed]
+    assert sizes == sorted(sizes) and set(sizes) == set(range(12, 21)) and len(listed) >= 60
+    charges = {Chem.GetFormalCharge(Chem.MolFromSmiles(smiles)) for smiles in listed}
+    assert charges == {-1, 0, 1}
+    # Of molecules of every split those of the test split, without what is listed, iodine, chains and small ones.
+    others = [row["smiles"] for split in SPLITS for row in load_bundled("drug_like", split)]
+    chosen = [Chem.MolFromSmiles(smiles) for smiles in choose(others, exclusion)]
+    assert len(chosen) > 20 and {split_of(constitution_of(mol)) for mol in chosen} == {"test"}
+    assert not any(choose([smiles], exclusion) for smiles in ("CCCCCCCCCCCCO", "CCCc1ccc(O)c(I)c1", "c1ccccc1O"))
+    named = Exclusion([constitution_hash(chosen[0])])
+    assert Chem.MolToSmiles(chosen[0]) not in choose(others, named)
+
+
+def test_a_molecule_of_another_split_is_refused(tmp_path):
+    assert split_of("CCO") == "train"
+    line = {"molecule_id": "ethanol", "geometry": "given", "level": "b3lyp", "smiles": "CCO"}
+    (tmp_path / "lines.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match="ethanol is of the split train, which large_labelled does not have"):
+        build_drug_like("large_labelled", tmp_path / "lines.jsonl", Exclusion(()))
 
 
 def test_the_fragments_are_built_again_byte_for_byte(tmp_path, monkeypatch):
