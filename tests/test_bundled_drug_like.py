@@ -149,20 +149,32 @@ def test_a_molecule_of_another_split_is_refused(tmp_path):
         build_drug_like("large_labelled", tmp_path / "lines.jsonl", Exclusion(()))
 
 
-def test_the_fragments_are_built_again_byte_for_byte(tmp_path, monkeypatch):
-    before = {split: parquet_path("fragments", split).read_bytes() for split in SPLITS}
-    summary = json.loads(parquet_path("pm6", "train").with_name("summary.json").read_text())
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    for path in parquet_path("pm6", "train").parent.glob("*.parquet"):  # the card is of all of them
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """The bundled set, where its files may be written anew: the card is of all of them."""
+    for path in parquet_path("pm6", "train").parent.glob("*.parquet"):
         (tmp_path / path.name).symlink_to(path)
-    for split in SPLITS:
-        (tmp_path / f"fragments-{split}.parquet").unlink()
+    (tmp_path / "summary.json").write_bytes(parquet_path("pm6", "train").with_name("summary.json").read_bytes())
     monkeypatch.setattr(bundled, "_FOLDER", tmp_path)
-    exclusion = Exclusion.of_file(EXCLUDED)
-    build_drug_like("fragments", RAW_LABELS / "fragments_b3lyp.parquet", exclusion)
-    assert {split: parquet_path("fragments", split).read_bytes() for split in SPLITS} == before
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
-    # What is listed is left out, and counted.
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "raw"), [("fragments", "fragments_b3lyp"), ("large_labelled", "large_b3lyp")])
+def test_what_is_built_from_raw_labels_is_built_again_byte_for_byte(name, raw, folder):
+    summary = json.loads((folder / "summary.json").read_text())
+    paths = [parquet_path(name, split) for split in SPLITS_OF[name]]
+    before = [path.read_bytes() for path in paths]
+    for path in paths:
+        path.unlink()
+    build_drug_like(name, RAW_LABELS / f"{raw}.parquet", Exclusion.of_file(EXCLUDED))
+    assert [path.read_bytes() for path in paths] == before
+    assert json.loads((folder / "summary.json").read_text()) == summary
+
+
+def test_what_is_listed_is_left_out_and_counted(folder):
+    summary = json.loads((folder / "summary.json").read_text())
+    for split in SPLITS:
+        parquet_path("fragments", split).unlink()
     listed = Exclusion([constitution_hash(Chem.MolFromSmiles("O"))])
     kept = build_drug_like("fragments", RAW_LABELS / "fragments_b3lyp.parquet", listed)
     assert (
@@ -171,12 +183,13 @@ def test_the_fragments_are_built_again_byte_for_byte(tmp_path, monkeypatch):
         - kept["rejected_fragments"]["a molecule that models are tested on"]
     )
     with pytest.raises(ValueError, match="lines of another level than gfn2 or gfn2_program: b3lyp"):
-        build_drug_like("drug_like", RAW_LABELS / "fragments_b3lyp.parquet", exclusion)
+        build_drug_like("drug_like", RAW_LABELS / "fragments_b3lyp.parquet", listed)
 
 
-def test_labels_were_made_at_the_minima_that_are_kept():
-    minima = {line["molecule_id"]: line for line in read_packed_labels(RAW_LABELS / "fragments_gfn2_minima.parquet")}
-    labels = [line for line in read_packed_labels(RAW_LABELS / "fragments_b3lyp.parquet") if "error" not in line]
+@pytest.mark.parametrize("name", ["fragments", "large"])
+def test_labels_were_made_at_the_minima_that_are_kept(name):
+    minima = {line["molecule_id"]: line for line in read_packed_labels(RAW_LABELS / f"{name}_gfn2_minima.parquet")}
+    labels = [line for line in read_packed_labels(RAW_LABELS / f"{name}_b3lyp.parquet") if "error" not in line]
     assert {line["level"] for line in labels} == {"b3lyp"}
     for line in labels:
         if line["geometry"] == "given":
