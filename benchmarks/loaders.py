@@ -1,8 +1,10 @@
 """Rate and memory of the data loaders, on files written here by the documented layouts from bundled molecules.
 
     pip install -e ".[bench]"
-    python -m benchmarks.loaders [--hub_gigabytes 2] > benchmarks/results/loaders.json
+    python -m benchmarks.loaders [NAME ...] [--hub_gigabytes 2]
 
+Writes what it measured into results/loaders.json, where what was not asked for stays. `fragments` is `pcbridge data
+fragments` without the choice, on the molecules of the bundled `drug_like`.
 Rates are per second of processor time of one core; "parse" is reading and decoding without the chemistry (graph and
 stereo perception by RDKit), "rows" is everything. Memory is the peak resident size of a process of its own, of which
 importing PyTorch, transformers and datasets is `import_megabytes`.
@@ -31,6 +33,9 @@ from rdkit import Chem, RDLogger
 
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import mol_from_row
+from dataset_scripts.fragments import MAX_HEAVY_ATOMS, RADII
+from dataset_scripts.library import read_library
+from dataset_scripts.library_counts import count_library
 from dataset_scripts.mixture import MixtureBatchSampler
 from dataset_scripts.own_data import own_source
 from dataset_scripts.qm9 import parse_xyz
@@ -39,6 +44,7 @@ from dataset_scripts.schema import B3LYP_6_31GD, FEATURES
 from dataset_scripts.sharded import ShardedExamples
 from modeling_pcbridge.constants import HARTREE_TO_EV
 
+RESULTS = Path(__file__).parent / "results" / "loaders.json"
 NUM_RECORDS = 5_000
 RESUME_ROW = 10_000_000
 _ROWS_PER_SHARD = 10_000
@@ -173,6 +179,12 @@ def write_shards(folder: Path) -> Path:
     return folder
 
 
+def write_library(folder: Path) -> Path:
+    path = folder / "library.smi"
+    path.write_text("".join(f"{row['smiles']} {row['molecule_id']}\n" for row in load_bundled("drug_like", "train")))
+    return path
+
+
 def rate(items: Iterator, parse: Callable | None = None) -> float:
     """Items per second of processor time."""
     start = time.process_time()
@@ -208,6 +220,10 @@ def measure(name: str, path: Path) -> dict:
     if name == "prepared_shards":
         result["rows_per_second"] = rate(islice(streamed_rows(path), 5 * _ROWS_PER_SHARD))
         result |= training_seconds(path)
+    elif name == "fragments":
+        start = time.process_time()
+        counts = count_library(read_library(path), MAX_HEAVY_ATOMS, RADII)
+        result["molecules_per_second"] = counts.num_molecules / (time.process_time() - start)
     else:
         source = own_source(None, "B3LYP/6-31G*") if name == "own" else SOURCES[name]
         if name == "qm9":
@@ -227,6 +243,7 @@ def peak_megabytes() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="(default: all)")
     parser.add_argument("--hub_gigabytes", type=float, default=2.0)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -242,14 +259,17 @@ def main() -> None:
         "spice": write_spice,
         "own": write_table,
         "prepared_shards": write_shards,
+        "fragments": write_library,
     }
-    results = {}
-    for name, write in writers.items():
+    if unknown := [name for name in arguments.names if name not in writers]:
+        parser.error(f"no loader {unknown[0]!r}; there are {', '.join(writers)}")
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in arguments.names or writers:
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "benchmarks.loaders", "--measure", name, str(write(Path(folder)))]
+            command = [sys.executable, "-m", "benchmarks.loaders", "--measure", name, str(writers[name](Path(folder)))]
             results[name] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
             print(name, results[name], file=sys.stderr)
-    print(json.dumps(results, indent=2))
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

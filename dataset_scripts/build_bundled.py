@@ -4,7 +4,7 @@
         --structures structures.parquet --labels labels.parquet [more.parquet ...]
     python -m dataset_scripts.build_bundled --exclude ... --minima pm6_8_heavy_atoms.jsonl
     python -m dataset_scripts.build_bundled --exclude ... --fragments raw_labels/fragments_b3lyp.parquet \\
-        --drug_like drug_like.jsonl
+        --drug_like drug_like.jsonl --large_labelled raw_labels/large_b3lyp.parquet
     python -m dataset_scripts.build_bundled --exclude ... --again
 
 The second adds what `label_generation --level pm6` wrote, the third its lines at levels b3lyp and gfn2_program, packed
@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from rdkit import Chem, RDLogger
 
-from dataset_scripts.bundled import CONFIG_NAMES, load_bundled, parquet_path
+from dataset_scripts.bundled import SPLITS_OF, load_bundled, parquet_path
 from dataset_scripts.dataset_card import write_card
 from dataset_scripts.drug_like import Exclusion
 from dataset_scripts.geometries import check_geometry
@@ -44,6 +44,8 @@ _MINIMA_NAME = "pm6_8_heavy_atoms"
 _LABELLED_NAMES = ("pm6", "pm6_displaced", "dft_equilibrium")
 # What `label_generation` calls the structures of its lines, in the words of the bundled configurations.
 _GEOMETRY_NAMES = {"given": "pm6", "displaced": "pm6_displaced"}
+# What `label_generation` calls the levels of its lines, in the configurations that are such lines.
+_LEVELS = {"fragments": ("b3lyp",), "drug_like": ("gfn2", "gfn2_program"), "large_labelled": ("b3lyp",)}
 _EXCLUDED = "a molecule that models are tested on"
 # Of the labels; of the molecules of QM9, ChEMBL's drugs and MOSES.
 _LICENSES = ["cc0-1.0", "cc-by-4.0", "cc-by-sa-3.0", "mit"]
@@ -146,14 +148,13 @@ def build_minima(path: Path, exclusion: Exclusion) -> dict:
 
 
 def build_drug_like(name: str, path: Path, exclusion: Exclusion) -> dict:
-    """Write the Parquet files of `fragments` or `drug_like`, and return what is new in bundled/summary.json.
+    """Write the Parquet files of one of `_LEVELS`, and return what is new in bundled/summary.json.
 
     Raises:
-        ValueError: lines of a level that does not belong there.
+        ValueError: lines of a level, or molecules of a split, that do not belong there.
     """
     lines = read_packed_labels(path) if path.suffix == ".parquet" else read_lines(path)
-    levels = {"fragments": ("b3lyp",), "drug_like": ("gfn2", "gfn2_program")}[name]
-    return _build_lines(name, path, lines, levels, {}, exclusion)
+    return _build_lines(name, path, lines, _LEVELS[name], {}, exclusion)
 
 
 def build_again(exclusion: Exclusion) -> dict:
@@ -161,7 +162,7 @@ def build_again(exclusion: Exclusion) -> dict:
 
     What was rejected before stays there.
     """
-    rows = {(name, split): list(load_bundled(name, split)) for name in CONFIG_NAMES for split in SPLITS}
+    rows = {(name, split): list(load_bundled(name, split)) for name, splits in SPLITS_OF.items() for split in splits}
     return _write(rows, None, Counter(), exclusion)
 
 
@@ -171,7 +172,7 @@ def _build_lines(
     """Write lines of `label_generation` as one configuration, split by constitution."""
     if others := {line["level"] for line in lines}.difference(levels):
         raise InputError(f"{path} has lines of another level than {' or '.join(levels)}: {others.pop()}")
-    rows: dict[tuple[str, str], list[dict]] = {(name, split): [] for split in SPLITS}
+    rows: dict[tuple[str, str], list[dict]] = {(name, split): [] for split in SPLITS_OF[name]}
     rejected: Counter[str] = Counter()
     for line in lines:
         error = line.get("error") or _broken(line)
@@ -179,6 +180,8 @@ def _build_lines(
             rejected[_kind_of_error(error)] += 1
             continue
         split = split_of(constitution_of(Chem.MolFromSmiles(line["smiles"])))
+        if split not in SPLITS_OF[name]:
+            raise InputError(f"{path}: {line['molecule_id']} is of the split {split}, which {name} does not have")
         rows[name, split].append({key: line[key] for key in FEATURES} | change)
     return _write(rows, f"rejected_{name}", rejected, exclusion)
 
@@ -219,7 +222,7 @@ def _write(
             "with_forces": table.num_rows - table["forces"].null_count,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }
-    path = parquet_path(CONFIG_NAMES[0], SPLITS[0]).with_name("summary.json")
+    path = parquet_path("pm6", "train").with_name("summary.json")
     before = json.loads(path.read_text())
     new: dict[str, dict] = {"files": files}
     if title is not None:
@@ -231,8 +234,10 @@ def _write(
 
 def write_bundled_card() -> None:
     """Write the front matter of bundled/README.md."""
-    configurations = {name: {split: parquet_path(name, split).name for split in SPLITS} for name in CONFIG_NAMES}
-    folder = parquet_path(CONFIG_NAMES[0], SPLITS[0]).parent
+    configurations = {
+        name: {split: parquet_path(name, split).name for split in splits} for name, splits in SPLITS_OF.items()
+    }
+    folder = parquet_path("pm6", "train").parent
     write_card(folder, configurations, "PCBridge: bundled quantum-chemistry data", _LICENSES)
 
 
@@ -243,12 +248,13 @@ def main() -> None:
     parser.add_argument("--minima", type=Path)
     parser.add_argument("--fragments", type=Path)
     parser.add_argument("--drug_like", type=Path)
+    parser.add_argument("--large_labelled", type=Path)
     parser.add_argument("--again", action="store_true", help="from the rows that are there")
     parser.add_argument("--exclude", type=Path, required=True, help="SHA-256 of SMILES without stereo, one a line")
     arguments = parser.parse_args()
     inputs = {name: value for name, value in vars(arguments).items() if name != "exclude"}
     if (arguments.structures is None) != (arguments.labels is None) or not any(inputs.values()):
-        parser.error("give --structures with --labels, or --minima, --fragments, --drug_like, --again, or several")
+        parser.error(f"give --structures with --labels, or --minima, --again, or --{', --'.join(_LEVELS)}, or several")
     RDLogger.DisableLog("rdApp.*")
     exclusion = Exclusion.of_file(arguments.exclude)
     built = []
@@ -258,7 +264,7 @@ def main() -> None:
         built.append(build(arguments.structures, arguments.labels, exclusion))
     if arguments.minima is not None:
         built.append(build_minima(arguments.minima, exclusion))
-    for name in ("fragments", "drug_like"):
+    for name in _LEVELS:
         if (path := getattr(arguments, name)) is not None:
             built.append(build_drug_like(name, path, exclusion))
     print(json.dumps(built, indent=2))

@@ -1,6 +1,7 @@
 """The bundled data set: real PM6, GFN2-xTB, B3LYP/6-31G* and DFT-equilibrium labels of small and drug-like molecules.
 
-Six configurations, each split by molecule into train, validation and test (bundled/README.md is the data card):
+Seven configurations, split by molecule into train, validation and test, one of them test only (bundled/README.md is the
+data card):
 
 - `pm6`: PM6 minima; B3LYP/6-31G* energy and forces at them where computed, null elsewhere.
 - `pm6_displaced`: structures displaced from PM6 minima, with B3LYP/6-31G* energy and forces. Not minima.
@@ -10,6 +11,8 @@ Six configurations, each split by molecule into train, validation and test (bund
 - `fragments`: fragments of drug-like molecules, the smallest molecules and ions; B3LYP/6-31G* energies and forces at
   GFN2-xTB minima, torsion scan points, snapshots of dynamics and displaced structures: rows of one `molecule_id`.
 - `drug_like`: GFN2-xTB minima and energies of molecules of 8 to 45 heavy atoms, without forces.
+- `large_labelled`: test molecules only, of 12 to 20 heavy atoms; B3LYP/6-31G* energies and forces at GFN2-xTB minima,
+  and B3LYP/6-31G* minima.
 """
 
 from pathlib import Path
@@ -20,7 +23,16 @@ from dataset_scripts.schema import FEATURES
 from dataset_scripts.splits import SPLITS
 from modeling_pcbridge.errors import InputError
 
-CONFIG_NAMES = ("pm6", "pm6_displaced", "dft_equilibrium", "pm6_8_heavy_atoms", "fragments", "drug_like")
+SPLITS_OF = {
+    "pm6": SPLITS,
+    "pm6_displaced": SPLITS,
+    "dft_equilibrium": SPLITS,
+    "pm6_8_heavy_atoms": SPLITS,
+    "fragments": SPLITS,
+    "drug_like": SPLITS,
+    "large_labelled": ("test",),
+}
+CONFIG_NAMES = tuple(SPLITS_OF)
 
 _FOLDER = Path(__file__).parent / "bundled"
 
@@ -33,8 +45,8 @@ def parquet_path(name: str, split: str) -> Path:
     """
     if name not in CONFIG_NAMES:
         raise InputError(f"no bundled configuration {name!r}; there are {', '.join(CONFIG_NAMES)}")
-    if split not in SPLITS:
-        raise InputError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+    if split not in SPLITS_OF[name]:
+        raise InputError(f"{name} has no split {split!r}; it has {', '.join(SPLITS_OF[name])}")
     return _FOLDER / f"{name}-{split}.parquet"
 
 

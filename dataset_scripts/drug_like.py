@@ -128,29 +128,36 @@ def select(
     seed: int = 0,
     workers: int = 1,
 ) -> dict:
-    """The command (see its options); returns the counts of each file."""
+    """The command (see its options); returns the counts of each file.
+
+    Raises:
+        ValueError: a file that cannot be read, or not a single good molecule that is not excluded.
+    """
     exclusion = Exclusion.of_file(exclude)
-    output.mkdir(parents=True, exist_ok=True)
     sampled = sample_records(read_library(library), sample, seed)
     random.Random(seed).shuffle(sampled)
     others = [record for path in more for record in read_library(path)]
 
     forms: dict[str, str] = {}  # of fragments' library: SMILES to name
     molecules: list[dict[str, str]] = []  # of the sample, of the others
-    failed = 0
+    failures: dict[str, list[BadRowError]] = {}
     for records in (sampled, others):
         found: dict[str, str] = {}
         for record in records:
             try:
                 mols = list(forms_of(record, exclusion))
             except BadRowError as error:
-                logger.info("left out %s", error)
-                failed += 1
+                failures.setdefault(error.reason, []).append(error)
                 continue
             forms.update((Chem.MolToSmiles(mol), record.name) for mol in mols)
             if mols and MOLECULE_ATOMS[0] <= mols[-1].GetNumHeavyAtoms() <= MOLECULE_ATOMS[1]:
                 found[Chem.MolToSmiles(mols[-1])] = record.name
         molecules.append(found)
+    for reason, errors in failures.items():
+        logger.warning("left out %d molecules: %s (%s)", len(errors), reason, errors[0])
+    if not forms:
+        raise InputError(f"no molecule of {', '.join(map(str, (library, *more)))} can be used")
+    output.mkdir(parents=True, exist_ok=True)
     _write(output / "library.smi", forms)
 
     drawn = (LibraryRecord(name, smiles) for smiles, name in forms.items())
@@ -171,7 +178,7 @@ def select(
     spread = _spread([list(found) for found in molecules])
     _write(output / "molecules.smi", {smiles: _name("molecule", smiles) for smiles in dict.fromkeys(spread)})
     return {
-        "records_left_out": failed,
+        "records_left_out": sum(map(len, failures.values())),
         "library": len(forms),
         "fragments": len(chosen),
         "to_label": len(to_label),

@@ -6,6 +6,7 @@ begins.
 
 import hashlib
 import heapq
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rdkit import Chem
@@ -54,8 +55,7 @@ def choose_fragments(counts: LibraryCounts, num: int) -> list[ChosenFragment]:
     candidates = _candidates(counts)
     weights = {radius: [count.num_atoms for count in table.values()] for radius, table in counts.environments.items()}
     covered = {radius: bytearray(len(table)) for radius, table in weights.items()}
-    num_covered = dict.fromkeys(counts.radii, 0)
-    chosen: list[ChosenFragment] = []
+    chosen: list[str] = []
 
     def gain(number: int, radius: int) -> int:
         weight, done = weights[radius], covered[radius]
@@ -77,12 +77,27 @@ def choose_fragments(counts: LibraryCounts, num: int) -> list[ChosenFragment]:
                 continue
             best = candidates[number]
             for other in counts.radii:
-                num_covered[other] += gain(number, other)
                 for environment in best.environments[other]:
                     covered[other][environment] = True
-            coverage = {other: num_covered[other] / counts.num_atoms for other in counts.radii}
-            chosen.append(ChosenFragment(best.smiles, best.num_heavy_atoms, best.num_molecules, coverage))
-    return chosen
+            chosen.append(best.smiles)
+    return in_order(chosen, counts)
+
+
+def in_order(fragments: Iterable[str], counts: LibraryCounts) -> list[ChosenFragment]:
+    """Given fragments (canonical SMILES, hydrogens implicit), with what they cover of a library one after the other."""
+    covered: dict[int, set[int]] = {radius: set() for radius in counts.radii}
+    num_covered = dict.fromkeys(counts.radii, 0)
+    found = []
+    for smiles in fragments:
+        mol = Chem.MolFromSmiles(smiles)
+        for radius, hashes in atom_environments(mol, counts.radii).items():
+            table = counts.environments[radius]
+            new = table.keys() & set(hashes) - covered[radius]
+            covered[radius] |= new
+            num_covered[radius] += sum(table[environment].num_atoms for environment in new)
+        coverage = {radius: num / counts.num_atoms for radius, num in num_covered.items()}
+        found.append(ChosenFragment(smiles, mol.GetNumHeavyAtoms(), counts.fragments[smiles], coverage))
+    return found
 
 
 def _candidates(counts: LibraryCounts) -> list[_Candidate]:

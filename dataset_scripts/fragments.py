@@ -35,13 +35,16 @@ from modeling_pcbridge.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+MAX_HEAVY_ATOMS = 9  # of a fragment
+RADII = (1, 2)  # bonds, of the environments that count as covered, one after the other
+
 
 def make_fragments(
     library: Sequence[Path],
     output: Path,
-    max_heavy_atoms: int = 9,
+    max_heavy_atoms: int = MAX_HEAVY_ATOMS,
     num: int = 1500,
-    radius: Sequence[int] = (1, 2),
+    radius: Sequence[int] = RADII,
     sample: int | None = None,
     seed: int = 0,
     elements: Sequence[str] = ELEMENTS,
@@ -80,9 +83,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library", type=Path, nargs="+", help=".smi, .csv, .sdf (each also as .gz), .parquet files")
     parser.add_argument("--output", type=Path, required=True, help="SMILES file; .json and .png are written beside it")
-    parser.add_argument("--max_heavy_atoms", type=int, default=9, help="of a fragment (default: %(default)s)")
+    parser.add_argument(
+        "--max_heavy_atoms", type=int, default=MAX_HEAVY_ATOMS, help="of a fragment (default: %(default)s)"
+    )
     parser.add_argument("--num", type=int, default=1500, help="fragments at most (default: %(default)s)")
-    parser.add_argument("--radius", type=int, nargs="+", default=[1, 2], help="one after the other (default: 1 2)")
+    parser.add_argument("--radius", type=int, nargs="+", default=RADII, help="one after the other (default: 1 2)")
     parser.add_argument("--sample", type=int, help="take only so many records of the library, by chance")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: %(default)s)")
     parser.add_argument("--elements", nargs="+", default=ELEMENTS, help=f"(default: {' '.join(ELEMENTS)})")

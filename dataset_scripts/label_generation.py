@@ -30,7 +30,6 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-import pyarrow.parquet as pq
 from datasets import Dataset
 from tqdm.auto import tqdm
 
@@ -39,7 +38,7 @@ from dataset_scripts.labelling import LEVELS, Level, empty_line, find_level, fin
 from dataset_scripts.options import underscored
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sdf import read_sdf
-from dataset_scripts.tables import read_smiles
+from dataset_scripts.tables import read_parquet, read_smiles
 from dataset_scripts.text_files import open_text
 from modeling_pcbridge.errors import InputError
 
@@ -71,7 +70,7 @@ def read_molecules(path: Path) -> list[dict]:
             blocks = list(read_sdf(file, str(path)))
         found = [{"mol_block": block, "molecule_id": block.partition("\n")[0].strip()} for block in blocks]
     elif suffix in (".parquet", ".jsonl"):
-        rows = pq.read_table(path).to_pylist() if suffix == ".parquet" else read_lines(path)
+        rows = list(read_parquet(path)) if suffix == ".parquet" else read_lines(path)
         rows = [row for row in rows if "error" not in row]
         for number, row in enumerate(rows, start=1):
             if missing := [key for key in ("molecule_id", "mapped_smiles") if key not in row]:

@@ -16,6 +16,7 @@ from rdkit import Chem, rdBase
 from dataset_scripts.geometries import MAX_BOND_STRETCH, make_geometry
 from dataset_scripts.quantum_chemistry import (
     b3lyp_energy_and_forces,
+    b3lyp_minimum,
     gfn2_energy_and_forces,
     gfn2_minimum,
     pm6_minimum,
@@ -57,7 +58,7 @@ class Level:
 LEVELS = {
     "mmff94": Level(MMFF94, minimum=mmff_minimum, by_bonds=True),
     "pm6": Level(PM6, minimum=pm6_minimum),
-    "b3lyp": Level(B3LYP_6_31GD, b3lyp_energy_and_forces),
+    "b3lyp": Level(B3LYP_6_31GD, b3lyp_energy_and_forces, b3lyp_minimum),
     "b3lyp_exact": Level(B3LYP_6_31GD, partial(b3lyp_energy_and_forces, exact=True)),
     "gfn2": Level(GFN2_XTB, gfn2_energy_and_forces, gfn2_minimum),
     "gfn2_program": Level(GFN2_XTB, minimum=xtb_minimum),

@@ -123,6 +123,8 @@ def library_mol(record: LibraryRecord, elements: frozenset[str] = frozenset(ELEM
     mol = _largest_component(record.name, mol)
     for atom in mol.GetAtoms():
         atom.SetAtomMapNum(0)
+        if not atom.GetAtomicNum():
+            raise BadRowError(record.name, "a dummy atom")
         if atom.GetSymbol() not in elements:
             raise BadRowError(record.name, f"element {atom.GetSymbol()} is not asked for")
         if atom.GetNumRadicalElectrons():

@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | `pm6_minimum` | PM6 | MOPAC 22 (the program `mopac`; Debian package of that name) |
 | `b3lyp_energy_and_forces` | B3LYP/6-31G*, the level of PubChemQC B3LYP/6-31G*//PM6 | PySCF (extra `qc`) |
+| `b3lyp_minimum` | the same | PySCF and geomeTRIC (extra `qc`) |
 | `gfn2_energy_and_forces`, `gfn2_minimum`, `gfn2_relaxed`, `gfn2_snapshot` | GFN2-xTB | tblite and ASE (extra `xtb`) |
 | `xtb_minimum` | GFN2-xTB, in half the time | the program `xtb` (6.5 or later; Debian package of that name) |
 
@@ -12,11 +13,14 @@ OMP_NUM_THREADS says when it is first used). A calculation that fails raises Run
 program's reason; a program that is not installed, ImportError.
 """
 
+import io
+import logging
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -33,6 +37,8 @@ from modeling_pcbridge.errors import CalculationError, InputError
 # Above this the structure is not called a minimum, whatever MOPAC says; PRECISE reaches .05 (median).
 MAX_PM6_GRADIENT_NORM = 1.0  # kcal/mol/angstrom, over all coordinates
 MOPAC_TIMEOUT = 3600  # seconds; molecules of PubChem's size take seconds
+
+MAX_B3LYP_STEPS = 100
 
 MAX_GFN2_FORCE = 0.01  # eV/angstrom, on any atom of a minimum
 MAX_GFN2_STEPS = 500
@@ -119,29 +125,54 @@ def b3lyp_energy_and_forces(
     return energy * HARTREE_TO_EV, -gradient * HARTREE_PER_BOHR_TO_EV_PER_ANGSTROM
 
 
-def b3lyp_optimizer_steps(atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int) -> int:
-    """Gradients that geomeTRIC needs from `positions` to a minimum of B3LYP/6-31G* by its default thresholds.
+def b3lyp_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int) -> tuple[np.ndarray, float]:
+    """The minimum of B3LYP/6-31G* below (N, 3) `positions` by geomeTRIC's default thresholds, and its energy in eV.
 
     Raises:
-        RuntimeError: no minimum, or no self-consistent field.
+        RuntimeError: no minimum in `MAX_B3LYP_STEPS` steps, or no self-consistent field.
+        ValueError: an element beyond krypton, for which there is no 6-31G*.
         ImportError: geometric is not installed.
     """
+    minimum, energy, _ = _b3lyp_optimised(atomic_numbers, positions, total_charge)
+    return minimum, energy
+
+
+def b3lyp_optimizer_steps(atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int) -> int:
+    """Gradients that `b3lyp_minimum` needs, and it raises the same."""
+    return _b3lyp_optimised(atomic_numbers, positions, total_charge)[2]
+
+
+def _b3lyp_optimised(
+    atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int
+) -> tuple[np.ndarray, float, int]:
+    """The minimum, its energy in eV, and how many gradients it took."""
     from pyscf import lib
     from pyscf.geomopt import geometric_solver
 
-    num_gradients = 0
-
-    def count(_) -> None:
-        nonlocal num_gradients
-        num_gradients += 1
-
-    with lib.with_omp_threads(1):
+    if len(atomic_numbers) == 1:  # geomeTRIC has no coordinates for it
+        return positions, b3lyp_energy_and_forces(atomic_numbers, positions, total_charge)[0], 1
+    energies = []
+    with lib.with_omp_threads(1), _logging_kept(), redirect_stderr(io.StringIO()):
         field = _b3lyp_field(atomic_numbers, positions, total_charge, exact=False)
         # Net forces and torques are errors of the grid; left in, they rock molecules near the minimum for ten steps.
-        converged, _ = geometric_solver.kernel(field, callback=count, maxsteps=100, subfrctor=2)
+        converged, optimised = geometric_solver.kernel(
+            field, callback=lambda step: energies.append(step["energy"]), maxsteps=MAX_B3LYP_STEPS, subfrctor=2
+        )
     if not converged:
-        raise CalculationError("geomeTRIC found no minimum in 100 steps")
-    return num_gradients
+        raise CalculationError(f"geomeTRIC found no minimum in {MAX_B3LYP_STEPS} steps")
+    return optimised.atom_coords(unit="Angstrom"), float(energies[-1]) * HARTREE_TO_EV, len(energies)
+
+
+@contextmanager
+def _logging_kept() -> Iterator[None]:
+    """geomeTRIC takes the root logger over, to write to standard error; afterwards it is as it was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def _b3lyp_field(atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int, exact: bool):

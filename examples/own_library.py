@@ -28,6 +28,7 @@ from dataset_scripts.library import library_mol, read_library
 from dataset_scripts.own_data import own_source
 from dataset_scripts.prepare import prepare
 from dataset_scripts.quantum_chemistry import gfn2_energy_and_forces
+from dataset_scripts.schema import GFN2_XTB
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.errors import PCBridgeError
 from modeling_pcbridge.losses import LossSettings
@@ -63,7 +64,8 @@ def train(data: Path, level_of_theory: str, output: Path, num_steps: int) -> Pat
         stage1,
         stage2,
         preset="drug_like",
-        model={**TINY, "energy_levels_of_theory": [level_of_theory]},
+        # A head for each level: that of the labels, and that of the minima, whose energies are known.
+        model={**TINY, "energy_levels_of_theory": list(dict.fromkeys([level_of_theory, GFN2_XTB]))},
         compare_multi_task=False,
         output_dir=str(output),
         batch_size=16,
@@ -144,14 +146,8 @@ def draw(report: dict, path: Path) -> None:
     figure.savefig(path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", type=Path, default=HERE / "library.smi", help="SMILES, SDF, CSV or Parquet")
-    parser.add_argument("--level", default="gfn2", help="gfn2 or b3lyp, of energies and forces")
-    parser.add_argument("--num", type=int, default=60, help="fragments")
-    parser.add_argument("--num_steps", type=int, default=300, help="updates of stage 1; stage 2 takes a quarter")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/own_library"))
-    options = parser.parse_args()
+def make_model(options: argparse.Namespace) -> None:
+    """All steps, with what each cost."""
     output: Path = options.output_dir
     output.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
@@ -203,6 +199,21 @@ def main() -> None:
     verdict = "better" if forces["refined"] < forces["start"] else "worse: train longer, on more fragments"
     print(f"mean GFN2-xTB force of {len(refined)} of them, eV/angstrom: {forces}, {verdict}")
     print(f"seconds of one core: {seconds}; report.json, steps.svg and fragments.png are beside it")
+
+
+def main() -> None:
+    """The command line; what cannot be done ends it with one sentence."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--library", type=Path, default=HERE / "library.smi", help="SMILES, SDF, CSV or Parquet")
+    parser.add_argument("--level", default="gfn2", help="gfn2 or b3lyp, of energies and forces")
+    parser.add_argument("--num", type=int, default=60, help="fragments")
+    parser.add_argument("--num_steps", type=int, default=300, help="updates of stage 1; stage 2 takes a quarter")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/own_library"))
+    options = parser.parse_args()
+    try:
+        make_model(options)
+    except (PCBridgeError, ImportError, OSError) as error:
+        parser.exit(1, f"{error}\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python -m experiments.qm9_dft --molecules 30 --steps    # and optimisations with geomeTRIC: a day
     python -m experiments.qm9_dft --report                  # only the table, of what is there
 
-Needs the `qc` extra, MOPAC, data/qm9 (see `experiments.qm9_benchmark`), and `pip install geometric` for the steps.
+Needs the `qc` extra, MOPAC and data/qm9 (see `experiments.qm9_benchmark`).
 Starts are minima of MMFF94 and PM6 below the DFT structure, and the same refined by checkpoints/qm9. Lines in
 experiments/results/qm9_dft*.jsonl.
 """

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from rdkit import Chem
 
-from dataset_scripts.bundled import CONFIG_NAMES, SPLITS, load_bundled, parquet_path
+from dataset_scripts.bundled import CONFIG_NAMES, SPLITS_OF, load_bundled, parquet_path
 from dataset_scripts.collator import collate, example_from_row
 from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES, GFN2_XTB, PM6
-from dataset_scripts.splits import constitution_of, split_of
+from dataset_scripts.splits import SPLITS, constitution_of, split_of
 
 
 def test_files_match_their_checksums_and_counts():
     summary = json.loads(parquet_path("pm6", "train").with_name("summary.json").read_text())
-    for name in CONFIG_NAMES:
-        for split in SPLITS:
+    assert set(summary["files"]) == {path.name for path in parquet_path("pm6", "train").parent.glob("*.parquet")}
+    for name, splits in SPLITS_OF.items():
+        for split in splits:
             path = parquet_path(name, split)
             entry = summary["files"][path.name]
             assert hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
@@ -37,7 +38,8 @@ def test_splits_share_no_constitution():
 
 def test_every_configuration_splits_the_same_molecules_alike():
     for split in SPLITS:
-        ids = {name: set(load_bundled(name, split)["molecule_id"]) for name in CONFIG_NAMES}
+        names = [name for name in CONFIG_NAMES if split in SPLITS_OF[name]]
+        ids = {name: set(load_bundled(name, split)["molecule_id"]) for name in names}
         assert ids["pm6"] == ids["dft_equilibrium"]
         assert ids["pm6_displaced"] <= ids["pm6"] and not ids["pm6_8_heavy_atoms"] & ids["pm6"]
 
@@ -107,8 +109,10 @@ def test_streaming_gives_the_same_rows():
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="no bundled configuration 'pm7'; there are pm6"):
         load_bundled("pm7", "train")
-    with pytest.raises(ValueError, match="no split 'dev'"):
+    with pytest.raises(ValueError, match="pm6 has no split 'dev'; it has train, validation, test"):
         load_bundled("pm6", "dev")
+    with pytest.raises(ValueError, match="large_labelled has no split 'train'; it has test"):
+        load_bundled("large_labelled", "train")
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from rdkit import Chem
 
 from dataset_scripts import bundled
 from dataset_scripts.build_bundled import build_drug_like
-from dataset_scripts.bundled import load_bundled, parquet_path
+from dataset_scripts.bundled import SPLITS_OF, load_bundled, parquet_path
 from dataset_scripts.collator import example_from_row
 from dataset_scripts.drug_like import Exclusion
+from dataset_scripts.large_molecules import choose
 from dataset_scripts.library import constitution_hash
 from dataset_scripts.packed_labels import read_packed_labels
 from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB
@@ -20,12 +21,12 @@ from dataset_scripts.splits import SPLITS, constitution_of, split_of
 
 EXCLUDED = Path(__file__).parent / "data" / "excluded_sha256.txt"
 RAW_LABELS = parquet_path("pm6", "test").parents[1] / "raw_labels"
-NAMES = ("fragments", "drug_like")
+NAMES = ("fragments", "drug_like", "large_labelled")
 
 
 @pytest.fixture(scope="module")
 def rows() -> dict[tuple[str, str], list[dict]]:
-    return {(name, split): list(load_bundled(name, split)) for name in NAMES for split in SPLITS}
+    return {(name, split): list(load_bundled(name, split)) for name in NAMES for split in SPLITS_OF[name]}
 
 
 def test_nothing_that_models_are_tested_on_is_in_any_split_of_any_configuration(rows):
@@ -92,20 +93,88 @@ def test_drug_like_molecules_are_minima_of_a_stated_size(rows):
     np.testing.assert_array_equal(example.forces, np.zeros_like(example.positions))
 
 
-def test_the_fragments_are_built_again_byte_for_byte(tmp_path, monkeypatch):
-    before = {split: parquet_path("fragments", split).read_bytes() for split in SPLITS}
-    summary = json.loads(parquet_path("pm6", "train").with_name("summary.json").read_text())
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    for path in parquet_path("pm6", "train").parent.glob("*.parquet"):  # the card is of all of them
+def test_large_molecules_are_labelled_at_one_level_and_trained_on_nowhere(rows):
+    of_molecule = defaultdict(list)
+    for row in rows["large_labelled", "test"]:
+        assert 12 <= sum(number > 1 for number in row["atomic_numbers"]) <= 20
+        assert row["energy_level_of_theory"] == B3LYP_6_31GD
+        example_from_row(row, [B3LYP_6_31GD])
+        of_molecule[row["molecule_id"]].append(row)
+    assert len(of_molecule) >= 5
+    for of in of_molecule.values():
+        found = {row["equilibrium_level_of_theory"]: row for row in of}
+        assert len(found) == len(of)
+        assert np.abs(np.sum(found[GFN2_XTB]["forces"], axis=0)).max() < 0.3  # grids leave some
+        if B3LYP_6_31GD in found:
+            assert -1 < found[B3LYP_6_31GD]["energy"] - found[GFN2_XTB]["energy"] < 0
+    elements = {number for of in of_molecule.values() for number in of[0]["atomic_numbers"]}
+    assert {1, 6, 7, 8, 17} <= elements <= {1, 6, 7, 8, 9, 15, 16, 17, 35}
+    assert any(of[0]["total_charge"] for of in of_molecule.values())
+
+    hashes = {constitution_hash(Chem.MolFromSmiles(of[0]["smiles"])) for of in of_molecule.values()}
+    assert len(hashes) == len(of_molecule) and not hashes & set(EXCLUDED.read_text().split())
+    trained = {
+        smiles
+        for name, splits in SPLITS_OF.items()
+        for split in splits
+        if split != "test"
+        for smiles in load_bundled(name, split)["smiles"]
+    }
+    assert len(trained) > 20_000
+    assert not hashes & {constitution_hash(Chem.MolFromSmiles(smiles)) for smiles in trained}
+
+
+def test_the_large_molecules_are_chosen_by_their_rule():
+    lines = (RAW_LABELS / "large_molecules.smi").read_text().splitlines()
+    listed, exclusion = [line.split()[0] for line in lines], Exclusion.of_file(EXCLUDED)
+    assert choose(sorted(listed), exclusion) == listed
+    sizes = [Chem.MolFromSmiles(smiles).GetNumHeavyAtoms() for smiles in listed]
+    assert sizes == sorted(sizes) and set(sizes) == set(range(12, 21)) and len(listed) >= 60
+    charges = {Chem.GetFormalCharge(Chem.MolFromSmiles(smiles)) for smiles in listed}
+    assert charges == {-1, 0, 1}
+    # Of molecules of every split those of the test split, without what is listed, iodine, chains and small ones.
+    others = [row["smiles"] for split in SPLITS for row in load_bundled("drug_like", split)]
+    chosen = [Chem.MolFromSmiles(smiles) for smiles in choose(others, exclusion)]
+    assert len(chosen) > 20 and {split_of(constitution_of(mol)) for mol in chosen} == {"test"}
+    assert not any(choose([smiles], exclusion) for smiles in ("CCCCCCCCCCCCO", "CCCc1ccc(O)c(I)c1", "c1ccccc1O"))
+    named = Exclusion([constitution_hash(chosen[0])])
+    assert Chem.MolToSmiles(chosen[0]) not in choose(others, named)
+
+
+def test_a_molecule_of_another_split_is_refused(tmp_path):
+    assert split_of("CCO") == "train"
+    line = {"molecule_id": "ethanol", "geometry": "given", "level": "b3lyp", "smiles": "CCO"}
+    (tmp_path / "lines.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match="ethanol is of the split train, which large_labelled does not have"):
+        build_drug_like("large_labelled", tmp_path / "lines.jsonl", Exclusion(()))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """The bundled set, where its files may be written anew: the card is of all of them."""
+    for path in parquet_path("pm6", "train").parent.glob("*.parquet"):
         (tmp_path / path.name).symlink_to(path)
-    for split in SPLITS:
-        (tmp_path / f"fragments-{split}.parquet").unlink()
+    (tmp_path / "summary.json").write_bytes(parquet_path("pm6", "train").with_name("summary.json").read_bytes())
     monkeypatch.setattr(bundled, "_FOLDER", tmp_path)
-    exclusion = Exclusion.of_file(EXCLUDED)
-    build_drug_like("fragments", RAW_LABELS / "fragments_b3lyp.parquet", exclusion)
-    assert {split: parquet_path("fragments", split).read_bytes() for split in SPLITS} == before
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
-    # What is listed is left out, and counted.
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "raw"), [("fragments", "fragments_b3lyp"), ("large_labelled", "large_b3lyp")])
+def test_what_is_built_from_raw_labels_is_built_again_byte_for_byte(name, raw, folder):
+    summary = json.loads((folder / "summary.json").read_text())
+    paths = [parquet_path(name, split) for split in SPLITS_OF[name]]
+    before = [path.read_bytes() for path in paths]
+    for path in paths:
+        path.unlink()
+    build_drug_like(name, RAW_LABELS / f"{raw}.parquet", Exclusion.of_file(EXCLUDED))
+    assert [path.read_bytes() for path in paths] == before
+    assert json.loads((folder / "summary.json").read_text()) == summary
+
+
+def test_what_is_listed_is_left_out_and_counted(folder):
+    summary = json.loads((folder / "summary.json").read_text())
+    for split in SPLITS:
+        parquet_path("fragments", split).unlink()
     listed = Exclusion([constitution_hash(Chem.MolFromSmiles("O"))])
     kept = build_drug_like("fragments", RAW_LABELS / "fragments_b3lyp.parquet", listed)
     assert (
@@ -114,12 +183,13 @@ def test_the_fragments_are_built_again_byte_for_byte(tmp_path, monkeypatch):
         - kept["rejected_fragments"]["a molecule that models are tested on"]
     )
     with pytest.raises(ValueError, match="lines of another level than gfn2 or gfn2_program: b3lyp"):
-        build_drug_like("drug_like", RAW_LABELS / "fragments_b3lyp.parquet", exclusion)
+        build_drug_like("drug_like", RAW_LABELS / "fragments_b3lyp.parquet", listed)
 
 
-def test_labels_were_made_at_the_minima_that_are_kept():
-    minima = {line["molecule_id"]: line for line in read_packed_labels(RAW_LABELS / "fragments_gfn2_minima.parquet")}
-    labels = [line for line in read_packed_labels(RAW_LABELS / "fragments_b3lyp.parquet") if "error" not in line]
+@pytest.mark.parametrize("name", ["fragments", "large"])
+def test_labels_were_made_at_the_minima_that_are_kept(name):
+    minima = {line["molecule_id"]: line for line in read_packed_labels(RAW_LABELS / f"{name}_gfn2_minima.parquet")}
+    labels = [line for line in read_packed_labels(RAW_LABELS / f"{name}_b3lyp.parquet") if "error" not in line]
     assert {line["level"] for line in labels} == {"b3lyp"}
     for line in labels:
         if line["geometry"] == "given":

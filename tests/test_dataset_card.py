@@ -14,7 +14,7 @@ from test_hub import environment
 
 from dataset_scripts import bundled
 from dataset_scripts.build_bundled import write_bundled_card
-from dataset_scripts.bundled import CONFIG_NAMES, load_bundled, parquet_path
+from dataset_scripts.bundled import SPLITS_OF, load_bundled, parquet_path
 from dataset_scripts.dataset_card import CARD, describe, write_card
 from dataset_scripts.own_data import own_source
 from dataset_scripts.prepare import prepare
@@ -47,9 +47,9 @@ def prepared(tmp_path) -> Path:
     return tmp_path / "prepared"
 
 
-@pytest.mark.parametrize("name", CONFIG_NAMES)
+@pytest.mark.parametrize("name", SPLITS_OF)
 def test_the_bundled_set_is_a_hub_dataset(name, tmp_path):
-    for split in ("validation", "test"):
+    for split in SPLITS_OF[name][-2:]:  # train is large
         expected = load_bundled(name, split)
         rows = load_dataset(str(BUNDLED), name, split=split, cache_dir=tmp_path)
         streamed = load_dataset(str(BUNDLED), name, split=split, streaming=True, cache_dir=tmp_path)
@@ -59,7 +59,7 @@ def test_the_bundled_set_is_a_hub_dataset(name, tmp_path):
 
 def test_the_front_matter_is_what_the_files_say():
     data = DatasetCard.load(BUNDLED / CARD).data.to_dict()
-    files = {name: {split: parquet_path(name, split).name for split in SPLITS} for name in CONFIG_NAMES}
+    files = {name: {split: parquet_path(name, split).name for split in splits} for name, splits in SPLITS_OF.items()}
     described = describe(BUNDLED, files)
     assert described == {key: data[key] for key in described}
     assert data["levels_of_theory"]["pm6"] == {"minima": [PM6], "energies_and_forces": [B3LYP_6_31GD]}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rdkit import Chem
 
-from dataset_scripts.drug_like import Exclusion, label_order, select
+from dataset_scripts.drug_like import Exclusion, label_order, main, select
 from dataset_scripts.fragment_choice import choose_fragments
 from dataset_scripts.library import LibraryRecord, constitution_hash
 from dataset_scripts.library_counts import count_library
@@ -77,6 +77,18 @@ def test_small_and_frequent_fragments_are_labelled_first():
     assert order.index("C") < order.index("CC") < order.index("O=CNC1CCCCC1") + 10
     without = label_order(chosen, counts, Exclusion([constitution_hash(Chem.MolFromSmiles("CC"))]), 30)
     assert [smiles for smiles in order if smiles != "CC"] == without
+
+
+def test_a_library_without_a_good_molecule_is_one_clear_error(tmp_path, monkeypatch, capsys, caplog):
+    library, output = tmp_path / "l.smi", tmp_path / "out"
+    library.write_text("C[Si](C)(C)C tms\nOB(O)c1ccccc1\nC[Si](C)C\n")
+    monkeypatch.setattr("sys.argv", ["drug_like", "--library", str(library), "--output", str(output)])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert capsys.readouterr().err == f"InputError: no molecule of {library} can be used\n"
+    assert "left out 2 molecules: element Si is not asked for (" in caplog.text
+    assert "left out 1 molecules: element B is not asked for (l.smi, molecule 2: " in caplog.text
+    assert not output.exists()
 
 
 def test_the_selection(tmp_path):

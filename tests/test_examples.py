@@ -77,6 +77,28 @@ def test_own_library(example, tmp_path):
     assert (out / "gfn2.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
+def test_own_library_with_b3lyp_labels(tmp_path):
+    pytest.importorskip("pyscf")
+    library = tmp_path / "library.smi"
+    library.write_text("CO methanol\nCI iodomethane\nC1CC broken\n[Na+].[Cl-] salt\n")
+    options = ("--library", str(library), "--level", "b3lyp", "--num", "2", "--num_steps", "10", "--output_dir", "out")
+    printed = example("own_library.py", *options, cwd=tmp_path)
+    assert "'6-31G* has no I': 2" in printed and "count as absent" not in printed
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["level"] == "B3LYP/6-31G*" and set(report["refined"]) == {"methanol", "iodomethane"}
+    config = json.loads((tmp_path / "out/training/consistency/config.json").read_text())
+    assert config["energy_levels_of_theory"] == ["B3LYP/6-31G*", "GFN2-xTB"]
+
+
+def test_an_empty_library_ends_the_example_with_one_sentence(tmp_path):
+    (tmp_path / "empty.smi").write_text("")
+    command = [sys.executable, str(ROOT / "examples/own_library.py"), "--library", "empty.smi"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and result.stderr.endswith("\nempty.smi has no molecules\n")
+    assert "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_the_documentation_shows_every_example(path):
     assert f'--8<-- "examples/{path.name}"' in (ROOT / "docs/examples.md").read_text()

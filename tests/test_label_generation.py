@@ -207,6 +207,9 @@ def test_what_cannot_be_done_is_one_clear_error(tmp_path):
     pq.write_table(pa.table({"molecule_id": ["o"], "smiles": ["O"]}), table)
     with pytest.raises(ValueError, match=r"a\.parquet, row 1: no mapped_smiles"):
         generate("gfn2", [table], output)
+    table.write_bytes(b"")
+    with pytest.raises(BadRowError, match=r"a\.parquet: damaged Parquet file"):
+        generate("gfn2", [table], output)
     output.write_text('{"molecule_id": "a", "geometry": "given", "level": "gfn2"}\n')
     molecules.write_text("O o\n")
     with pytest.raises(ValueError, match="holds labels of level gfn2"):

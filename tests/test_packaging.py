@@ -24,7 +24,7 @@ USES_OF_EXTRAS = {
     "cluster": "import distributed, dataset_scripts.label_generation",
     "dispersion": "import tad_dftd3, modeling_pcbridge.dispersion",
     "docs": "import mkdocs, material, mkdocstrings_handlers.python",
-    "qc": "import pyscf, dataset_scripts.quantum_chemistry",
+    "qc": "import pyscf, geometric, dataset_scripts.quantum_chemistry",
     "qm9": "import dataset_scripts.qm9 as qm9; assert all(path.exists() for path in qm9.qm9pack_files())",
     "serve": "import uvicorn, pcbridge.app.web.server",
     "spice": "import h5py, dataset_scripts.spice",

@@ -1,5 +1,6 @@
 """Each program gives known numbers, and says why where it gives none."""
 
+import logging
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ from dataset_scripts.bundled import SPLITS, load_bundled
 from dataset_scripts.labelling import label
 from dataset_scripts.quantum_chemistry import (
     b3lyp_energy_and_forces,
+    b3lyp_minimum,
     gfn2_energy_and_forces,
     gfn2_minimum,
     pm6_minimum,
@@ -103,6 +105,26 @@ def test_gfn2_forces_are_minus_the_gradient_and_vanish_at_the_minimum():
     assert lowest == pytest.approx(-5.07054 * HARTREE_TO_EV, abs=1e-3)
     anion, radical = (gfn2_energy_and_forces([8, 1], WATER[:2], charge)[0] for charge in (-1, 0))
     assert abs(anion - radical) > 1  # the charge is passed on
+
+
+def test_the_b3lyp_minimum_is_that_of_gaussian_and_nothing_else_is_said(capfd):
+    pytest.importorskip("pyscf")
+    pytest.importorskip("geometric")
+    handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
+    row = {"molecule_id": "water", "smiles": "[O:1]([H:2])[H:3]", "positions": (1.1 * WATER).tolist()}
+    found = label(row, "minimum", "b3lyp")
+    assert (logging.getLogger().handlers, logging.getLogger().level) == (handlers, level)
+    assert capfd.readouterr() == ("", "")
+    assert found["equilibrium_level_of_theory"] == found["energy_level_of_theory"] == "B3LYP/6-31G*"
+    first, second = np.subtract(found["positions"][1:], found["positions"][0])
+    lengths = [np.linalg.norm(first), np.linalg.norm(second)]
+    np.testing.assert_allclose(lengths, 0.9687, atol=5e-4)
+    assert np.degrees(np.arccos(first @ second / np.prod(lengths))) == pytest.approx(103.652, abs=0.1)
+    energy, forces = b3lyp_energy_and_forces([8, 1, 1], np.array(found["positions"]), 0)
+    assert found["energy"] == pytest.approx(energy, abs=1e-6) and np.abs(forces).max() < 0.02
+    # An atom has no internal coordinates and is a minimum where it is.
+    positions, energy = b3lyp_minimum([2], np.ones((1, 3)), 0)
+    assert positions.tolist() == [[1, 1, 1]] and energy == pytest.approx(-2.90704 * HARTREE_TO_EV, abs=0.01)
 
 
 @pytest.mark.slow
