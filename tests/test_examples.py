@@ -78,12 +78,12 @@ def test_own_library(example, tmp_path):
 
 
 @pytest.mark.slow
-def test_own_library_with_b3lyp_labels(tmp_path):
+def test_own_library_with_b3lyp_labels(example, tmp_path):
     pytest.importorskip("pyscf")
     library = tmp_path / "library.smi"
     library.write_text("CO methanol\nCI iodomethane\nC1CC broken\n[Na+].[Cl-] salt\n")
     options = ("--library", str(library), "--level", "b3lyp", "--num", "2", "--num_steps", "10", "--output_dir", "out")
-    printed = example("own_library.py", *options, cwd=tmp_path)
+    printed = example("own_library.py", *options)
     assert "'6-31G* has no I': 2" in printed and "count as absent" not in printed
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["level"] == "B3LYP/6-31G*" and set(report["refined"]) == {"methanol", "iodomethane"}
@@ -91,12 +91,11 @@ def test_own_library_with_b3lyp_labels(tmp_path):
     assert config["energy_levels_of_theory"] == ["B3LYP/6-31G*", "GFN2-xTB"]
 
 
-def test_an_empty_library_ends_the_example_with_one_sentence(tmp_path):
+def test_an_empty_library_ends_the_example_with_one_sentence(example, tmp_path, capsys):
     (tmp_path / "empty.smi").write_text("")
-    command = [sys.executable, str(ROOT / "examples/own_library.py"), "--library", "empty.smi"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 1 and result.stderr.endswith("\nempty.smi has no molecules\n")
-    assert "Traceback" not in result.stderr
+    with pytest.raises(SystemExit) as stopped:
+        example("own_library.py", "--library", "empty.smi")
+    assert stopped.value.code == 1 and capsys.readouterr().err.endswith("empty.smi has no molecules\n")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
