@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 from rdkit import Chem, rdBase
 
-from dataset_scripts.atom_environments import atom_environments
 from dataset_scripts.bad_rows import BadRowError
 from dataset_scripts.fragments import make_fragments
 from dataset_scripts.label_generation import generate, read_lines
@@ -29,6 +28,7 @@ from dataset_scripts.own_data import own_source
 from dataset_scripts.prepare import prepare
 from dataset_scripts.quantum_chemistry import gfn2_energy_and_forces
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
+from modeling_pcbridge.atom_environments import environments_of_mol
 from modeling_pcbridge.errors import PCBridgeError
 from modeling_pcbridge.losses import LossSettings
 from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
@@ -88,7 +88,7 @@ def cheap_structures(library: Path) -> dict[str, Chem.Mol]:
 
 def covered_share(mol: Chem.Mol, covered: set[int]) -> float:
     """The share of heavy atoms whose environment some labelled fragment has."""
-    hashes = atom_environments(Chem.RemoveHs(mol), [RADIUS])[RADIUS]
+    hashes = environments_of_mol(Chem.RemoveHs(mol), [RADIUS])[RADIUS]
     return sum(each in covered for each in hashes) / len(hashes)
 
 
@@ -178,7 +178,7 @@ def main() -> None:
     refined = list(Chem.SDMolSupplier(str(output / "refined.sdf"), removeHs=False))[:NUM_CHECKED]
     forces = {"start": mean_force([mols[mol.GetProp("_Name")] for mol in refined]), "refined": mean_force(refined)}
     labelled = {line["smiles"] for path in lines for line in read_lines(path) if "error" not in line}
-    covered = {h for s in labelled for h in atom_environments(Chem.MolFromSmiles(s), [RADIUS])[RADIUS]}
+    covered = {h for s in labelled for h in environments_of_mol(Chem.MolFromSmiles(s), [RADIUS])[RADIUS]}
     report = {
         "molecules": len(mols),
         "fragments": len(fragments["fragments"]),
