@@ -13,7 +13,7 @@ from rdkit import Chem
 from rdkit.Chem import rdDetermineBonds
 
 from .errors import InputError
-from .resonance import average_forms
+from .resonance import CHARGE_UNITS, average_forms
 
 # Codes of `pair_types`: how two atoms are related in the graph. Bonds are told apart by order, other pairs by
 # the number of bonds on the shortest path between them.
@@ -116,6 +116,12 @@ def graph_from_mol(mol: Chem.Mol, resonance_invariant: bool = False) -> Molecula
         stereo_quadruples=_stereo_quadruples(mol),
         torsion_quadruples=_torsion_quadruples(mol, bonds),
     )
+
+
+def total_charge_of(graph: MolecularGraph, resonance_invariant: bool) -> int:
+    """In elementary charges, of a graph that was made so."""
+    units = CHARGE_UNITS if resonance_invariant else 1
+    return round(int(graph.formal_charges.sum(dtype=int)) / units)  # shares of a charge are rounded
 
 
 def charges_and_bonds(
