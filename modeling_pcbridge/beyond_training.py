@@ -36,7 +36,8 @@ def beyond_training(config: PCBridgeConfig, graph: MolecularGraph) -> list[str] 
     if new := [i for i, each in zip(heavy, environments, strict=True) if each not in coverage.labelled_environments]:
         table = Chem.GetPeriodicTable()
         names = ", ".join(f"{table.GetElementSymbol(int(graph.atomic_numbers[i]))}{i}" for i in new)
-        found.append(f"{len(new)} of {len(heavy)} heavy atoms ({names}) have surroundings that no training label had")
+        have = "has" if len(new) == 1 else "have"
+        found.append(f"{len(new)} of {len(heavy)} heavy atoms ({names}) {have} surroundings that no training label had")
     return found
 
 

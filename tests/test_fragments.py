@@ -124,6 +124,13 @@ def test_environments_are_equal_where_elements_charges_degrees_and_bonds_are():
     assert environments_of_mol(Chem.MolFromSmiles("C"), (1, 2)) != environments_of_mol(Chem.MolFromSmiles("O"), (1, 2))
 
 
+def test_hydrogens_that_were_isotopes_and_bonds_of_metals_are_told_apart_from_atoms():
+    counts = count_library(records("[2H]OC([2H])C", "CN(C)(C)->O", "OCC"), 9, (1,))
+    assert counts.failures == {"bond type DATIVE is not supported": 1}
+    assert (counts.num_molecules, counts.num_atoms) == (2, 6)
+    assert [count.num_atoms for count in counts.environments[1].values()] == [2, 2, 2]
+
+
 def naive_choice(counts: LibraryCounts, num: int) -> list[str]:
     chosen, covered = [], {radius: set() for radius in counts.radii}
     having = {s: environments_of_mol(Chem.MolFromSmiles(s), counts.radii) for s in counts.fragments}
