@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from rdkit import Chem
 
-from dataset_scripts.atom_environments import atom_environments
 from dataset_scripts.library_counts import LibraryCounts
+from modeling_pcbridge.atom_environments import environments_of_mol
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def in_order(fragments: Iterable[str], counts: LibraryCounts) -> list[ChosenFrag
     found = []
     for smiles in fragments:
         mol = Chem.MolFromSmiles(smiles)
-        for radius, hashes in atom_environments(mol, counts.radii).items():
+        for radius, hashes in environments_of_mol(mol, counts.radii).items():
             table = counts.environments[radius]
             new = table.keys() & set(hashes) - covered[radius]
             covered[radius] |= new
@@ -112,7 +112,7 @@ def _candidates(counts: LibraryCounts) -> list[_Candidate]:
         mol = Chem.MolFromSmiles(smiles)
         environments = {
             radius: tuple(numbers[radius][each] for each in dict.fromkeys(hashes) if each in numbers[radius])
-            for radius, hashes in atom_environments(mol, counts.radii).items()
+            for radius, hashes in environments_of_mol(mol, counts.radii).items()
         }
         found.append(_Candidate(smiles, mol.GetNumHeavyAtoms(), num_molecules, environments))
     return sorted(found, key=lambda each: (each.num_heavy_atoms, -each.num_molecules, each.smiles))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rdkit import Chem
 
-from dataset_scripts.atom_environments import atom_environments
 from dataset_scripts.fragment_choice import ChosenFragment
 from dataset_scripts.library_counts import EnvironmentCount, LibraryCounts
+from modeling_pcbridge.atom_environments import environments_of_mol
 
 _UNCOVERED_EXAMPLES = 12
 
@@ -52,7 +52,7 @@ def uncovered_environments(
     """The most frequent environments that no chosen fragment has, with an example of each."""
     covered: set[int] = set()
     for fragment in chosen:
-        covered.update(atom_environments(Chem.MolFromSmiles(fragment.smiles), [radius])[radius])
+        covered.update(environments_of_mol(Chem.MolFromSmiles(fragment.smiles), [radius])[radius])
     left = [count for environment, count in counts.environments[radius].items() if environment not in covered]
     return heapq.nlargest(_UNCOVERED_EXAMPLES, left, key=lambda count: (count.num_atoms, count.smiles))
 

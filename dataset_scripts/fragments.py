@@ -4,8 +4,8 @@
 
 DFT of a drug-like molecule takes minutes to hours, of its fragments seconds, and what an atom contributes to energy
 and forces depends on what is near it. So every molecule is cut into fragments (`chopping`), the environments of its
-atoms (`atom_environments`) are counted, and fragments are chosen greedily by how many atoms they cover
-(`fragment_choice`).
+atoms (`modeling_pcbridge.atom_environments`) are counted, and fragments are chosen greedily by how many atoms they
+cover (`fragment_choice`).
 
 Output: a SMILES file in the order of choice, so that the first ones of it are the best set of that size; beside it a
 report (.json) with counts, coverage and what failed, and a picture of it (.png). Names come from the fragments

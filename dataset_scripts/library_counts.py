@@ -11,10 +11,10 @@ from multiprocessing import get_context
 from rdkit import Chem, rdBase
 from tqdm.auto import tqdm
 
-from dataset_scripts.atom_environments import atom_environments
 from dataset_scripts.bad_rows import BadRowError
 from dataset_scripts.chopping import fragments_of
 from dataset_scripts.library import ELEMENTS, LibraryRecord, library_mol
+from modeling_pcbridge.atom_environments import environments_of_mol
 
 # Lengths of the tables of fragments and of environments: some hundred megabytes.
 MAX_TABLE_LENGTH = 1_000_000
@@ -60,18 +60,20 @@ class LibraryCounts:
         """Count one record."""
         try:
             mol = library_mol(record, elements)
+            environments = _environments(record, mol, self.radii)
         except BadRowError as error:
             self.failures[error.reason] += 1
             self.failure_examples.setdefault(error.reason, []).append(str(error))
             return
         self.num_molecules += 1
-        self.num_atoms += mol.GetNumAtoms()
+        self.num_atoms += mol.GetNumHeavyAtoms()
         self.fragments.update(fragments_of(mol, max_heavy_atoms))
         smiles = Chem.MolToSmiles(mol)
         place = {atom: i for i, atom in enumerate(mol.GetPropsAsDict(True, True)["_smilesAtomOutputOrder"])}
-        for radius, hashes in atom_environments(mol, self.radii).items():
+        heavy = [atom.GetIdx() for atom in mol.GetAtoms() if atom.GetAtomicNum() > 1]
+        for radius, hashes in environments.items():
             table = self.environments.setdefault(radius, {})
-            for atom, environment in enumerate(hashes):
+            for atom, environment in zip(heavy, hashes, strict=True):
                 if environment in table:
                     table[environment].num_atoms += 1
                 else:
@@ -101,6 +103,13 @@ class LibraryCounts:
             least = self.least_counts[name] = self.least_counts.get(name, 1) + 1
             for key in [key for key, value in table.items() if count(value) < least]:
                 del table[key]
+
+
+def _environments(record: LibraryRecord, mol: Chem.Mol, radii: Sequence[int]) -> dict[int, list[int]]:
+    try:
+        return environments_of_mol(mol, radii)
+    except ValueError as error:  # of a bond that the model does not know, such as one of a metal
+        raise BadRowError(record.name, str(error)) from error
 
 
 def count_library(

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from multiprocessing import Pool
@@ -163,6 +163,34 @@ class ShardedExamples(Sequence[Example]):
             return
         with Pool(num_processes, _set_shards, (self,)) as pool:
             self._parsed = dict(enumerate(pool.imap(_example_at, range(len(self)), chunksize=64)))
+
+    def molecules(self) -> set[tuple[str, bool, bool]]:
+        """SMILES of the rows that count, with whether such a row is labelled, and whether it is a minimum."""
+        found: set[tuple[str, bool, bool]] = set()
+        known = pa.array(self.levels_of_theory)
+        for table in self._columns("smiles", "energy_level_of_theory", "equilibrium_level_of_theory"):
+            smiles, label_level, minimum_level = table.columns
+            # Forces at a minimum are zero, see `example_from_row`.
+            labelled = pc.or_(pc.is_in(label_level, known), pc.is_in(minimum_level, known))
+            minimum = minimum_level.is_valid()
+            found.update(zip(smiles.to_pylist(), labelled.to_pylist(), minimum.to_pylist(), strict=True))
+        return found
+
+    def has_forces(self) -> bool:
+        """Whether any row that counts has forces at one of the levels of theory, and is no minimum of that level."""
+        known = pa.array(self.levels_of_theory)
+        for table in self._columns("forces", "energy_level_of_theory", "equilibrium_level_of_theory"):
+            forces, label_level, minimum_level = table.columns
+            is_minimum = pc.fill_null(pc.equal(label_level, minimum_level), False)
+            counts = pc.and_(pc.and_(forces.is_valid(), pc.is_in(label_level, known)), pc.invert(is_minimum))
+            if pc.any(counts).as_py():
+                return True
+        return False
+
+    def _columns(self, *names: str) -> Iterator[pa.Table]:
+        """These columns of the rows that count, shard by shard."""
+        for path, chosen in zip(self.paths, self._chosen, strict=True):
+            yield pq.read_table(path, columns=list(names)).select(names).take(chosen)
 
     def _parse(self, index: int) -> Example:
         shard = bisect_right(self._ends, index)

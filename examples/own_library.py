@@ -19,25 +19,27 @@ from pathlib import Path
 import numpy as np
 from rdkit import Chem, rdBase
 
-from dataset_scripts.atom_environments import atom_environments
 from dataset_scripts.bad_rows import BadRowError
 from dataset_scripts.fragments import make_fragments
-from dataset_scripts.label_generation import generate, read_lines
+from dataset_scripts.label_generation import generate
 from dataset_scripts.labelling import find_level, starting_structure
 from dataset_scripts.library import library_mol, read_library
 from dataset_scripts.own_data import own_source
 from dataset_scripts.prepare import prepare
 from dataset_scripts.quantum_chemistry import gfn2_energy_and_forces
 from dataset_scripts.schema import GFN2_XTB
-from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
+from modeling_pcbridge import PCBridgeConfig, PCBridgeModel, PCBridgeProcessor
+from modeling_pcbridge.atom_environments import environments_of_mol
+from modeling_pcbridge.beyond_training import beyond_as_text
 from modeling_pcbridge.errors import PCBridgeError
 from modeling_pcbridge.losses import LossSettings
+from modeling_pcbridge.training_coverage import ENVIRONMENT_RADIUS
 from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
 from pcbridge.training.run import run
 
 HERE = Path(__file__).parent
 TINY = {"hidden_size": 32, "intermediate_size": 32, "vector_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2}
-RADIUS = 1  # bonds, of the environments that count as covered
+RADIUS = ENVIRONMENT_RADIUS  # bonds
 NUM_CHECKED = 10  # structures whose GFN2-xTB forces are compared with those of the cheap ones
 
 
@@ -88,10 +90,10 @@ def cheap_structures(library: Path) -> dict[str, Chem.Mol]:
     return found
 
 
-def covered_share(mol: Chem.Mol, covered: set[int]) -> float:
-    """The share of heavy atoms whose environment some labelled fragment has."""
-    hashes = atom_environments(Chem.RemoveHs(mol), [RADIUS])[RADIUS]
-    return sum(each in covered for each in hashes) / len(hashes)
+def covered_share(mol: Chem.Mol, config: PCBridgeConfig) -> float:
+    """The share of heavy atoms whose environment some labelled fragment has: the model carries the set."""
+    hashes = environments_of_mol(mol, [RADIUS], config.resonance_invariant)[RADIUS]
+    return sum(each in config.coverage.labelled_environments for each in hashes) / len(hashes)
 
 
 def refine(mols: dict[str, Chem.Mol], checkpoint: Path, output: Path) -> dict[str, float]:
@@ -113,6 +115,7 @@ def refine(mols: dict[str, Chem.Mol], checkpoint: Path, output: Path) -> dict[st
             refined = Chem.Mol(mol)
             refined.GetConformer().SetPositions(after)
             refined.SetProp("_Name", name)
+            refined.SetProp("beyond_training", beyond_as_text(result.beyond_training[0]))
             writer.write(refined)
     return moved
 
@@ -173,8 +176,7 @@ def make_model(options: argparse.Namespace) -> None:
 
     refined = list(Chem.SDMolSupplier(str(output / "refined.sdf"), removeHs=False))[:NUM_CHECKED]
     forces = {"start": mean_force([mols[mol.GetProp("_Name")] for mol in refined]), "refined": mean_force(refined)}
-    labelled = {line["smiles"] for path in lines for line in read_lines(path) if "error" not in line}
-    covered = {h for s in labelled for h in atom_environments(Chem.MolFromSmiles(s), [RADIUS])[RADIUS]}
+    config = PCBridgeConfig.from_pretrained(checkpoint)
     report = {
         "molecules": len(mols),
         "fragments": len(fragments["fragments"]),
@@ -185,7 +187,7 @@ def make_model(options: argparse.Namespace) -> None:
         "mean_gfn2_force": forces,
         "left_out": fragments["failures"],
         "refined": {
-            name: {"covered": round(covered_share(mol, covered), 3), "moved": round(moved[name], 4)}
+            name: {"covered": round(covered_share(mol, config), 3), "moved": round(moved[name], 4)}
             for name, mol in mols.items()
             if name in moved
         },

@@ -180,7 +180,9 @@ def of_model(model: PCBridgeModel, molecules: Sequence[Molecule]) -> dict[str, d
     taken, graphs = taken_by(model, molecules)
 
     def relaxed(graph: GraphBatch, positions: torch.Tensor) -> torch.Tensor:
-        return model.relax_structure(positions, max_evaluations=MAX_EVALUATIONS, **graph.inputs).positions
+        return model.relax_structure(
+            positions, max_evaluations=MAX_EVALUATIONS, allow_unlearned_forces=True, **graph.inputs
+        ).positions
 
     def corrected(graph: GraphBatch, positions: torch.Tensor) -> torch.Tensor:
         return model.correct_structure(positions, GFN2, **graph.inputs)

@@ -5,11 +5,12 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from rdkit import Chem
 
+from .beyond_training import warn_if_beyond
 from .errors import InputError
 from .graph_batch import GraphBatch
 from .modeling_pcbridge import PCBridgeModel
 from .molecular_graph import check_structure_fits, mol_from_positions, mol_from_smiles
-from .processing_pcbridge import PCBridgeProcessor
+from .processing_pcbridge import PCBridgeProcessor, describe
 
 
 class PCBridgeCalculator(Calculator):
@@ -18,7 +19,7 @@ class PCBridgeCalculator(Calculator):
         atoms.calc = PCBridgeCalculator("checkpoints/consistency", molecule="CCO")
 
     The model needs to know which atoms are bonded. A calculator is for one molecule and keeps its bonds, so none can
-    break or form on the way.
+    break or form on the way. A molecule that is beyond the training data brings a warning.
 
     Args:
         model: a model, or a checkpoint folder or hub name.
@@ -96,4 +97,6 @@ class PCBridgeCalculator(Calculator):
         mol = Chem.Mol(mol)
         mol.RemoveAllConformers()  # the ASE atoms have the positions
         graph = PCBridgeProcessor.of_config(self.model.config)(mol)
+        [beyond] = self.model.beyond_training(**graph)
+        warn_if_beyond(describe(mol), beyond)
         return GraphBatch(**{key: tensor.to(self.model.device) for key, tensor in graph.items()})

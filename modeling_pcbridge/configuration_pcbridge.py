@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 
 from .dispersion import with_d3bj
 from .errors import InputError
+from .training_coverage import TrainingCoverage
 
 # The sizes of Ren et al., Appendix B.2, and the elements of PubChemQC's CHNOPSFClNaKMgCa subset. Sizes only: unlike the
 # paper's, the denoiser is preconditioned (Karras et al. 2022), distances also multiply attention weights, the diffusion
@@ -105,6 +106,8 @@ class PCBridgeConfig(PreTrainedConfig):
         has_learned_forces: whether forces were among the labels. False: the gradient of E is no force, so that
             relaxation on E and dynamics are refused unless asked for twice; None, as in checkpoints from before this
             field: not known.
+        training_coverage: sizes, charges and atom environments of the training molecules, see `TrainingCoverage`; None,
+            as in checkpoints from before this field: not known.
         dispersion: "d3bj" adds D3(BJ) to the model's own level, see `dispersion`; labels of that level are without it.
     """
 
@@ -137,6 +140,7 @@ class PCBridgeConfig(PreTrainedConfig):
     mean_shift_timesteps: list[int] | None = None
     energy_levels_of_theory: list[str] = field(default_factory=lambda: ["B3LYP/6-31G*"])
     has_learned_forces: bool | None = None
+    training_coverage: dict | None = None
     dispersion: Literal["d3bj"] | None = None
 
     def __post_init__(self, **kwargs):
@@ -194,6 +198,7 @@ class PCBridgeConfig(PreTrainedConfig):
             raise InputError(f"supported_elements must be atomic numbers in 1..118, not {self.supported_elements}")
         if self.supported_total_charges is not None and not self.supported_total_charges:
             raise InputError("supported_total_charges must name at least one charge, or be null")
+        _ = self.coverage  # refuses one that is damaged
 
     def position_std_of(self, num_atoms):
         """`position_std` for molecules of `num_atoms` atoms, angstrom: 0.35 sqrt(N) where it is not a fixed number."""
@@ -205,6 +210,11 @@ class PCBridgeConfig(PreTrainedConfig):
         if self.mean_shift_timesteps is not None:
             return self.mean_shift_timesteps[0], self.mean_shift_timesteps[1]
         return self.refinement_timestep, min(_LAST_MEAN_SHIFT_TIMESTEP, self.refinement_timestep)
+
+    @property
+    def coverage(self) -> TrainingCoverage | None:
+        """`training_coverage`; None where it is not known."""
+        return None if self.training_coverage is None else TrainingCoverage.from_json(self.training_coverage)
 
     @property
     def energy_level_of_theory(self) -> str:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .beyond_training import beyond_training
 from .configuration_pcbridge import PCBridgeConfig
 from .diffusion import DiffusionSchedule, centre
 from .dispersion import d3bj_energy_and_gradient
@@ -332,6 +333,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         positions: Tensor | None = None,
         max_force: float = 0.02,
         max_evaluations: int = 200,
+        allow_unlearned_forces: bool = False,
         **graph: Tensor,
     ) -> RelaxationOutput:
         """Structures relaxed on the model's own energy to a force threshold; takes the processor's output.
@@ -342,10 +344,13 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             positions: (B, N, 3), angstrom; where to start.
             max_force: eV/angstrom; a molecule has converged when no atom has a larger force.
             max_evaluations: of the energy, per molecule, at most.
+            allow_unlearned_forces: relax also with a model that has learned no forces.
 
         Raises:
-            ValueError: no positions, or not (B, N, 3), or numbers out of range.
+            InputError: no positions, or not (B, N, 3), numbers out of range, or the model has learned no forces.
         """
+        if not allow_unlearned_forces:
+            self.config.check_forces_are_learned("relax_structure")
         if positions is None:
             raise InputError("relax_structure needs positions; give the processor molecules that have a conformer")
         require(max_force > 0, "max_force", "positive", max_force)
@@ -407,6 +412,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         max_attempts: int = 5,
         mean_shift_steps: int = 0,
         relaxation_steps: int = 0,
+        allow_unlearned_forces: bool = False,
         positions: Tensor | None = None,
         on_step: OnStep | None = None,
         **graph: Tensor,
@@ -433,6 +439,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
                 samples of "ddim" and keep their conformers.
             relaxation_steps: quasi-Newton steps down the model's own energy at the end, see `relax`; 4 go most of the
                 way, and `relax_structure` all of it.
+            allow_unlearned_forces: relax also with a model that has learned no forces.
             positions: (B, N, 3), angstrom; where "refine" and "mean_shift" start, ignored by the other methods.
             on_step: called with (rows, step, positions) for the start (step 0) and after each step of "ddim" and
                 "refine", for instance to show them; positions (len(rows), N, 3), angstrom, are the noisy structures of
@@ -440,18 +447,20 @@ class PCBridgeModel(PCBridgePreTrainedModel):
                 begin at 0 again; what it raises ends the sampling.
 
         Returns:
-            `.positions` (B, num_samples, N, 3), angstrom, `.is_sound` (B, num_samples), and `.faults`. Structures
-            that are not sound are no predictions; rank and count them by themselves.
+            `.positions` (B, num_samples, N, 3), angstrom, `.is_sound` (B, num_samples), `.faults`, and
+            `.beyond_training`. Structures that are not sound are no predictions; rank and count them by themselves.
 
         Raises:
-            InputError: an unknown method, numbers out of range, "refine" or "mean_shift" without positions, or
-                positions that are not (B, N, 3).
+            InputError: an unknown method, numbers out of range, "refine" or "mean_shift" without positions,
+                positions that are not (B, N, 3), or relaxation by a model that has learned no forces.
             TypeError: an option that there is not, or a tensor of the processor is missing.
         """
         settings = SamplingSettings(
             method, num_inference_steps, num_samples, eta, max_attempts, mean_shift_steps, relaxation_steps
         )
         check_num_steps(method, num_inference_steps, self.config.num_train_timesteps)
+        if relaxation_steps > 0 and not allow_unlearned_forces:
+            self.config.check_forces_are_learned("a relaxation (relaxation_steps)")
         batch = GraphBatch.of_inputs(graph)
         if not (generator is None or isinstance(generator, torch.Generator)):
             raise InputError(f"generator must be one, such as torch.Generator().manual_seed(0), not {generator!r}")
@@ -463,7 +472,17 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         starts = positions if from_positions else None
         samples, faults = sample_structures(self, batch, settings, starts, generator, on_step)
         is_sound = torch.tensor([[not of_sample for of_sample in of_molecule] for of_molecule in faults])
-        return StructureOutput(positions=samples, is_sound=is_sound, faults=faults)
+        return StructureOutput(
+            positions=samples, is_sound=is_sound, faults=faults, beyond_training=self.beyond_training(**graph)
+        )
+
+    def beyond_training(self, positions: Tensor | None = None, **graph: Tensor) -> list[list[str] | None]:
+        """For each molecule in what it goes beyond the training data, or None; takes the processor's output.
+
+        Positions make no difference. See `beyond_training`.
+        """
+        batch = GraphBatch.of_inputs(graph).cpu()
+        return [beyond_training(self.config, batch.molecule(row)) for row in range(len(batch.atomic_numbers))]
 
 
 def _sight(cutoff: float | None, num_bonds: int = 0) -> Sight | None:

@@ -13,7 +13,7 @@ from rdkit import Chem
 from rdkit.Chem import rdDetermineBonds
 
 from .errors import InputError
-from .resonance import average_forms
+from .resonance import CHARGE_UNITS, average_forms
 
 # Codes of `pair_types`: how two atoms are related in the graph. Bonds are told apart by order, other pairs by
 # the number of bonds on the shortest path between them.
@@ -104,13 +104,7 @@ def graph_from_mol(mol: Chem.Mol, resonance_invariant: bool = False) -> Molecula
 
     pair_types = PAIR_PATH_OF_2 - 2 + np.clip(path_lengths, 2, MAX_PATH_LENGTH).astype(np.uint8)
     np.fill_diagonal(pair_types, PAIR_SELF)
-    bonds = {(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()): bond.GetBondType() for bond in mol.GetBonds()}
-    if unsupported := sorted(str(bond_type) for bond_type in set(bonds.values()) - set(PAIR_BONDS)):
-        raise InputError(f"bond type {unsupported[0]} is not supported")
-    if resonance_invariant:
-        formal_charges, bonds = average_forms(mol)
-    else:
-        formal_charges = np.array([atom.GetFormalCharge() for atom in mol.GetAtoms()], dtype=np.int8)
+    formal_charges, bonds = charges_and_bonds(mol, resonance_invariant)
     for (i, j), bond_type in bonds.items():
         pair_types[i, j] = pair_types[j, i] = PAIR_BONDS[bond_type]
 
@@ -122,6 +116,28 @@ def graph_from_mol(mol: Chem.Mol, resonance_invariant: bool = False) -> Molecula
         stereo_quadruples=_stereo_quadruples(mol),
         torsion_quadruples=_torsion_quadruples(mol, bonds),
     )
+
+
+def total_charge_of(graph: MolecularGraph, resonance_invariant: bool) -> int:
+    """In elementary charges, of a graph that was made so."""
+    units = CHARGE_UNITS if resonance_invariant else 1
+    return round(int(graph.formal_charges.sum(dtype=int)) / units)  # shares of a charge are rounded
+
+
+def charges_and_bonds(
+    mol: Chem.Mol, resonance_invariant: bool = False
+) -> tuple[np.ndarray, dict[tuple[int, int], Chem.BondType]]:
+    """Formal charges (N,) int8 and the types of bonds (i, j) as `graph_from_mol` has them.
+
+    Raises:
+        ValueError: query or unusual bonds.
+    """
+    bonds = {(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()): bond.GetBondType() for bond in mol.GetBonds()}
+    if unsupported := sorted(str(bond_type) for bond_type in set(bonds.values()) - set(PAIR_BONDS)):
+        raise InputError(f"bond type {unsupported[0]} is not supported")
+    if resonance_invariant:
+        return average_forms(mol)
+    return np.array([atom.GetFormalCharge() for atom in mol.GetAtoms()], dtype=np.int8), bonds
 
 
 def _stereo_pair_types(mol: Chem.Mol) -> np.ndarray:

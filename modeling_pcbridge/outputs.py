@@ -42,11 +42,14 @@ class StructureOutput(ModelOutput):
         is_sound: (B, num_samples) bool, on the CPU: whether nothing is wrong with the structure as one of its graph.
         faults: for each molecule and sample what is wrong, as `StructureChecks.faults` names it: bonds broken or
             formed, atoms too close, stereo marks, aromatic rings, double bonds and amides out of their plane.
+        beyond_training: for each molecule in what it goes beyond the training data, as `beyond_training` says; None
+            for a model that does not know.
     """
 
     positions: Tensor
     is_sound: Tensor | None = None
     faults: list[list[list[str]]] | None = None
+    beyond_training: list[list[str] | None] | None = None
 
 
 @dataclass

@@ -28,7 +28,8 @@ class PCBridgePipeline(Pipeline):
         For each molecule of N atoms and S samples a dictionary of arrays: `atomic_numbers` (N,), `positions`
         (S, N, 3) in angstrom, `energy` (S,) in eV, `forces` (S, N, 3) in eV/angstrom, `is_sound` (S,) bool, and
         `faults`, for each sample a list of what is wrong with its structure (see `StructureChecks`). What is not
-        sound is no prediction: leave it out before ranking.
+        sound is no prediction: leave it out before ranking. `beyond_training` is a list of what about the molecule no
+        training molecule had (see `beyond_training`), or None where the model does not know.
 
     Raises:
         ValueError: as the processor and `predict_structure` do.
@@ -69,14 +70,16 @@ class PCBridgePipeline(Pipeline):
             "forces": result.forces.unflatten(0, shape),
             "is_sound": structures.is_sound,
             "faults": structures.faults,
+            "beyond_training": structures.beyond_training,
         }
 
     def postprocess(self, outputs: dict[str, Tensor]) -> list[dict[str, np.ndarray]]:
-        faults = outputs.pop("faults")
+        faults, beyond = outputs.pop("faults"), outputs.pop("beyond_training")
         arrays = {key: tensor.numpy() for key, tensor in outputs.items()}
         molecules = []
         for row, num_atoms in enumerate((arrays["atomic_numbers"] > 0).sum(-1)):
-            molecule = {key: array[row] for key, array in arrays.items()} | {"faults": faults[row]}
+            molecule = {key: array[row] for key, array in arrays.items()}
+            molecule |= {"faults": faults[row], "beyond_training": beyond[row]}
             molecule["atomic_numbers"] = molecule["atomic_numbers"][:num_atoms]
             molecule |= {key: molecule[key][:, :num_atoms] for key in ("positions", "forces")}
             molecules.append(molecule)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch_sim.models.interface import ModelInterface  # type: ignore[import-not-found, unused-ignore]
 from torch_sim.state import SimState  # type: ignore[import-not-found, unused-ignore]
 
+from .beyond_training import warn_if_beyond
 from .errors import InputError
 from .graph_batch import GRAPH_KEYS, GraphBatch
 from .modeling_pcbridge import PCBridgeModel
@@ -27,7 +28,8 @@ class PCBridgeTorchSimModel(ModelInterface):
 
     The model needs to know which atoms are bonded, which a torch-sim state does not say, and torch-sim selects, joins
     and reorders systems as they converge. So the molecules are given once, and each system carries its number in what
-    a molecule in vacuum has no use for: its cell is (number + 1) times the unit matrix.
+    a molecule in vacuum has no use for: its cell is (number + 1) times the unit matrix. Molecules that are beyond the
+    training data bring a warning each.
 
     Args:
         model: a model, or a checkpoint folder or hub name.
@@ -54,6 +56,8 @@ class PCBridgeTorchSimModel(ModelInterface):
         self._memory_scales_with = "n_atoms"  # its density is one of a crystal
         self._graph = GraphBatch(**{key: inputs[key].to(self._device) for key in GRAPH_KEYS})
         self._positions = inputs.get("positions")
+        for row, beyond in enumerate(self.model.beyond_training(**self._graph.inputs)):
+            warn_if_beyond(f"molecule {row + 1} of {len(self._graph.atomic_numbers)}", beyond)
 
     def initial_state(self, positions: Tensor | None = None) -> SimState:
         """All molecules, as torch-sim takes them.

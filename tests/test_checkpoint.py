@@ -11,6 +11,7 @@ import torch
 from conftest import SMILES, random_positions, small_model
 
 from modeling_pcbridge import PCBridgeConfig, PCBridgeModel
+from modeling_pcbridge.training_coverage import TrainingCoverage
 
 ROOT = Path(__file__).parents[1]
 WATER = ([8, 1, 1], [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]], 0)
@@ -25,13 +26,15 @@ assert "modeling_pcbridge" not in sys.modules
 water = ([8, 1, 1], [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]], 0)
 energy = model.predict_energy(**processor([water]))
 structure = model.predict_structure(**processor(["CCO"]), generator=torch.Generator().manual_seed(0))
-print(json.dumps([energy.energy.tolist(), energy.forces.tolist(), structure.positions.tolist()]))
+results = [energy.energy.tolist(), energy.forces.tolist(), structure.positions.tolist(), structure.beyond_training]
+print(json.dumps(results))
 """
 
 
 @pytest.fixture
 def folder(tmp_path, processor):
-    model = small_model(dtype=torch.float32, initializer_range=0.1)
+    coverage = TrainingCoverage(2, 2, frozenset([0])).to_json()
+    model = small_model(dtype=torch.float32, initializer_range=0.1, training_coverage=coverage)
     model.energy_decoder.reference_energies.energies[8] = -2046.123456789
     model.save_pretrained(tmp_path / "checkpoint")
     processor.save_pretrained(tmp_path / "checkpoint")
@@ -54,10 +57,11 @@ def test_fresh_process_without_the_package(folder, processor, tmp_path):
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    fresh_energy, fresh_forces, fresh_positions = json.loads(result.stdout.splitlines()[-1])
+    fresh_energy, fresh_forces, fresh_positions, fresh_beyond = json.loads(result.stdout.splitlines()[-1])
     assert fresh_energy == energy.energy.tolist()
     assert fresh_forces == energy.forces.tolist()
     assert fresh_positions == structure.positions.tolist()
+    assert fresh_beyond == structure.beyond_training and "3 heavy atoms" in fresh_beyond[0][0]
 
 
 def test_every_parameter_and_buffer_survives(folder):

@@ -12,13 +12,13 @@ from rdkit import Chem
 from rdkit.Chem import rdMolDescriptors
 
 from dataset_scripts import chopping, library_counts
-from dataset_scripts.atom_environments import atom_environments
 from dataset_scripts.bad_rows import BadRowError
 from dataset_scripts.chopping import fragments_of
 from dataset_scripts.fragment_choice import choose_fragments, in_order
 from dataset_scripts.fragments import main, make_fragments
 from dataset_scripts.library import LibraryRecord, constitution_hash, library_mol, read_library, sample_records
 from dataset_scripts.library_counts import LibraryCounts, count_library
+from modeling_pcbridge.atom_environments import environments_of_mol
 
 DRUGS = {
     "atorvastatin": "CC(C)c1c(C(=O)Nc2ccccc2)c(-c2ccccc2)c(-c2ccc(F)cc2)n1CC[C@@H](O)C[C@@H](O)CC(=O)[O-]",
@@ -117,16 +117,23 @@ def test_environments_are_equal_where_elements_charges_degrees_and_bonds_are():
     pairs = {1: set(), 2: set()}
     for smiles in DRUGS.values():
         mol = Chem.MolFromSmiles(smiles)
-        for radius, hashes in atom_environments(mol, (1, 2)).items():
+        for radius, hashes in environments_of_mol(mol, (1, 2)).items():
             pairs[radius] |= {(described(atom, 1), h) for atom, h in zip(mol.GetAtoms(), hashes, strict=True)}
     assert len(pairs[1]) == len({left for left, _ in pairs[1]}) == len({right for _, right in pairs[1]}) > 80
     assert len({right for _, right in pairs[2]}) > len(pairs[1])
-    assert atom_environments(Chem.MolFromSmiles("C"), (1, 2)) != atom_environments(Chem.MolFromSmiles("O"), (1, 2))
+    assert environments_of_mol(Chem.MolFromSmiles("C"), (1, 2)) != environments_of_mol(Chem.MolFromSmiles("O"), (1, 2))
+
+
+def test_hydrogens_that_were_isotopes_and_bonds_of_metals_are_told_apart_from_atoms():
+    counts = count_library(records("[2H]OC([2H])C", "CN(C)(C)->O", "OCC"), 9, (1,))
+    assert counts.failures == {"bond type DATIVE is not supported": 1}
+    assert (counts.num_molecules, counts.num_atoms) == (2, 6)
+    assert [count.num_atoms for count in counts.environments[1].values()] == [2, 2, 2]
 
 
 def naive_choice(counts: LibraryCounts, num: int) -> list[str]:
     chosen, covered = [], {radius: set() for radius in counts.radii}
-    having = {s: atom_environments(Chem.MolFromSmiles(s), counts.radii) for s in counts.fragments}
+    having = {s: environments_of_mol(Chem.MolFromSmiles(s), counts.radii) for s in counts.fragments}
     for radius in counts.radii:
         weights = {environment: count.num_atoms for environment, count in counts.environments[radius].items()}
         while len(chosen) < num:
@@ -155,9 +162,9 @@ def test_the_choice_is_the_greedy_one_and_coverage_is_what_it_says():
             covered = {
                 environment
                 for fragment in chosen[:num]
-                for environment in atom_environments(Chem.MolFromSmiles(fragment.smiles), [radius])[radius]
+                for environment in environments_of_mol(Chem.MolFromSmiles(fragment.smiles), [radius])[radius]
             }
-            hashes = [h for s in DRUGS.values() for h in atom_environments(Chem.MolFromSmiles(s), [radius])[radius]]
+            hashes = [h for s in DRUGS.values() for h in environments_of_mol(Chem.MolFromSmiles(s), [radius])[radius]]
             assert chosen[num - 1].coverage[radius] == pytest.approx(sum(h in covered for h in hashes) / len(hashes))
     first, *_ = chosen
     assert first.num_molecules == sum(first.smiles in cut(smiles) for smiles in DRUGS.values())

@@ -216,6 +216,8 @@ def test_the_training_script_pushes_model_card_and_metrics(hub, tmp_path, monkey
     assert json.loads(files["metrics.json"])["histories"]["stage1"]
     assert b"library_name: transformers" in files["README.md"]
     assert files["model.safetensors"] == (run / "stage1" / "model.safetensors").read_bytes()
+    coverage = json.loads(files["config.json"])["training_coverage"]
+    assert coverage["largest_structure"] > 0 and coverage["labelled_environments"]
 
 
 def test_pushing_needs_a_name():

@@ -70,6 +70,18 @@ def test_models_say_whether_they_have_learned_forces():
         learned["qm9"].check_forces_are_learned("a relaxation")
 
 
+@pytest.mark.parametrize(("name", "size"), [(MULTI_TASK, 7), (CONSISTENCY, 7), ("drug_like", 45)])
+def test_models_know_what_their_training_data_covered(name, size):
+    """The bundled labels are among it."""
+    model = PCBridgeModel.from_pretrained(CHECKPOINTS / name)
+    processor = PCBridgeProcessor.from_pretrained(CHECKPOINTS / name)
+    labelled = [row["smiles"] for row in load_bundled("pm6_displaced", "train")]
+    assert model.beyond_training(**processor(labelled[::40])) == [[]] * len(labelled[::40])
+    assert model.config.coverage.largest_structure == size
+    [unlike] = model.beyond_training(**processor(["FC(F)(F)C(F)(F)C(F)(F)OOC(=O)OC=C=C"]))
+    assert "have surroundings that no training label had" in unlike[-1]
+
+
 def test_cards_state_metrics_and_limits(name):
     card = ModelCard.load(CHECKPOINTS / name / "README.md")
     metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}

@@ -143,8 +143,11 @@ def test_no_structure_that_fails_its_checks_is_shown(client):
 
 
 def test_molecules_unlike_the_training_data_are_noted(client):
-    assert "up to 7 heavy atoms" in events(client, "C" * 8, num_samples=1)[1]["notes"][0]
-    assert "charged atoms" in events(client, "[NH3+]CC(=O)[O-]", num_samples=1)[1]["notes"][0]
+    _, molecule, *_, result = events(client, "C" * 8, num_samples=1)
+    assert "extrapolation: it has 8 heavy atoms, training structures up to 7" in molecule["notes"][0]
+    assert "it has 8 heavy atoms" in result["samples"][0]["sdf"]
+    notes = events(client, "CC[NH3+]", num_samples=1)[1]["notes"]
+    assert "total charge of +1" in notes[0] and "2 of 3 heavy atoms (C1, N2)" in notes[1]
 
 
 @pytest.mark.parametrize(

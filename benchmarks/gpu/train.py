@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from benchmarks.gpu.options import Options, part_options
 from benchmarks.gpu.results import Results
-from modeling_pcbridge import PCBridgeConfig, PCBridgeModel, PCBridgeProcessor
+from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.errors import CalculationError
 from pcbridge.training.config import TrainingConfig
-from pcbridge.training.run import CONSISTENCY, STAGE1, make_accelerator, save_checkpoint
+from pcbridge.training.run import CONSISTENCY, STAGE1, initial_model, make_accelerator, save_checkpoint
 from pcbridge.training.states import newest_state, read_progress
 
 ROOT = Path(__file__).parents[2]
@@ -112,10 +112,7 @@ class Training:
 
 def checkpoint_of(state: Path, stage: str, config: TrainingConfig, folder: Path) -> Path:
     """The moving average of the weights in a training state, as a checkpoint in `folder`."""
-    if config.init_from is None:
-        model = PCBridgeModel(PCBridgeConfig.from_preset(config.preset, **config.model))
-    else:
-        model = PCBridgeModel.from_pretrained(config.init_from)
+    model, data = initial_model(config)
     weights = load_file(state / "modules.safetensors")
     prefix = "average/"
     model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
@@ -123,7 +120,7 @@ def checkpoint_of(state: Path, stage: str, config: TrainingConfig, folder: Path)
     if stage == STAGE1:
         stages.pop(CONSISTENCY, None)
     shutil.rmtree(folder, ignore_errors=True)
-    return save_checkpoint(model.eval(), folder, config, stages, make_accelerator(config))
+    return save_checkpoint(model.eval(), folder, config, data, stages, make_accelerator(config))
 
 
 def main(options: Options) -> None:

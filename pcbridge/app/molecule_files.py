@@ -21,6 +21,7 @@ from dataset_scripts.sdf import has_structure, read_sdf, sdf_record
 from dataset_scripts.tables import read_smiles
 from dataset_scripts.text_files import REPLACED, REPLACED_NOTE, as_text, open_text
 from dataset_scripts.xyz import atoms_of_frame, charge_of_frame, comment_of_frame, read_xyz, text_of_frame
+from modeling_pcbridge.beyond_training import beyond_as_text
 from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.molecular_graph import (
     conformer_from_positions,
@@ -29,8 +30,10 @@ from modeling_pcbridge.molecular_graph import (
 )
 
 STANDARD_STREAM = "-"
-# What Parquet holds: the project's row format and two columns more.
-PARQUET_FEATURES = Features({**FEATURES, "sample": Value("int32"), "origin": Value("string")})
+# What Parquet holds: the project's row format and three columns more.
+PARQUET_FEATURES = Features(
+    {**FEATURES, "sample": Value("int32"), "origin": Value("string"), "beyond_training": Value("string")}
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Prediction:
         forces: (N, 3), eV/angstrom.
         origin: what made it: the model by a method, or RDKit and the model (see `rdkit_fallback`).
         level_of_theory: what predicted energy and forces, e.g. "PCBridge of B3LYP/6-31G*".
+        beyond_training: what about the molecule no training molecule had, see `modeling_pcbridge.beyond_training`.
     """
 
     molecule: Molecule
@@ -97,6 +101,7 @@ class Prediction:
     forces: np.ndarray
     origin: str
     level_of_theory: str
+    beyond_training: list[str] | None
 
 
 Write = Callable[[list[Prediction]], None]
@@ -233,6 +238,7 @@ def _write_sdf(stream: TextIO, predictions: Iterable[Prediction]) -> None:
             "level_of_theory": prediction.level_of_theory,
             "sample": prediction.sample,
             "origin": prediction.origin,
+            "beyond_training": beyond_as_text(prediction.beyond_training),
         }
         stream.write(sdf_record(mol, prediction.molecule.name, properties))
 
@@ -246,7 +252,7 @@ def _write_xyz(stream: TextIO, predictions: Iterable[Prediction]) -> None:
         row = _row(prediction)
         atoms = Atoms(row["atomic_numbers"], prediction.positions)
         atoms.info = {"name": prediction.molecule.name, "charge": row["total_charge"], "smiles": row["smiles"]}
-        atoms.info |= {key: row[key] for key in ("sample", "origin", "energy_level_of_theory")}
+        atoms.info |= {key: row[key] for key in ("sample", "origin", "beyond_training", "energy_level_of_theory")}
         atoms.calc = SinglePointCalculator(atoms, energy=prediction.energy, forces=prediction.forces)
         write(stream, atoms, format="extxyz")
 
@@ -261,4 +267,5 @@ def _row(prediction: Prediction) -> dict:
         forces=prediction.forces,
         energy_level_of_theory=prediction.level_of_theory,
     )
-    return row | {"sample": prediction.sample, "origin": prediction.origin}
+    beyond = beyond_as_text(prediction.beyond_training)
+    return row | {"sample": prediction.sample, "origin": prediction.origin, "beyond_training": beyond}

@@ -17,7 +17,8 @@ EXAMPLES = """examples:
 
 Molecules that fail are listed with place and reason, the others are done. Each structure is checked against its
 molecule: bonds, distances, stereo marks, flat rings and double bonds. What fails is drawn again, then made by RDKit
-and refined, then listed as failed; it is never written.
+and refined, then listed as failed; it is never written. Of each molecule the file says in `beyond_training` what about
+it no training molecule of the model had: its size, its charge, the surroundings of its atoms.
 exit codes: 0 all molecules done, 1 some failed, 2 wrong usage, no input or no model"""
 INPUT_FORMATS = {".smi": "smi", ".csv": "csv", ".sdf": "sdf", ".mol": "sdf", ".xyz": "xyz", ".extxyz": "xyz"}
 OUTPUT_FORMATS = {".sdf": "sdf", ".xyz": "xyz", ".extxyz": "xyz", ".parquet": "parquet"}
@@ -63,6 +64,8 @@ def run(arguments: argparse.Namespace, error) -> int:
     RDLogger.DisableLog("rdApp.*")
     disable_progress_bar()
     records, pipeline = _load(arguments, input_format, error)
+    if pipeline.model.config.coverage is None:
+        print("this model does not know what molecules it has learned from", file=sys.stderr)
     _check_numbers(arguments, pipeline.model.config.num_train_timesteps, error)
     if arguments.level_of_theory is not None:
         try:
@@ -158,6 +161,7 @@ def _predict_and_write(arguments, pipeline, records: list, output_format: str) -
     import torch
     from tqdm import tqdm
 
+    from modeling_pcbridge.beyond_training import beyond_as_text
     from pcbridge.evaluation.evaluate import RELAXATION_STEPS
 
     from .molecule_files import open_writer
@@ -175,6 +179,7 @@ def _predict_and_write(arguments, pipeline, records: list, output_format: str) -
         num_inference_steps=arguments.steps,
         mean_shift_steps=arguments.mean_shift_steps,
         relaxation_steps=RELAXATION_STEPS if arguments.relax else 0,
+        allow_unlearned_forces=arguments.allow_unlearned_forces,
         generator=torch.Generator().manual_seed(arguments.seed),
     )
     num_done, num_structures, failures = 0, 0, []
@@ -184,13 +189,17 @@ def _predict_and_write(arguments, pipeline, records: list, output_format: str) -
     ):
         for predictions, failed in batches:
             write(predictions)
-            done = {prediction.molecule.place for prediction in predictions}
+            done = {prediction.molecule.place: prediction for prediction in predictions}
+            for place, prediction in done.items():
+                if beyond := prediction.beyond_training:
+                    named = f"{place}: {prediction.molecule.text}"
+                    bar.write(f"{named}: beyond what trained the model: {beyond_as_text(beyond)}", file=sys.stderr)
             num_done += len(done)
             num_structures += len(predictions)
             failures += failed
             for failure in failed:
                 bar.write(f"{failure.place}: {failure.text}: {failure.error}", file=sys.stderr)
-            bar.update(len(done.union(failure.place for failure in failed)))
+            bar.update(len(done.keys() | {failure.place for failure in failed}))
     return num_done, num_structures, failures
 
 

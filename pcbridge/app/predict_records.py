@@ -119,7 +119,8 @@ def _sound_structures(
     if not starts:
         reasons.append("RDKit: no conformer")
     broken_refined: list[str] = []
-    refinement = REFINEMENT | {"relaxation_steps": options.get("relaxation_steps", 0)}
+    relaxation = {key: options[key] for key in ("relaxation_steps", "allow_unlearned_forces") if key in options}
+    refinement = REFINEMENT | relaxation
     for refined in _results(pipeline, starts, level_of_theory=level_of_theory, **refinement):
         more, still_broken = _sorted_out(molecule, refined, ORIGIN, level_of_theory)
         found += more
@@ -153,6 +154,7 @@ def _sorted_out(
                 forces=result["forces"][k],
                 origin=origin,
                 level_of_theory=f"PCBridge of {level_of_theory}",
+                beyond_training=result["beyond_training"],
             )
         )
     return found, broken

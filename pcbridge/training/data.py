@@ -15,6 +15,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from dataset_scripts.bundled import CONFIG_NAMES, load_bundled
 from dataset_scripts.collator import Example, collate, example_from_row, order_rows
+from dataset_scripts.coverage import SourceCoverage, coverage_of
 from dataset_scripts.mixture import MixtureBatchSampler
 from dataset_scripts.reference_energies import fit_reference_energies
 from dataset_scripts.sharded import ShardedExamples
@@ -24,6 +25,8 @@ from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
 
 logger = logging.getLogger(__name__)
 
+# The losses of energies and forces; the others train on minima.
+LABEL_LOSSES = {"energy_weight", "force_weight"}
 _NUM_RUNS = 100
 
 
@@ -54,6 +57,7 @@ class TrainingData:
         self.resonance_invariant = model.config.resonance_invariant
         self.supported_elements = set(model.config.supported_elements)
         self._examples: dict[tuple[SourceConfig, str], Sequence[Example]] = {}
+        self._coverage: dict[SourceConfig, SourceCoverage] = {}
 
     def examples(self, sources: Iterable[SourceConfig], split: str) -> list[Sequence[Example]]:
         """The examples of each source.
@@ -62,6 +66,12 @@ class TrainingData:
             ValueError: an unknown source, one without any row, or with elements that the model does not know.
         """
         return [self._of_source(source, split) for source in sources]
+
+    def coverage(self, source: SourceConfig) -> SourceCoverage:
+        """What the training rows of a source cover; raises as `examples`."""
+        if source not in self._coverage:
+            self._coverage[source] = coverage_of(self._of_source(source, "train"), self.resonance_invariant)
+        return self._coverage[source]
 
     def _of_source(self, source: SourceConfig, split: str) -> Sequence[Example]:
         if (source, split) not in self._examples:
@@ -192,7 +202,7 @@ def check_losses_have_rows(stage: StageConfig, sources: Iterable[Sequence[Exampl
     """
     sources = list(sources)
     there = {"energies or forces": any(map(_has_labels, sources)), "minima": any(map(_has_structures, sources))}
-    needs = dict.fromkeys(("energy_weight", "force_weight"), "energies or forces")
+    needs = dict.fromkeys(LABEL_LOSSES, "energies or forces")
     weighted = [name for name, weight in stage.losses.weights().items() if weight > 0]
     idle = {name: needs.get(name, "minima") for name in weighted if not there[needs.get(name, "minima")]}
     reasons = ", ".join(f"{name} no {what}" for name, what in idle.items())

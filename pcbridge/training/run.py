@@ -19,11 +19,13 @@ from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.pipeline_pcbridge import PCBridgePipeline
 from modeling_pcbridge.processing_pcbridge import PCBridgeProcessor
 from modeling_pcbridge.sampling import check_num_steps
+from modeling_pcbridge.training_coverage import TrainingCoverage
 from pcbridge.evaluation.checkpoints import evaluate_checkpoints
 from pcbridge.evaluation.report import plot_losses, results_markdown
 from pcbridge.training.card import card_of_run
 from pcbridge.training.config import StageConfig, TrainingConfig
 from pcbridge.training.data import TrainingData, elements_of, reference_energies_of, sample_rows
+from pcbridge.training.learned import record_learned
 from pcbridge.training.stage import train_stage
 from pcbridge.training.states import set_aside
 
@@ -97,7 +99,7 @@ def _train(
     def train(name: str, stage: StageConfig, before: dict[str, StageConfig]) -> None:
         history = train_stage(name, model, data, stage, config, accelerator)
         stages = {**before, name: stage}
-        folder = save_checkpoint(model, Path(config.output_dir) / name, config, stages, accelerator)
+        folder = save_checkpoint(model, Path(config.output_dir) / name, config, data, stages, accelerator)
         trained[name] = Trained(folder, stages, history)
 
     first = {} if config.stage1 is None else {STAGE1: config.stage1}
@@ -208,7 +210,8 @@ def initial_model(config: TrainingConfig) -> tuple[PCBridgeModel, TrainingData]:
     """
     known: list[str] = []
     if config.init_from is None:
-        model = PCBridgeModel(PCBridgeConfig.from_preset(config.preset, **config.model))
+        nothing = {"has_learned_forces": False, "training_coverage": TrainingCoverage().to_json()}
+        model = PCBridgeModel(PCBridgeConfig.from_preset(config.preset, **config.model, **nothing))
     else:
         model = PCBridgeModel.from_pretrained(config.init_from)
         known = model.config.energy_levels_of_theory
@@ -280,10 +283,16 @@ def without_consistency(stage: StageConfig) -> StageConfig:
 
 
 def save_checkpoint(
-    model: PCBridgeModel, folder: Path, config: TrainingConfig, stages: dict[str, StageConfig], accelerator: Accelerator
+    model: PCBridgeModel,
+    folder: Path,
+    config: TrainingConfig,
+    data: TrainingData,
+    stages: dict[str, StageConfig],
+    accelerator: Accelerator,
 ) -> Path:
     """Weights, config, code, processor and card in `folder`, ready for from_pretrained and for a hub."""
     if accelerator.is_main_process:
+        record_learned(model.config, data, stages.values())
         processor = PCBridgeProcessor.of_config(model.config)
         PCBridgePipeline(model, processor=processor, device=model.device).save_pretrained(folder)
         card_of_run(model.config, config, stages).save(folder / "README.md")

@@ -14,6 +14,7 @@ from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import mol_from_row
 from dataset_scripts.sdf import sdf_record
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
+from modeling_pcbridge.beyond_training import beyond_as_text
 from modeling_pcbridge.errors import CalculationError, InputError
 from modeling_pcbridge.molecular_graph import conformer_from_positions, mol_from_smiles
 
@@ -28,8 +29,6 @@ RDKIT_SECONDS = 5.0  # for its structures, where the model has no sound ones
 
 NUM_INFERENCE_STEPS = 20
 MEAN_SHIFT_STEPS = 10  # into the last frame
-# The bundled data's largest molecules; what is larger is an extrapolation, which the page says.
-LARGEST_TRAINING_MOLECULE = 7  # heavy atoms
 
 # Takes one event, a dictionary for JSON. What it raises ends the prediction.
 Emit = Callable[[dict], None]
@@ -160,14 +159,11 @@ class Predictor:
         """What the page needs to draw the molecule and to name it."""
         kekulized = Chem.Mol(mol)
         Chem.Kekulize(kekulized, clearAromaticFlags=True)
-        notes = []
-        if mol.GetNumHeavyAtoms() > LARGEST_TRAINING_MOLECULE:
-            notes.append(
-                f"The model learned from molecules of up to {LARGEST_TRAINING_MOLECULE} heavy atoms; this one has "
-                f"{mol.GetNumHeavyAtoms()}, so take the prediction as an extrapolation."
-            )
-        if any(atom.GetFormalCharge() != 0 for atom in mol.GetAtoms()):
-            notes.append("The training data has hardly any charged atoms; take the prediction as an extrapolation.")
+        beyond = self._beyond_training(mol)
+        if beyond is None:
+            notes = ["This model does not know what molecules it has learned from."]
+        else:
+            notes = [f"Take the prediction as an extrapolation: {phrase}." for phrase in beyond]
         if self.model.config.has_learned_forces is False:
             notes.append("This model has learned no forces; take those that are shown for none.")
         reference = self.references.get(_canonical(mol))
@@ -186,6 +182,10 @@ class Predictor:
             "reference_level_of_theory": None if reference is None else reference.level_of_theory,
         }
 
+    def _beyond_training(self, mol: Chem.Mol) -> list[str] | None:
+        [beyond] = self.model.beyond_training(**self.processor(mol))
+        return beyond
+
     def _energies_and_forces(self, mol: Chem.Mol, structures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Energies (S,), eV, and forces (S, N, 3), eV/angstrom, of structures (S, N, 3) of one molecule."""
         output = self.model.predict_energy(**self.processor([_with_positions(mol, s) for s in structures]))
@@ -202,6 +202,7 @@ class Predictor:
             "energy_eV": f"{energy:.6f}",
             "energy_above_lowest_sample_eV": f"{energy - lowest:.6f}",
             "energy_level_of_theory": f"{self.model.config.energy_level_of_theory}, predicted by PCBridge",
+            "beyond_training": beyond_as_text(self._beyond_training(mol)),
         }
         return sdf_record(mol, _canonical(mol), properties)
 

@@ -1,0 +1,1 @@
+../../modeling_pcbridge/training_coverage.py

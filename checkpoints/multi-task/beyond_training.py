@@ -1,0 +1,1 @@
+../../modeling_pcbridge/beyond_training.py

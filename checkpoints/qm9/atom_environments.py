@@ -1,0 +1,1 @@
+../../modeling_pcbridge/atom_environments.py

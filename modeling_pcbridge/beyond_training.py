@@ -1,0 +1,52 @@
+"""In what a molecule goes beyond the data that trained a model: what is said of it wherever it is predicted."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from rdkit import Chem
+
+from .atom_environments import environments_of_graph
+from .configuration_pcbridge import PCBridgeConfig
+from .molecular_graph import MolecularGraph, total_charge_of
+from .training_coverage import ENVIRONMENT_RADIUS
+
+
+def beyond_training(config: PCBridgeConfig, graph: MolecularGraph) -> list[str] | None:
+    """A phrase for each thing about a molecule that no training molecule of the model had; None where it is not known.
+
+    Elements that the model does not support never come so far. Atoms are named by symbol and 0-based number.
+
+    Args:
+        config: of the model.
+        graph: as the processor of the model makes it.
+    """
+    coverage = config.coverage
+    if coverage is None:
+        return None
+    found = []
+    heavy = np.flatnonzero(graph.atomic_numbers > 1).tolist()
+    largest = {"structures": coverage.largest_structure, "labels": coverage.largest_labelled}
+    if exceeded := [f"{of} up to {size}" for of, size in largest.items() if len(heavy) > size]:
+        found.append(f"it has {len(heavy)} heavy atoms, training {' and '.join(exceeded)}")
+    total_charge = total_charge_of(graph, config.resonance_invariant)
+    if total_charge not in coverage.total_charges:
+        found.append(f"no training molecule had its total charge of {total_charge:+d}")
+    environments = environments_of_graph(graph, [ENVIRONMENT_RADIUS])[ENVIRONMENT_RADIUS]
+    if new := [i for i, each in zip(heavy, environments, strict=True) if each not in coverage.labelled_environments]:
+        table = Chem.GetPeriodicTable()
+        names = ", ".join(f"{table.GetElementSymbol(int(graph.atomic_numbers[i]))}{i}" for i in new)
+        have = "has" if len(new) == 1 else "have"
+        found.append(f"{len(new)} of {len(heavy)} heavy atoms ({names}) {have} surroundings that no training label had")
+    return found
+
+
+def warn_if_beyond(molecule: str, beyond: Sequence[str] | None) -> None:
+    """A warning that names the molecule, where something is known to be beyond the training data."""
+    if beyond:
+        warnings.warn(f"{molecule} is beyond what trained the model: {beyond_as_text(beyond)}", stacklevel=3)
+
+
+def beyond_as_text(beyond: Sequence[str] | None) -> str:
+    """`beyond_training` as one line of a file."""
+    return "unknown" if beyond is None else "; ".join(beyond) or "nothing"
