@@ -14,6 +14,7 @@ from functools import lru_cache
 from itertools import count, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from rdkit import RDLogger
@@ -171,10 +172,20 @@ def _without_fatal_records(
     Raises:
         WorkerDiedError: each is harmless by itself, so that there is not enough memory for all.
     """
-    alone = ((shard, [record], task) for record in records)
-    results = results_of(predict_shard, alone, workers, scheduler)
-    fatal = {of_one[1][0].place: result for of_one, result in results if isinstance(result, WorkerDiedError)}
-    harmless = [record.failed(str(fatal[record.place])) if record.place in fatal else record for record in records]
+
+    def tasks_of_one(some: list[Record]) -> Iterator[tuple[Record, Any]]:
+        alone = ((shard, [record], task) for record in some)
+        return ((of[0], result) for (_, of, _), result in results_of(predict_shard, alone, workers, scheduler))
+
+    suspects = [record for record, result in tasks_of_one(records) if isinstance(result, WorkerDiedError)]
+    # Some only waited at a worker that died of another one.
+    fatal = {
+        record.place: str(result)
+        for suspect in suspects
+        for record, result in tasks_of_one([suspect])
+        if isinstance(result, WorkerDiedError)
+    }
+    harmless = [record.failed(fatal[record.place]) if record.place in fatal else record for record in records]
     [(_, result)] = results_of(predict_shard, [(shard, harmless, task)], workers, scheduler)
     if isinstance(result, WorkerDiedError):
         raise result
