@@ -26,31 +26,24 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from dataset_scripts.file_lock import lock
 from dataset_scripts.geometries import GEOMETRIES, parse_geometry
 from dataset_scripts.labelling import LEVELS, Level, empty_line, find_level, fingerprint, label
 from dataset_scripts.options import underscored
+from dataset_scripts.parallel import WorkerDiedError, results_of
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sdf import read_sdf
 from dataset_scripts.tables import read_parquet, read_smiles
 from dataset_scripts.text_files import open_text
 from modeling_pcbridge.errors import InputError
 
-try:
-    import fcntl
-except ImportError as error:
-    raise ImportError("label generation needs Linux or macOS: it locks its output with fcntl") from error
-
-
 logger = logging.getLogger(__name__)
-
-_TASKS_IN_FLIGHT = 1000
 
 
 def read_molecules(path: Path) -> list[dict]:
@@ -86,31 +79,10 @@ def read_molecules(path: Path) -> list[dict]:
 def label_all(
     tasks: Iterable[tuple[dict, str]], level_name: str, workers: int = 1, scheduler: str | None = None
 ) -> Iterator[dict]:
-    """The lines of (molecule, geometry) tasks: in order by one worker, as they come by several (dask.distributed)."""
-    if workers == 1 and scheduler is None:
-        yield from (label(molecule, geometry, level_name) for molecule, geometry in tasks)
-        return
-    from distributed import Client, KilledWorker, as_completed
-
-    own_cluster = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
-    with Client(scheduler) if scheduler else Client(**own_cluster) as client:
-        tasks = iter(tasks)
-        running, completed = {}, as_completed()
-
-        def submit(count: int) -> None:
-            for molecule, geometry in islice(tasks, count):
-                future = client.submit(label, molecule, geometry, level_name, pure=False)
-                running[future] = empty_line(molecule, geometry, level_name)
-                completed.add(future)
-
-        submit(_TASKS_IN_FLIGHT)
-        for future in completed:
-            line = running.pop(future)
-            try:
-                yield future.result()
-            except KilledWorker:  # dask has tried it on several workers
-                yield line | {"error": "the worker process died (out of memory, or the program crashed)"}
-            submit(1)
+    """The lines of (molecule, geometry) tasks: in order by one worker, as they come by several (`parallel`)."""
+    of_level = ((molecule, geometry, level_name) for molecule, geometry in tasks)
+    for task, line in results_of(label, of_level, workers, scheduler):
+        yield empty_line(*task) | {"error": str(line)} if isinstance(line, WorkerDiedError) else line
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -200,10 +172,7 @@ def _is_labelled(molecule: dict, geometry: str, level: Level) -> bool:
 
 def _finished_tasks(file: BinaryIO, level: str, retry_failed: bool) -> dict[tuple[str, str], str | None]:
     """Make the open output ours and whole; the fingerprints of molecules and geometries that need no new line."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(f"another process is writing to {file.name}") from error
+    lock(file, file.name)
     file.seek(0)
     file.truncate(file.read().rfind(b"\n") + 1)  # a line cut short by a kill
     lines = read_lines(Path(file.name))

@@ -6,13 +6,14 @@ import logging
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import NamedTuple
 
 from rdkit import Chem
 
 from dataset_scripts.bad_rows import BadRowError
 from dataset_scripts.sdf import read_sdf
 from dataset_scripts.tables import read_csv_lines, read_parquet, read_smiles
+from dataset_scripts.text_files import open_binary
 from modeling_pcbridge.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -60,15 +61,15 @@ def _records(path: Path) -> Iterator[tuple[str, str]]:
     kind = Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
     try:
         if kind in (".smi", ".smiles"):
-            with _open(path) as file:
+            with open_binary(path) as file:
                 lines = (line.decode("utf-8", errors="replace") for line in file)
                 yield from ((name, smiles) for _, smiles, name in read_smiles(lines))
         elif kind == ".sdf":
-            with _open(path) as file:
+            with open_binary(path) as file:
                 for block in read_sdf(file, str(path)):
                     yield block.partition("\n")[0].strip(), block + "\n"
         elif kind == ".csv":
-            with _open(path) as file:
+            with open_binary(path) as file:
                 lines = (line.decode("utf-8-sig", errors="replace") for line in file)
                 yield from _of_table(path, read_csv_lines(lines, str(path)))
         elif kind == ".parquet":
@@ -77,10 +78,6 @@ def _records(path: Path) -> Iterator[tuple[str, str]]:
             raise InputError(f"{path}: not one of .smi, .smiles, .sdf, .csv (each also as .gz), .parquet")
     except (EOFError, gzip.BadGzipFile) as error:
         raise BadRowError(str(path), "damaged gzip file", error) from error
-
-
-def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb"))
 
 
 def _of_table(path: Path, rows: Iterator[dict]) -> Iterator[tuple[str, str]]:

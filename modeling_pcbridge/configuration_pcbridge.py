@@ -34,6 +34,8 @@ _POSITION_STD_PER_ROOT = 0.35
 _INITIALIZER_RANGE, _ITS_HIDDEN_SIZE = 0.08, 96
 # Chosen on validation molecules of up to nine heavy atoms: bonds get sharper down to here.
 _LAST_MEAN_SHIFT_TIMESTEP = 3
+# From t = 8, 5 steps are as good as 20; from t = 30 and 60, 20 are as good as 40 (MMFF94 minima, bonds and angles).
+_MOST_MEAN_SHIFT_STEPS = 20
 # What makes E hold for molecules larger than those it learned from. In every preset, but not the defaults of the
 # fields, which are what a config.json from before there were these fields means.
 EXTENSIVE = {"attention_cutoff": 5.0, "torsion_terms": True}
@@ -215,6 +217,11 @@ class PCBridgeConfig(PreTrainedConfig):
     def coverage(self) -> TrainingCoverage | None:
         """`training_coverage`; None where it is not known."""
         return None if self.training_coverage is None else TrainingCoverage.from_json(self.training_coverage)
+
+    @property
+    def num_mean_shift_steps(self) -> int:
+        """How many steps of mean shift refine a structure: two for three t of the first one's, 20 at most."""
+        return min(max(2 * self.mean_shift_ends[0] // 3, 1), _MOST_MEAN_SHIFT_STEPS)
 
     @property
     def energy_level_of_theory(self) -> str:

@@ -34,6 +34,7 @@ from .sampling import (
     SamplingMethod,
     SamplingSettings,
     check_num_steps,
+    default_num_steps,
     sample_structures,
 )
 from .structure_decoder import StructureDecoder
@@ -405,7 +406,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
     def predict_structure(
         self,
         method: SamplingMethod = "ddim",
-        num_inference_steps: int = 20,
+        num_inference_steps: int | None = None,
         num_samples: int = 1,
         eta: float = 1.0,
         generator: torch.Generator | None = None,
@@ -427,7 +428,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             num_inference_steps: model evaluations of "ddim" and "mean_shift" and, at most, of "refine"; up to
                 `config.num_train_timesteps`, T. The time steps of "ddim" are 1 and every T // num_inference_steps-th
                 after it: divisors of T use the whole range, 2 or 3 steps begin well below T, and numbers that would
-                leave out a quarter of it are refused.
+                leave out a quarter of it are refused. By default 20, and of "mean_shift" as many as
+                `config.num_mean_shift_steps`.
             num_samples: structures per molecule.
             eta: share of fresh noise in each reverse step: 0 is the deterministic sampler of Eq. 3, 1 the ancestral
                 one, which corrects errors of earlier steps.
@@ -455,6 +457,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
                 positions that are not (B, N, 3), or relaxation by a model that has learned no forces.
             TypeError: an option that there is not, or a tensor of the processor is missing.
         """
+        if num_inference_steps is None:
+            num_inference_steps = default_num_steps(method, self.config)
         settings = SamplingSettings(
             method, num_inference_steps, num_samples, eta, max_attempts, mean_shift_steps, relaxation_steps
         )

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .configuration_pcbridge import PCBridgeConfig
 from .diffusion import centre, noise_by_molecule
 from .errors import InputError, require, require_choices
 from .graph_batch import GraphBatch
@@ -49,6 +50,11 @@ class SamplingSettings:
     def num_attempts(self) -> int:
         """How often a sample may be drawn; without noise it would be the same again."""
         return 1 if self.method == "mean_shift" else self.max_attempts
+
+
+def default_num_steps(method: str, config: PCBridgeConfig) -> int:
+    """The model evaluations that `method` takes where none are asked for."""
+    return config.num_mean_shift_steps if method == "mean_shift" else SamplingSettings.num_inference_steps
 
 
 def check_num_steps(method: str, num_steps: int, num_timesteps: int) -> None:

@@ -1,6 +1,7 @@
 """The `pcbridge` command as a user types it, with the released checkpoint."""
 
 import csv
+import gzip
 import io
 import os
 import signal
@@ -20,6 +21,7 @@ from rdkit.Chem import rdMolTransforms
 from dataset_scripts.collator import example_from_row
 from dataset_scripts.options import underscored
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
+from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
 from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles, stereo_is_right
 from pcbridge.app import default_model
 from pcbridge.app.command_line import main
@@ -195,7 +197,19 @@ def test_same_seed_same_file_whatever_the_batches(smiles_file, tmp_path):
         (["in.smi", "--num_samples", "x"], "a whole number of at least 1, not x"),
         (["in.smi", "--seed", "9" * 30], "--seed must fit into 64 bits"),
         (["in.smi", "--device", "gpu"], "--device gpu"),
-        (["in.smi", "--output", "empty_folder", "--output_format", "sdf"], "empty_folder is a folder"),
+        (["in.smi", "--failures", "empty_folder"], "empty_folder is a folder"),
+        (["-", "--output", "empty_folder"], "must come from a file"),
+        (["in.smi", "--output", "new/", "--failures", "a.csv"], "a folder lists the failures itself"),
+        (["missing.smi", "--output", "new/", "--workers", "1"], "No such file or directory: 'missing.smi'"),
+        (["empty.smi", "--output", "new/", "--workers", "1"], "there is no molecule in empty.smi"),
+        (
+            ["in.smi", "--output", "full", "--workers", "1"],
+            "full holds other files, note.txt for one",
+        ),
+        (["in.smi", "--workers", "2"], "--workers needs an --output that is a folder"),
+        (["in.smi", "--num_conformers", "2"], "--num_conformers is no option of --method ddim"),
+        (["in.smi", "--method", "conformers", "--rank_by", "energy"], "--rank_by is no option of --method conformers"),
+        (["in.smi", "--method", "conformers", "--energy_window", "-1"], "a number that is not negative, not -1"),
         (["in.smi", "--steps", "2000"], "--steps: num_inference_steps of ddim must lie in 2..1000"),
         (["in.smi", "--output", "a.sdf", "--failures", "./a.sdf"], "must be different files"),
         (["in.smi", "--failures", "in.smi"], "must be different files"),
@@ -212,6 +226,8 @@ def test_wrong_usage_exits_with_2_and_one_sentence(tmp_path, monkeypatch, capsys
     for name, text in (("in.smi", "C"), ("in.unknown", "C"), ("in.csv", "a,b\n1,2\n"), ("empty.smi", "\n")):
         (tmp_path / name).write_text(text)
     (tmp_path / "empty_folder").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "note.txt").touch()
     with pytest.raises(SystemExit) as ended:
         main(["predict", *options])
     assert ended.value.code == 2
@@ -317,13 +333,39 @@ def test_options_are_taken_with_hyphens_too():
 
 def test_conformers_are_those_of_rdkit_refined_lowest_energy_first(tmp_path):
     (tmp_path / "in.smi").write_text("CCCCO butanol\n")
-    output = tmp_path / "out.sdf"
-    command = ["predict", str(tmp_path / "in.smi"), "-o", str(output), "--method", "conformers", "--num-samples", "3"]
-    assert main([*command, "--rank-by", "energy"]) == 0
-    conformers = read_sdf(output)
-    energies = [float(mol.GetProp("energy_eV")) for mol in conformers]
-    assert len(conformers) == 3 and energies == sorted(energies)
+    command = ["predict", str(tmp_path / "in.smi"), "--method", "conformers", "--num-conformers", "4"]
+    everything = ["--rmsd-threshold", "0", "--energy-window", "100"]
+    assert main([*command, *everything, "-o", str(tmp_path / "all.sdf")]) == 0
+    conformers = read_sdf(tmp_path / "all.sdf")
+    energies = [mol.GetDoubleProp("energy_eV") for mol in conformers]
+    assert len(conformers) == 4 and energies == sorted(energies)
     assert {mol.GetProp("origin") for mol in conformers} == {"RDKit ETKDGv3 + MMFF94, refined by PCBridge"}
-    [start, *_] = rdkit_structures(mol_from_smiles("CCCCO"), 3, timeout=10)
-    lengths = [rdMolTransforms.GetBondLength(mol.GetConformer(), 0, 1) for mol in (start, *conformers)]
-    assert 1e-4 < abs(lengths[1] - lengths[0]) < 0.05  # refined, and by little
+    starts = rdkit_structures(mol_from_smiles("CCCCO"), 4, timeout=10)
+    moved = [min(np.abs(lengths_of(mol) - lengths_of(start)).max() for start in starts) for mol in conformers]
+    assert all(1e-4 < largest < 0.05 for largest in moved)  # refined, and by little
+    above = np.array([mol.GetDoubleProp("relative_energy_kcal_per_mol") for mol in conformers])
+    np.testing.assert_allclose(above * KCAL_PER_MOL_TO_EV, np.subtract(energies, energies[0]), atol=1e-6)
+    weights = np.array([mol.GetDoubleProp("boltzmann_weight") for mol in conformers])
+    assert weights.sum() == pytest.approx(1)
+
+    # A window below the second keeps the first.
+    options = ["--energy-window", str(above[1] / 2), "-o", str(tmp_path / "lowest.parquet")]
+    assert main([*command, *options]) == 0
+    (row,) = pq.read_table(tmp_path / "lowest.parquet").to_pylist()
+    assert row["energy"] == pytest.approx(energies[0], abs=1e-4) and row["boltzmann_weight"] == 1
+
+
+def lengths_of(mol: Chem.Mol) -> np.ndarray:
+    bonds = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in mol.GetBonds()]
+    return np.array([rdMolTransforms.GetBondLength(mol.GetConformer(), *bond) for bond in bonds])
+
+
+def test_compressed_input_is_read_and_a_damaged_one_is_named(tmp_path, capsys):
+    packed = gzip.compress(b"O water\n" * 500)
+    (tmp_path / "in.smi.GZ").write_bytes(gzip.compress(b"O water\n"))
+    assert main(["predict", str(tmp_path / "in.smi.GZ"), "-o", str(tmp_path / "out.sdf"), *QUICK]) == 0
+    assert [mol.GetProp("_Name") for mol in read_sdf(tmp_path / "out.sdf")] == ["water"]
+    (tmp_path / "cut.smi.gz").write_bytes(packed[:-9])
+    with pytest.raises(SystemExit):
+        main(["predict", str(tmp_path / "cut.smi.gz"), "-o", str(tmp_path / "out.sdf"), *QUICK])
+    assert "cut.smi.gz: damaged gzip file" in capsys.readouterr().err

@@ -143,6 +143,13 @@ def test_mean_shift_contracts_a_gaussian_to_its_centre(processor):
     from_config = model.predict_structure(**inputs, method="mean_shift", num_inference_steps=3).positions[:, 0]
     of_config = model.diffusion.preconditioning(torch.tensor([400, 200, 100]), model.config.position_std_of(3))[1]
     torch.testing.assert_close(from_config, of_config.prod().item() * start.to(shifted.dtype), rtol=1e-5, atol=1e-6)
+    # And so is in how many steps, unless that is said.
+    for ends, number in (([8, 1], 5), ([30, 3], 20), ([60, 3], 20), ([1, 1], 1)):
+        model.config.mean_shift_timesteps = ends
+        by_itself = model.predict_structure(**inputs, method="mean_shift").positions
+        said = model.predict_structure(**inputs, method="mean_shift", num_inference_steps=number).positions
+        more = model.predict_structure(**inputs, method="mean_shift", num_inference_steps=number + 1).positions
+        assert (by_itself == said).all() and (by_itself != more).any()
     model.config.mean_shift_timesteps = None
     # After sampling it is the same steps again.
     options = {"num_inference_steps": 3, "eta": 0.0}

@@ -12,6 +12,7 @@ from . import predict_command
 
 EXAMPLES = """examples:
   pcbridge predict molecules.smi --output structures.sdf
+  pcbridge predict library.smi --model drug_like --method conformers --output ensembles/
   pcbridge evaluate --checkpoints.mine outputs/mini/consistency --output_dir outputs/evaluation
   pcbridge train --output_dir outputs/mine --seed 1
   pcbridge data fragments library.smi --output fragments.smi

@@ -1,7 +1,9 @@
-"""Molecule files: SMILES, CSV, SDF and xyz in; SDF, extended xyz and Parquet out."""
+"""Molecule files: SMILES, CSV, SDF and xyz in, each also as .gz; SDF, extended xyz and Parquet out."""
 
 import csv
+import gzip
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from dataset_scripts.tables import read_smiles
 from dataset_scripts.text_files import REPLACED, REPLACED_NOTE, as_text, open_text
 from dataset_scripts.xyz import atoms_of_frame, charge_of_frame, comment_of_frame, read_xyz, text_of_frame
 from modeling_pcbridge.beyond_training import beyond_as_text
+from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
 from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.molecular_graph import (
     conformer_from_positions,
@@ -30,9 +33,16 @@ from modeling_pcbridge.molecular_graph import (
 )
 
 STANDARD_STREAM = "-"
-# What Parquet holds: the project's row format and three columns more.
+# What Parquet holds: the project's row format and more columns, the last two null where there is no ensemble.
 PARQUET_FEATURES = Features(
-    {**FEATURES, "sample": Value("int32"), "origin": Value("string"), "beyond_training": Value("string")}
+    {
+        **FEATURES,
+        "sample": Value("int32"),
+        "origin": Value("string"),
+        "beyond_training": Value("string"),
+        "relative_energy_kcal_per_mol": Value("float64"),
+        "boltzmann_weight": Value("float64"),
+    }
 )
 
 
@@ -55,6 +65,30 @@ class Record:
     def failed(self, error: str) -> "Failure":
         """The same molecule as a failure."""
         return Failure(self.place, self.name, self.text, error, note=self.note)
+
+    def parsed(self) -> "Record":
+        """A `Molecule` or a `Failure`."""
+        return self
+
+
+@dataclass(frozen=True)
+class RawRecord(Record):
+    """A record that was not parsed yet: small, and another process can do it.
+
+    Attributes:
+        read: makes the molecule; raises ValueError.
+    """
+
+    read: Callable[[], Chem.Mol]
+
+    def parsed(self) -> Record:
+        """The record as a `Molecule`, or the `Failure` to make one of it."""
+        try:
+            return Molecule(self.place, self.name, self.text, self.read(), note=self.note)
+        except RowError as error:
+            return self.failed(error.without_item)
+        except ValueError as error:
+            return self.failed(str(error))
 
 
 @dataclass(frozen=True)
@@ -92,6 +126,8 @@ class Prediction:
         origin: what made it: the model by a method, or RDKit and the model (see `rdkit_fallback`).
         level_of_theory: what predicted energy and forces, e.g. "PCBridge of B3LYP/6-31G*".
         beyond_training: what about the molecule no training molecule had, see `modeling_pcbridge.beyond_training`.
+        relative_energy: of a conformer of an ensemble, above the lowest one, eV.
+        boltzmann_weight: of a conformer of an ensemble; those of all its conformers add up to 1.
     """
 
     molecule: Molecule
@@ -102,13 +138,30 @@ class Prediction:
     origin: str
     level_of_theory: str
     beyond_training: list[str] | None
+    relative_energy: float | None = None
+    boltzmann_weight: float | None = None
+
+    @property
+    def properties(self) -> dict[str, object]:
+        """What files say of the structure beside energy and forces."""
+        beyond = beyond_as_text(self.beyond_training)
+        found: dict[str, object] = {"sample": self.sample, "origin": self.origin, "beyond_training": beyond}
+        if self.relative_energy is not None:
+            found["relative_energy_kcal_per_mol"] = self.relative_energy / KCAL_PER_MOL_TO_EV
+            found["boltzmann_weight"] = self.boltzmann_weight
+        return found
 
 
 Write = Callable[[list[Prediction]], None]
 
 
 def read_records(path: str, file_format: str, smiles_column: str = "smiles", timeout: float = 10.0) -> Iterator[Record]:
-    """The molecules of a file, or of standard input for "-"; one that cannot be read is a `Failure`.
+    """`raw_records` parsed: the molecules of a file; one that cannot be read is a `Failure`."""
+    return (record.parsed() for record in raw_records(path, file_format, smiles_column, timeout))
+
+
+def raw_records(path: str, file_format: str, smiles_column: str = "smiles", timeout: float = 10.0) -> Iterator[Record]:
+    """The records of a file, or of standard input for "-", in constant memory.
 
     Args:
         file_format: "smi" (SMILES, then a name; # starts a comment line), "csv" (columns `smiles_column` and, if there
@@ -117,18 +170,19 @@ def read_records(path: str, file_format: str, smiles_column: str = "smiles", tim
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: CSV without the SMILES column.
+        ValueError: CSV without the SMILES column, or a damaged .gz.
     """
+    readers: dict[str, Callable[[TextIO], Iterator[Record]]] = {
+        "csv": partial(_read_csv, smiles_column=smiles_column),
+        "smi": _read_smiles,
+        "sdf": _read_sdf,
+        "xyz": partial(_read_xyz, timeout=timeout),
+    }
     with _open(path, "r") as stream:
-        if file_format == "csv":
-            yield from _read_csv(stream, smiles_column)
-        else:
-            readers: dict[str, Callable[[TextIO], Iterator[Record]]] = {
-                "smi": _read_smiles,
-                "sdf": _read_sdf,
-                "xyz": partial(_read_xyz, timeout=timeout),
-            }
+        try:
             yield from readers[file_format](stream)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise BadRowError(path, "damaged gzip file", error) from error
 
 
 @contextmanager
@@ -167,13 +221,7 @@ def _open(path: str, mode: Literal["r", "w"]) -> Iterator[TextIO]:
 
 def _record(place: str, name: str | None, text: str, read: Callable[[], Chem.Mol]) -> Record:
     name = " ".join((name or place.replace(" ", "_")).split())  # a line break would end the title line of an SDF record
-    note = REPLACED_NOTE if REPLACED in name + text else ""
-    try:
-        return Molecule(place, name, text, read(), note=note)
-    except RowError as error:
-        return Failure(place, name, text, error.without_item, note=note)
-    except ValueError as error:
-        return Failure(place, name, text, str(error), note=note)
+    return RawRecord(place, name, text, read, note=REPLACED_NOTE if REPLACED in name + text else "")
 
 
 def _read_smiles(stream: TextIO) -> Iterator[Record]:
@@ -236,9 +284,7 @@ def _write_sdf(stream: TextIO, predictions: Iterable[Prediction]) -> None:
             "energy_eV": prediction.energy,
             "largest_force_eV_per_angstrom": np.linalg.norm(prediction.forces, axis=-1).max(),
             "level_of_theory": prediction.level_of_theory,
-            "sample": prediction.sample,
-            "origin": prediction.origin,
-            "beyond_training": beyond_as_text(prediction.beyond_training),
+            **prediction.properties,
         }
         stream.write(sdf_record(mol, prediction.molecule.name, properties))
 
@@ -252,7 +298,7 @@ def _write_xyz(stream: TextIO, predictions: Iterable[Prediction]) -> None:
         row = _row(prediction)
         atoms = Atoms(row["atomic_numbers"], prediction.positions)
         atoms.info = {"name": prediction.molecule.name, "charge": row["total_charge"], "smiles": row["smiles"]}
-        atoms.info |= {key: row[key] for key in ("sample", "origin", "beyond_training", "energy_level_of_theory")}
+        atoms.info |= prediction.properties | {"energy_level_of_theory": prediction.level_of_theory}
         atoms.calc = SinglePointCalculator(atoms, energy=prediction.energy, forces=prediction.forces)
         write(stream, atoms, format="extxyz")
 
@@ -267,5 +313,4 @@ def _row(prediction: Prediction) -> dict:
         forces=prediction.forces,
         energy_level_of_theory=prediction.level_of_theory,
     )
-    beyond = beyond_as_text(prediction.beyond_training)
-    return row | {"sample": prediction.sample, "origin": prediction.origin, "beyond_training": beyond}
+    return row | prediction.properties

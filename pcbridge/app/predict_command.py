@@ -3,9 +3,15 @@
 import argparse
 import csv
 import os
+import re
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
+
+from modeling_pcbridge.errors import PCBridgeError
+
+from .prediction_settings import CONFORMERS, OF_CONFORMERS, OF_OTHER_METHODS, PredictionSettings
 
 # torch and RDKit are imported late, so that --help does not wait for them.
 
@@ -13,43 +19,67 @@ EXAMPLES = """examples:
   pcbridge predict molecules.smi --output structures.sdf
   pcbridge predict molecules.csv --smiles_column SMILES --num_samples 10 --rank_by energy --relax -o best.parquet
   pcbridge predict pm6.sdf --method refine --output refined.xyz
+  pcbridge predict library.smi.gz --model drug_like --method conformers --output ensembles/
   echo 'C[C@H](N)C(=O)O alanine' | pcbridge predict - --output_format xyz > alanine.xyz
 
 Molecules that fail are listed with place and reason, the others are done. Each structure is checked against its
 molecule: bonds, distances, stereo marks, flat rings and double bonds. What fails is drawn again, then made by RDKit
 and refined, then listed as failed; it is never written. Of each molecule the file says in `beyond_training` what about
 it no training molecule of the model had: its size, its charge, the surroundings of its atoms.
+An output that is a folder is for libraries: all cores, one file for each --shard_size molecules and their failures,
+and the same command goes on after an interruption.
 exit codes: 0 all molecules done, 1 some failed, 2 wrong usage, no input or no model"""
 INPUT_FORMATS = {".smi": "smi", ".csv": "csv", ".sdf": "sdf", ".mol": "sdf", ".xyz": "xyz", ".extxyz": "xyz"}
 OUTPUT_FORMATS = {".sdf": "sdf", ".xyz": "xyz", ".extxyz": "xyz", ".parquet": "parquet"}
+# Options of an output that is a folder, and the default of the last.
+_OF_LIBRARIES = ("workers", "scheduler", "shard_size")
+_SHARD_SIZE = 250
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    default = PredictionSettings()
     add = parser.add_argument
-    add("input", help="SMILES (.smi), .csv, .sdf or .xyz file; - for standard input")
-    add("-o", "--output", default="-", help=".sdf, .xyz or .parquet file (default: standard output)")
-    add("--model", help="consistency, multi-task, qm9, a checkpoint folder or hub name (default: consistency)")
-    add("--num_samples", type=_positive, default=1, metavar="N", help="structures per molecule (default: 1)")
+    add("input", help="SMILES (.smi), .csv, .sdf or .xyz file, or one of these as .gz; - for standard input")
+    add("-o", "--output", default="-", help=".sdf, .xyz or .parquet file, or a folder/ (default: standard output)")
+    add(
+        "--model",
+        help="consistency, multi-task, qm9, drug_like, a checkpoint folder or hub name (default: consistency)",
+    )
+    methods = "from noise by DDIM or in one step; from the structures of the file with a little noise or none; an "
+    methods += f"ensemble of RDKit's conformers, refined (default: {default.method})"
+    choices = ["ddim", "denoising", "refine", "mean_shift", CONFORMERS]
+    add("--method", choices=choices, default=default.method, help=methods)
+    samples = f"structures that the model draws for a molecule (default: {default.num_samples})"
+    add("--num_samples", type=_positive, metavar="N", help=samples)
     ranks = "order the structures of a molecule: lowest energy first, or closest to the others first"
     add("--rank_by", choices=["energy", "centrality"], help=ranks)
+    conformers = f"of RDKit, for an ensemble of at most as many (default: {default.num_conformers})"
+    add("--num_conformers", type=_positive, metavar="N", help=conformers)
+    window = f"of an ensemble, above its lowest conformer (default: {default.energy_window:g})"
+    add("--energy_window", type=_not_negative, metavar="KCAL/MOL", help=window)
+    twins = f"conformers with heavy atoms no farther apart are one (default: {default.rmsd_threshold:g})"
+    add("--rmsd_threshold", type=_not_negative, metavar="ANGSTROM", help=twins)
     add("--relax", action="store_true", help="relax structures with the model's own forces")
     add("--allow_unlearned_forces", action="store_true", help="relax also with a model that has learned no forces")
-    methods = "from noise by DDIM or in one step; from the structures of the file with a little noise or none; from "
-    methods += "RDKit's conformers without noise (default: ddim)"
-    choices = ["ddim", "denoising", "refine", "mean_shift", "conformers"]
-    add("--method", choices=choices, default="ddim", help=methods)
-    add("--mean_shift_steps", type=int, default=10, metavar="N", help="after other methods, to sharpen (default: 10)")
-    add("--steps", type=_positive, default=20, metavar="N", help="model evaluations per structure (default: 20)")
-    add("--seed", type=int, default=0, help="of the noise (default: 0)")
+    shifts = f"after other methods, to sharpen (default: {default.mean_shift_steps})"
+    add("--mean_shift_steps", type=int, default=default.mean_shift_steps, metavar="N", help=shifts)
+    evaluations = "model evaluations per structure (default: 20; of mean_shift and conformers by the model's config)"
+    add("--steps", type=_positive, metavar="N", help=evaluations)
+    add("--seed", type=int, default=default.seed, help=f"of the noise (default: {default.seed})")
     add("--batch_size", type=_positive, default=64, metavar="N", help="structures at once (default: 64)")
     add("--level_of_theory", metavar="NAME", help="of energies, if the model has several (default: its first)")
-    seconds = "for the bonds of a molecule without any, and for RDKit's structures (default: 10)"
-    add("--timeout", type=_seconds, default=10.0, metavar="SECONDS", help=seconds)
+    seconds = f"for the bonds of a molecule without any, and for RDKit's structures (default: {default.timeout:g})"
+    add("--timeout", type=_seconds, default=default.timeout, metavar="SECONDS", help=seconds)
     add("--device", help="such as cpu or cuda (default: a GPU where there is one)")
     add("--smiles_column", default="smiles", metavar="NAME", help="of a CSV file (default: smiles)")
     add("--input_format", choices=sorted(set(INPUT_FORMATS.values())), help="(default: by the file's name, else smi)")
     add("--output_format", choices=sorted(set(OUTPUT_FORMATS.values())), help="(default: by the file's name, else sdf)")
     add("--failures", metavar="FILE", help="write failures as CSV: place, name, input, reason")
+    processes = "processes, one thread each, if the output is a folder (default: one a core, on a GPU one)"
+    add("--workers", type=_positive, metavar="N", help=processes)
+    add("--scheduler", metavar="ADDRESS", help="of a running dask scheduler, in place of --workers")
+    shards = f"molecules of each file, if the output is a folder (default: {_SHARD_SIZE})"
+    add("--shard_size", type=_positive, metavar="N", help=shards)
 
 
 def run(arguments: argparse.Namespace, error) -> int:
@@ -57,50 +87,68 @@ def run(arguments: argparse.Namespace, error) -> int:
     from rdkit import RDLogger
     from transformers.utils.logging import disable_progress_bar
 
-    input_format = _format(arguments.input, arguments.input_format, INPUT_FORMATS, "smi", error)
-    output_format = _format(arguments.output, arguments.output_format, OUTPUT_FORMATS, "sdf", error)
-    _check_files(arguments, output_format, error)
+    is_library = arguments.output.endswith("/") or Path(arguments.output).is_dir()
+    unpacked = re.sub(r"\.gz$", "", arguments.input, flags=re.IGNORECASE)
+    input_format = _format(unpacked, arguments.input_format, INPUT_FORMATS, "smi", error)
+    named = "-" if is_library else arguments.output
+    output_format = _format(named, arguments.output_format, OUTPUT_FORMATS, "sdf", error)
+    _check_files(arguments, output_format, is_library, error)
+    settings = _settings(arguments, error)
     _check_extras(output_format, error)
     RDLogger.DisableLog("rdApp.*")
     disable_progress_bar()
-    records, pipeline = _load(arguments, input_format, error)
+    records = [] if is_library else _read(arguments, input_format, error)
+    pipeline = _load(arguments, settings, error)
     if pipeline.model.config.coverage is None:
         print("this model does not know what molecules it has learned from", file=sys.stderr)
-    _check_numbers(arguments, pipeline.model.config.num_train_timesteps, error)
-    if arguments.level_of_theory is not None:
-        try:
-            pipeline.model.config.find_level_of_theory(arguments.level_of_theory)
-        except ValueError as problem:
-            error(f"--level_of_theory: {problem}")
-
     start = time.perf_counter()
     try:
-        num_done, num_structures, failures = _predict_and_write(arguments, pipeline, records, output_format)
-        if arguments.failures:
-            _write_failures(failures, arguments.failures)
+        if is_library:
+            summary, num_failed = _predict_library(arguments, settings, pipeline, input_format, output_format)
+        else:
+            summary, num_failed = _predict_file(arguments, settings, pipeline, records, output_format)
     except BrokenPipeError:  # the reader of standard output, such as head, has enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for Python's own flush at its end
         return 1
-    except OSError as problem:  # no right to write there, or the disk is full; what was written stays
+    except (
+        OSError,
+        ImportError,
+        PCBridgeError,
+    ) as problem:  # the disk is full, for instance; what was written stays
         error(str(problem))
-    print(
-        f"{num_done} of {len(records)} molecules done, {len(failures)} failed; "
-        f"{num_structures} structures in {time.perf_counter() - start:.1f} s",
-        file=sys.stderr,
-    )
-    return 1 if failures else 0
+    print(f"{summary} in {time.perf_counter() - start:.1f} s", file=sys.stderr)
+    return 1 if num_failed else 0
 
 
-def _check_files(arguments: argparse.Namespace, output_format: str, error) -> None:
+def _settings(arguments: argparse.Namespace, error) -> PredictionSettings:
+    for name in OF_OTHER_METHODS if arguments.method == CONFORMERS else OF_CONFORMERS:
+        if getattr(arguments, name) is not None:
+            error(f"--{name} is no option of --method {arguments.method}")
+    if not -(2**63) <= arguments.seed < 2**63:
+        error(f"--seed must fit into 64 bits, which {arguments.seed} does not")
+    if arguments.mean_shift_steps < 0:
+        error(f"--mean_shift_steps must not be negative, but is {arguments.mean_shift_steps}")
+    given = {field.name: getattr(arguments, field.name) for field in fields(PredictionSettings)}
+    return PredictionSettings(**{name: value for name, value in given.items() if value is not None})
+
+
+def _check_files(arguments: argparse.Namespace, output_format: str, is_library: bool, error) -> None:
+    if is_library and arguments.input == "-":
+        error("what goes into a folder must come from a file, which is read again when a run goes on")
+    if is_library and arguments.failures:
+        error("a folder lists the failures itself; leave --failures out")
+    for name in () if is_library else _OF_LIBRARIES:
+        if getattr(arguments, name) is not None:
+            error(f"--{name} needs an --output that is a folder, {arguments.output}/ for instance")
     if output_format == "parquet" and arguments.output == "-":
         error("Parquet cannot go to standard output; name a file by --output")
     for path in filter(None, (arguments.output, arguments.failures)):
         if not Path(path).parent.is_dir():
             error(f"there is no folder {Path(path).parent}")
-        if Path(path).is_dir():
-            error(f"{path} is a folder")
-    named = [path for path in (arguments.input, arguments.output, arguments.failures) if path not in (None, "-")]
-    if len({Path(path).resolve() for path in named}) < len(named):
+    if arguments.failures and Path(arguments.failures).is_dir():
+        error(f"{arguments.failures} is a folder")
+    paths = [path for path in (arguments.input, arguments.output, arguments.failures) if path not in (None, "-")]
+    if len({Path(path).resolve() for path in paths}) < len(paths):
         error("input, --output and --failures must be different files")
 
 
@@ -114,80 +162,67 @@ def _check_extras(output_format: str, error) -> None:
         error(str(problem))
 
 
-def _load(arguments: argparse.Namespace, input_format: str, error) -> tuple:
-    """The records of the input, and the pipeline."""
+def _load(arguments: argparse.Namespace, settings: PredictionSettings, error):
+    """The pipeline, of a model that can do what is asked for."""
+    from modeling_pcbridge.sampling import check_num_steps
+
     from .default_model import find_model
-    from .molecule_files import read_records
     from .predict_records import load_pipeline
 
     try:
-        records = list(read_records(arguments.input, input_format, arguments.smiles_column, arguments.timeout))
         pipeline = load_pipeline(find_model(arguments.model), arguments.device)
-        if arguments.relax and not arguments.allow_unlearned_forces:
-            pipeline.model.config.check_forces_are_learned("--relax")
+        config = pipeline.model.config
+        if settings.relax and not arguments.allow_unlearned_forces:
+            config.check_forces_are_learned("--relax")
     except (OSError, ValueError, ImportError) as problem:
         error(str(problem))
     except (RuntimeError, AssertionError) as problem:  # torch knows no such device, or was built without it
         error(f"--device {arguments.device}: {str(problem).splitlines()[0]}")
+    try:
+        config.find_level_of_theory(settings.level_of_theory)
+    except ValueError as problem:
+        error(f"--level_of_theory: {problem}")
+    if settings.steps is not None:
+        try:
+            check_num_steps(settings.method, settings.steps, config.num_train_timesteps)
+        except ValueError as problem:
+            error(f"--steps: {problem}")
+    return pipeline
+
+
+def _read(arguments: argparse.Namespace, input_format: str, error) -> list:
+    """The records of the input, parsed."""
+    from .molecule_files import read_records
+
+    try:
+        records = list(read_records(arguments.input, input_format, arguments.smiles_column, arguments.timeout))
+    except (OSError, ValueError) as problem:
+        error(str(problem))
     if not records:
         error(f"there is no molecule in {arguments.input}")
     for record in records:
         if record.note:
             print(f"{record.place}: {record.note}", file=sys.stderr)
-    return records, pipeline
+    return records
 
 
-def _check_numbers(arguments: argparse.Namespace, num_timesteps: int, error) -> None:
-    from modeling_pcbridge.sampling import check_num_steps
-
-    if not -(2**63) <= arguments.seed < 2**63:
-        error(f"--seed must fit into 64 bits, which {arguments.seed} does not")
-    if arguments.mean_shift_steps < 0:
-        error(f"--mean_shift_steps must not be negative, but is {arguments.mean_shift_steps}")
-    try:
-        check_num_steps(arguments.method, arguments.steps, num_timesteps)
-    except ValueError as problem:
-        error(f"--steps: {problem}")
-
-
-def _write_failures(failures: list, path: str) -> None:
-    rows = [(failure.place, failure.name, failure.text, failure.error) for failure in failures]
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("place", "name", "input", "reason"), *rows])
-
-
-def _predict_and_write(arguments, pipeline, records: list, output_format: str) -> tuple[int, int, list]:
-    """The numbers of molecules done and of structures written, and the records that failed."""
-    import torch
+def _predict_file(
+    arguments: argparse.Namespace, settings: PredictionSettings, pipeline, records: list, output_format: str
+) -> tuple[str, int]:
+    """What is said of the run, and the number of failures."""
     from tqdm import tqdm
 
     from modeling_pcbridge.beyond_training import beyond_as_text
-    from pcbridge.evaluation.evaluate import RELAXATION_STEPS
 
     from .molecule_files import open_writer
     from .predict_records import predict
 
-    batches = predict(
-        pipeline,
-        records,
-        molecules_at_once=max(1, arguments.batch_size // arguments.num_samples),
-        rank_by=arguments.rank_by,
-        timeout=arguments.timeout,
-        level_of_theory=arguments.level_of_theory,
-        method=arguments.method,
-        num_samples=arguments.num_samples,
-        num_inference_steps=arguments.steps,
-        mean_shift_steps=arguments.mean_shift_steps,
-        relaxation_steps=RELAXATION_STEPS if arguments.relax else 0,
-        allow_unlearned_forces=arguments.allow_unlearned_forces,
-        generator=torch.Generator().manual_seed(arguments.seed),
-    )
     num_done, num_structures, failures = 0, 0, []
     with (
         open_writer(arguments.output, output_format) as write,
         tqdm(total=len(records), unit="molecule", file=sys.stderr, disable=None) as bar,
     ):
-        for predictions, failed in batches:
+        for predictions, failed in predict(pipeline, records, settings, arguments.batch_size):
             write(predictions)
             done = {prediction.molecule.place: prediction for prediction in predictions}
             for place, prediction in done.items():
@@ -200,7 +235,40 @@ def _predict_and_write(arguments, pipeline, records: list, output_format: str) -
             for failure in failed:
                 bar.write(f"{failure.place}: {failure.text}: {failure.error}", file=sys.stderr)
             bar.update(len(done.keys() | {failure.place for failure in failed}))
-    return num_done, num_structures, failures
+    if arguments.failures:
+        rows = [(failure.place, failure.name, failure.text, failure.error) for failure in failures]
+        with open(arguments.failures, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("place", "name", "input", "reason"), *rows])
+    counts = f"{num_done} of {len(records)} molecules done, {len(failures)} failed; {num_structures} structures"
+    return counts, len(failures)
+
+
+def _predict_library(
+    arguments: argparse.Namespace, settings: PredictionSettings, pipeline, input_format: str, output_format: str
+) -> tuple[str, int]:
+    """What is said of the run, and the number of failures."""
+    from .cores import num_cores
+    from .predict_library import LibraryInput, LibraryTask, predict_library, sha256_of
+
+    task = LibraryTask(
+        model=arguments.model,
+        model_sha256=sha256_of(pipeline.model),
+        device=arguments.device,
+        settings=settings,
+        file_format=output_format,
+        batch_size=arguments.batch_size,
+    )
+    counts = predict_library(
+        LibraryInput(Path(arguments.input), input_format, arguments.smiles_column, arguments.timeout),
+        Path(arguments.output),
+        task,
+        shard_size=arguments.shard_size or _SHARD_SIZE,
+        workers=arguments.workers or (num_cores() if pipeline.device.type == "cpu" else 1),
+        scheduler=arguments.scheduler,
+    )
+    done = counts.num_records - counts.num_failed
+    said = f"{done:,} of {counts.num_records:,} molecules done, {counts.num_failed:,} failed"
+    return said, counts.num_failed
 
 
 def _format(path: str, chosen: str | None, formats: dict[str, str], of_stream: str, error) -> str:
@@ -210,6 +278,16 @@ def _format(path: str, chosen: str | None, formats: dict[str, str], of_stream: s
     if suffix not in formats:
         error(f"cannot tell the format of {path}; its name should end in one of {', '.join(formats)}")
     return formats[suffix]
+
+
+def _not_negative(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number that is not negative, not {text}")
+    return number
 
 
 def _seconds(text: str) -> float:

@@ -1,21 +1,25 @@
 """Predicting many molecules, of which some may be bad."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import torch
 from rdkit import Chem
 
 from modeling_pcbridge import PCBridgeModel, PCBridgePipeline, PCBridgeProcessor
+from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
 from modeling_pcbridge.sampling import METHODS_FROM_POSITIONS
+from pcbridge.evaluation.evaluate import RELAXATION_STEPS
 from pcbridge.evaluation.metrics import distances_to_others
 
+from .cores import num_cores
+from .ensembles import ensemble
 from .molecule_files import Failure, Molecule, Prediction, Record
+from .prediction_settings import CONFORMERS, PredictionSettings
 from .rdkit_fallback import ORIGIN, REFINEMENT, rdkit_structures
-
-# Besides the methods of the model: RDKit's conformers, refined.
-CONFORMERS = "conformers"
 
 
 def load_pipeline(model: str, device: str | None = None) -> PCBridgePipeline:
@@ -30,59 +34,54 @@ def load_pipeline(model: str, device: str | None = None) -> PCBridgePipeline:
     )
 
 
+# Sound structures of a molecule, and why there are not more.
+Found = tuple[list[Prediction], list[str]]
+
+
 def predict(
-    pipeline: PCBridgePipeline,
-    records: list[Record],
-    molecules_at_once: int,
-    rank_by: str | None,
-    timeout: float,
-    level_of_theory: str | None = None,
-    **options,
+    pipeline: PCBridgePipeline, records: list[Record], settings: PredictionSettings, batch_size: int
 ) -> Iterator[tuple[list[Prediction], list[Failure]]]:
     """Predictions and failures, a batch of molecules at a time, in the order of `records`.
 
     Only sound structures are predictions (see `StructureChecks`). What the model cannot draw soundly is replaced by
-    RDKit's structures, refined; a molecule that lacks structures all the same is among the failures too.
+    RDKit's structures, refined; a molecule that lacks structures all the same is among the failures too. Of conformers
+    one is enough.
 
     Args:
         records: molecules, or failures already.
-        rank_by: "energy", lowest first; "centrality", closest to the other structures first, which on QM9 is the
-            better guess at the one that is asked for; None, as they come.
-        timeout: seconds that RDKit has for the structures of a molecule.
-        level_of_theory: of energies and forces; by default the model's first.
-        options: of `PCBridgeModel.predict_structure`; method `CONFORMERS` refines RDKit's conformers.
+        batch_size: structures at once.
 
     Yields:
         All predictions of some molecules, and the failures of the batch.
     """
-    level_of_theory = level_of_theory or pipeline.model.config.energy_level_of_theory
-    from_positions = options.get("method") in METHODS_FROM_POSITIONS
-    from_rdkit = options.get("method") == CONFORMERS
-    for first in range(0, len(records), molecules_at_once):
-        batch = [_checked(record, pipeline, from_positions) for record in records[first : first + molecules_at_once]]
-        molecules = [record for record in batch if isinstance(record, Molecule)]
-        failures = [record for record in batch if isinstance(record, Failure)]
-        results: list[dict | None] = [None] * len(molecules)
-        if not from_rdkit:
-            results[:] = _results(pipeline, molecules, level_of_theory=level_of_theory, **options)
-        predictions: list[Prediction] = []
-        for molecule, result in zip(molecules, results, strict=True):
-            structures, failure = _sound_structures(pipeline, molecule, result, timeout, level_of_theory, options)
-            predictions += _ranked(structures, rank_by)
-            failures += failure
-        yield predictions, failures
+    generator = torch.Generator().manual_seed(settings.seed)
+    # RDKit works on the CPU, one molecule a thread; one model a core leaves it that core.
+    num_threads = 1 if pipeline.device.type == "cpu" else num_cores()
+    molecules_at_once = max(1, batch_size // settings.num_structures)
+    with ThreadPoolExecutor(num_threads) as threads:
+        for first in range(0, len(records), molecules_at_once):
+            batch = [_checked(record, pipeline, settings) for record in records[first : first + molecules_at_once]]
+            molecules = [record for record in batch if isinstance(record, Molecule)]
+            failures = [record for record in batch if isinstance(record, Failure)]
+            drawn: list[Found] = [([], []) for _ in molecules]
+            if settings.method != CONFORMERS:
+                drawn = _drawn(pipeline, molecules, settings, batch_size, generator)
+            missing = [settings.num_structures - len(found) for found, _ in drawn]
+            refined = _refined(pipeline, molecules, missing, settings, batch_size, threads)
+            predictions: list[Prediction] = []
+            for molecule, (found, reasons), (more, more_reasons) in zip(molecules, drawn, refined, strict=True):
+                structures, failure = _chosen(molecule, found + more, reasons + more_reasons, settings)
+                predictions += structures
+                failures += failure
+            yield predictions, failures
 
 
-def _results(pipeline: PCBridgePipeline, molecules: list[Molecule], **options) -> list[dict]:
-    return pipeline([m.mol for m in molecules], batch_size=len(molecules), **options) if molecules else []
-
-
-def _checked(record: Record, pipeline: PCBridgePipeline, from_positions: bool) -> Record:
+def _checked(record: Record, pipeline: PCBridgePipeline, settings: PredictionSettings) -> Record:
     """The record, without the structure of the file if it is not to be started from; or its failure."""
     if not isinstance(record, Molecule):
         return record
     mol = Chem.Mol(record.mol)
-    if not from_positions:
+    if settings.method not in METHODS_FROM_POSITIONS:
         mol.RemoveAllConformers()
     elif mol.GetNumConformers() == 0:
         return record.failed("the method starts from a 3D structure, and there is none")
@@ -93,57 +92,83 @@ def _checked(record: Record, pipeline: PCBridgePipeline, from_positions: bool) -
     return replace(record, mol=mol)
 
 
-def _sound_structures(
+def _results(pipeline: PCBridgePipeline, molecules: list[Molecule], batch_size: int, options: dict) -> list[dict]:
+    return pipeline([m.mol for m in molecules], batch_size=batch_size, **options) if molecules else []
+
+
+def _drawn(
     pipeline: PCBridgePipeline,
-    molecule: Molecule,
-    result: dict | None,
-    timeout: float,
-    level_of_theory: str,
-    options: dict,
-) -> tuple[list[Prediction], list[Failure]]:
-    """The sound structures of a molecule, and a failure if there are fewer than were asked for.
-
-    Those of `result` where the model has drawn some, and as many refined ones of RDKit as are missing.
-    """
-    num_asked = options.get("num_samples", 1)
-    found: list[Prediction] = []
-    reasons: list[str] = []
-    if result is not None:
-        origin = f"PCBridge, {options.get('method', 'ddim')}"
-        found, broken = _sorted_out(molecule, result, origin, level_of_theory)
-        reasons += [f"{origin}: {fault}" for fault in broken[:1]]
-    if len(found) == num_asked:
-        return found, []
-    num_missing = num_asked - len(found)
-    starts = [replace(molecule, mol=mol) for mol in rdkit_structures(molecule.mol, num_missing, timeout)]
-    if not starts:
-        reasons.append("RDKit: no conformer")
-    broken_refined: list[str] = []
-    relaxation = {key: options[key] for key in ("relaxation_steps", "allow_unlearned_forces") if key in options}
-    refinement = REFINEMENT | relaxation
-    for refined in _results(pipeline, starts, level_of_theory=level_of_theory, **refinement):
-        more, still_broken = _sorted_out(molecule, refined, ORIGIN, level_of_theory)
-        found += more
-        broken_refined += still_broken
-    reasons += [f"{ORIGIN}: {fault}" for fault in broken_refined[:1]]
-    missing = num_asked - len(found)
-    if not missing:
-        return found, []
-    if not reasons:
-        reasons.append(f"RDKit: {len(starts)} conformers")
-    said = f"{missing} of {num_asked} structures are left out" if found else "no sound structure"
-    return found, [molecule.failed(f"{said} ({'; '.join(reasons)})")]
+    molecules: list[Molecule],
+    settings: PredictionSettings,
+    batch_size: int,
+    generator: torch.Generator,
+) -> list[Found]:
+    """What the model draws for each molecule."""
+    options = _shared_options(settings) | {
+        "method": settings.method,
+        "num_samples": settings.num_samples,
+        "num_inference_steps": settings.steps,
+        "mean_shift_steps": settings.mean_shift_steps,
+        "generator": generator,
+    }
+    origin = f"PCBridge, {settings.method}"
+    level = _level(pipeline, settings)
+    results = _results(pipeline, molecules, batch_size, options)
+    return [_sorted_out(*pair, origin, level) for pair in zip(molecules, results, strict=True)]
 
 
-def _sorted_out(
-    molecule: Molecule, result: dict, origin: str, level_of_theory: str
-) -> tuple[list[Prediction], list[str]]:
-    """The sound structures of a result of the pipeline, and what is wrong with each of the others."""
+def _refined(
+    pipeline: PCBridgePipeline,
+    molecules: list[Molecule],
+    numbers: list[int],
+    settings: PredictionSettings,
+    batch_size: int,
+    threads: ThreadPoolExecutor,
+) -> list[Found]:
+    """So many of RDKit's structures of each molecule, refined."""
+
+    def starts_of(molecule: Molecule, number: int) -> list[Molecule]:
+        mols = rdkit_structures(molecule.mol, number, settings.timeout) if number else []
+        return [replace(molecule, mol=mol) for mol in mols]
+
+    starts = list(threads.map(starts_of, molecules, numbers))
+    steps = settings.steps if settings.method == CONFORMERS else None
+    options = _shared_options(settings) | REFINEMENT | {"num_inference_steps": steps}
+    results = iter(_results(pipeline, list(chain(*starts)), batch_size, options))
+    level = _level(pipeline, settings)
+    refined: list[Found] = []
+    for number, of_molecule in zip(numbers, starts, strict=True):
+        found: list[Prediction] = []
+        reasons = [] if of_molecule or not number else ["RDKit: no conformer"]
+        for start in of_molecule:
+            more, broken = _sorted_out(start, next(results), ORIGIN, level)
+            found += more
+            reasons += broken
+        refined.append((found, reasons[:1]))
+    return refined
+
+
+def _shared_options(settings: PredictionSettings) -> dict:
+    """Options of the pipeline, whatever structures are made from."""
+    relaxation_steps = RELAXATION_STEPS if settings.relax else 0
+    return {
+        "level_of_theory": settings.level_of_theory,
+        "relaxation_steps": relaxation_steps,
+        "allow_unlearned_forces": settings.allow_unlearned_forces,
+    }
+
+
+def _level(pipeline: PCBridgePipeline, settings: PredictionSettings) -> str:
+    return f"PCBridge of {settings.level_of_theory or pipeline.model.config.energy_level_of_theory}"
+
+
+def _sorted_out(molecule: Molecule, result: dict, origin: str, level_of_theory: str) -> Found:
+    """The sound structures of a result of the pipeline, and what is wrong with the first of the others."""
     found, broken = [], []
     for k, faults in enumerate(result["faults"]):
         energy = float(result["energy"][k])
         if faults or not np.isfinite(energy):
-            broken.append(faults[0] if faults else "the predicted energy is not finite")
+            broken.append(f"{origin}: {faults[0] if faults else 'the predicted energy is not finite'}")
             continue
         found.append(
             Prediction(
@@ -153,11 +178,25 @@ def _sorted_out(
                 energy=energy,
                 forces=result["forces"][k],
                 origin=origin,
-                level_of_theory=f"PCBridge of {level_of_theory}",
+                level_of_theory=level_of_theory,
                 beyond_training=result["beyond_training"],
             )
         )
-    return found, broken
+    return found, broken[:1]
+
+
+def _chosen(
+    molecule: Molecule, found: list[Prediction], reasons: list[str], settings: PredictionSettings
+) -> tuple[list[Prediction], list[Failure]]:
+    """What is written of the sound structures of a molecule, and a failure if there are too few."""
+    num_asked = 1 if settings.method == CONFORMERS else settings.num_samples
+    failures = []
+    if len(found) < num_asked:
+        said = f"{num_asked - len(found)} of {num_asked} structures are left out" if found else "no sound structure"
+        failures = [molecule.failed(f"{said} ({'; '.join(reasons or ['RDKit: too few conformers'])})")]
+    if settings.method == CONFORMERS and found:
+        return ensemble(found, settings.energy_window * KCAL_PER_MOL_TO_EV, settings.rmsd_threshold), failures
+    return _ranked(found, settings.rank_by), failures
 
 
 def _ranked(predictions: list[Prediction], rank_by: str | None) -> list[Prediction]:

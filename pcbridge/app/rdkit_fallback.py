@@ -1,4 +1,4 @@
-"""What is done where the model draws no sound structure: it refines RDKit's instead."""
+"""RDKit's conformers for the model to refine: as a method, and where the model draws no sound structure."""
 
 from rdkit import Chem
 
@@ -6,8 +6,8 @@ from dataset_scripts.rdkit_structures import etkdg_conformers, mmff_minima
 from modeling_pcbridge.molecular_graph import conformer_from_positions
 
 ORIGIN = "RDKit ETKDGv3 + MMFF94, refined by PCBridge"
-# Options of `PCBridgeModel.predict_structure` that refine them.
-REFINEMENT = {"method": "mean_shift", "num_inference_steps": 20}
+# Options of `PCBridgeModel.predict_structure` that refine them, in as many steps as its config says.
+REFINEMENT = {"method": "mean_shift"}
 _SEED = 0
 
 

@@ -26,13 +26,16 @@ def kabsch_rmsd(positions: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(difference).sum(-1).mean(-1))
 
 
-def heavy_atom_rmsd(mol: Chem.Mol, positions: np.ndarray, reference: np.ndarray) -> np.ndarray:
+def heavy_atom_rmsd(
+    mol: Chem.Mol, positions: np.ndarray, reference: np.ndarray, max_matches: int = 1_000_000
+) -> np.ndarray:
     """Smallest RMSD over heavy atoms under the graph's symmetries, (S,): RDKit's GetBestRMS (C-RMSD).
 
     Args:
         mol: the molecule with explicit hydrogens, atoms in the order of the arrays.
         positions: (S, N, 3).
         reference: (N, 3).
+        max_matches: how many permutations of equivalent atoms are tried, at most.
     """
 
     def heavy(conformers: np.ndarray) -> Chem.Mol:
@@ -45,7 +48,7 @@ def heavy_atom_rmsd(mol: Chem.Mol, positions: np.ndarray, reference: np.ndarray)
     probe, target = heavy(positions), heavy(reference[None])
     if probe.GetNumAtoms() == 0:  # H2
         return np.zeros(len(positions))
-    return np.array([rdMolAlign.GetBestRMS(probe, target, i, 0) for i in range(len(positions))])
+    return np.array([rdMolAlign.GetBestRMS(probe, target, i, 0, maxMatches=max_matches) for i in range(len(positions))])
 
 
 def distance_errors(positions: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
