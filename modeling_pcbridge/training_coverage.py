@@ -8,7 +8,7 @@ from typing import Any
 from .errors import InputError
 
 # Bonds around an atom that its environment reaches. With two, nine of ten unseen drug-like molecules would have an atom
-# that no label covers; with one, it is three of ten, and their bonds are worse by half.
+# that no label covers; with one it is three of ten, and bonds of just these atoms are what refinement does not improve.
 ENVIRONMENT_RADIUS = 1
 _NUM_DIGITS = 8
 

@@ -1,0 +1,62 @@
+"""Whether bonds are worse at atoms whose surroundings no training label had, on outside DFT structures.
+
+    python -m experiments.new_environments flexisol_validation.parquet [--checkpoint checkpoints/drug_like]
+
+The file is that of `experiments.outside`. The model refines the MMFF94 minima by mean shift; errors of all bonds are
+averaged by whether one of their atoms is new, and whether any atom of their molecule is.
+"""
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from rdkit import Chem
+
+from experiments.outside import MEAN_SHIFT_STEPS, read
+from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
+from modeling_pcbridge.atom_environments import environments_of_graph
+from modeling_pcbridge.graph_batch import GRAPH_KEYS, GraphBatch
+from modeling_pcbridge.molecular_graph import conformer_from_positions
+from modeling_pcbridge.training_coverage import ENVIRONMENT_RADIUS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("structures", type=Path)
+    parser.add_argument("--checkpoint", default="checkpoints/drug_like")
+    arguments = parser.parse_args()
+    model = PCBridgeModel.from_pretrained(arguments.checkpoint).eval()
+    processor = PCBridgeProcessor.from_pretrained(arguments.checkpoint)
+    known = model.config.coverage.labelled_environments
+    errors: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    num_new, num_heavy = [], 0
+    for molecule in read(arguments.structures):
+        if molecule.mmff is None:
+            continue
+        mol = Chem.Mol(molecule.mol)
+        mol.RemoveAllConformers()
+        mol.AddConformer(conformer_from_positions(molecule.mmff))
+        inputs = processor(mol)
+        batch = GraphBatch(**{key: inputs[key] for key in GRAPH_KEYS})
+        graph = batch.molecule(0)
+        refined = model.mean_shift(batch, inputs["positions"], MEAN_SHIFT_STEPS)[0].double().numpy()
+        heavy = np.flatnonzero(graph.atomic_numbers > 1).tolist()
+        hashes = environments_of_graph(graph, [ENVIRONMENT_RADIUS])[ENVIRONMENT_RADIUS]
+        new = {atom for atom, environment in zip(heavy, hashes, strict=True) if environment not in known}
+        num_new.append(len(new))
+        num_heavy += len(heavy)
+        for i, j in np.argwhere(np.triu(graph.bonded)).tolist():
+            kind = "of new atoms" if {i, j} & new else "others, same molecules" if new else "other molecules"
+            length, before, after = (np.linalg.norm(x[i] - x[j]) for x in (molecule.reference, molecule.mmff, refined))
+            errors[kind].append((abs(before - length), abs(after - length)))
+    some = sum(number > 0 for number in num_new)
+    print(f"{some} of {len(num_new)} molecules have new atoms, {sum(num_new)} of {num_heavy} heavy atoms")
+    print("| bonds | number | MMFF94, mean error (angstrom) | refined |\n|---|---|---|---|")
+    for kind, both in errors.items():
+        before, after = np.mean(both, axis=0)
+        print(f"| {kind} | {len(both)} | {before:.4f} | {after:.4f} |")
+
+
+if __name__ == "__main__":
+    main()
