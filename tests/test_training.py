@@ -171,7 +171,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path):
         sum((weights[0][name] - tensor).square().sum().item() for name, tensor in other.items()) ** 0.5
         for other in (initial, weights[1])
     )
-    assert apart < 0.01 * moved
+    assert apart < 0.03 * moved
 
 
 def test_the_average_of_a_short_run_has_left_the_first_weights(tmp_path, monkeypatch):
