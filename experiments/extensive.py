@@ -273,7 +273,7 @@ def _graph(batch: dict) -> GraphBatch:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fragments", type=Path, help="Parquet file of labelled fragments")
-    parser.add_argument("--drug-like", type=Path, help="Parquet file of labelled drug-like molecules")
+    parser.add_argument("--drug_like", type=Path, help="Parquet file of labelled drug-like molecules")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=_COMPARED)
     parser.add_argument("--updates", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)

@@ -148,8 +148,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
     def relax(self, graph: GraphBatch, positions: Tensor, num_steps: int) -> Tensor:
         """`positions` (B, N, 3) after `num_steps` quasi-Newton steps towards the minimum of E; centred, detached.
 
-        One evaluation of E a step, as a teacher can afford: each step is checked by the evaluation of the next, so the
-        energy falls, and only the last is taken unseen. Nothing waits for the device. See `relaxation`.
+        One evaluation of E per step, as a teacher can afford: each step is checked by the evaluation of the next, so
+        the energy falls, and only the last is taken unseen. Nothing waits for the device. See `relaxation`.
         """
         if num_steps == 0:
             return centre(positions, graph.atom_mask)
