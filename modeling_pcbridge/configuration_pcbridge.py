@@ -242,6 +242,22 @@ class PCBridgeConfig(PreTrainedConfig):
             raise InputError(f"the model has not learned energies at {name!r}, only at {known}")
         return self.energy_levels_of_theory.index(name), False
 
+    def find_other_level_of_theory(self, name: str | None) -> str:
+        """A level whose minima can be moved to the model's own; None is the only one.
+
+        Raises:
+            InputError: the model has no head for it beside its own, no forces, or several where none is named.
+        """
+        self.check_forces_are_learned("correcting a structure")
+        own, *others = self.energy_levels_of_theory
+        if name is None and len(others) == 1:
+            return others[0]
+        if name not in others:
+            named = "minima of another level" if name is None else f"minima of {name!r}"
+            known = f"the model knows the way from {', '.join(others) or 'no other level'}"
+            raise InputError(f"{named} cannot be moved to {own}; {known}")
+        return name
+
     def check_forces_are_learned(self, what: str) -> None:
         """Raises InputError that names `what` needs forces, where the model has learned none."""
         if self.has_learned_forces is False:

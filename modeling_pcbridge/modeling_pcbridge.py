@@ -158,6 +158,21 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             state = relaxation_step(self.detached_energy_and_forces, graph, state)
         return centre(state.positions + next_move(graph, state), graph.atom_mask)
 
+    def correct(self, graph: GraphBatch, positions: Tensor, level_of_theory: str | None = None) -> Tensor:
+        """`positions` (B, N, 3), minima of another level, after one step to the model's own level; centred, detached.
+
+        Both levels are heads of one encoder, whose errors they share. Where the force of the other level is zero, the
+        difference of the two tells better than the model's own force how far its own minimum is: the step is
+        H^-1 (F_own - F_other), with the model Hessian for H. See `correct_structure`.
+        """
+        level_of_theory = self.config.find_other_level_of_theory(level_of_theory)
+        positions = centre(positions, graph.atom_mask)
+        _, own_forces = self.detached_energy_and_forces(graph, positions)
+        _, others_forces = self.detached_energy_and_forces(graph, positions, level_of_theory)
+        difference = own_forces - others_forces
+        step = quasi_newton_step(positions, difference, graph.pair_types, graph.atomic_numbers)
+        return centre(positions + step, graph.atom_mask)
+
     @torch.no_grad()
     def mean_shift(self, graph: GraphBatch, positions: Tensor, num_steps: int) -> Tensor:
         """`positions` (B, N, 3) denoised `num_steps` times over, without adding noise; centred.
@@ -369,16 +384,12 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         )
 
     @torch.no_grad()
-    def correct_structure(self, positions: Tensor, level_of_theory: str, **graph: Tensor) -> Tensor:
-        """Minima of another level of theory, moved to the model's own; takes the processor's output.
-
-        Both levels are heads of one encoder, whose errors they share. The difference of their forces at a minimum of
-        the other level, where that level's force is zero, tells how far away the model's own minimum is better than
-        the model's own force does: one quasi-Newton step H^-1 (F_own - F_other), with the model Hessian for H.
+    def correct_structure(self, positions: Tensor, level_of_theory: str | None = None, **graph: Tensor) -> Tensor:
+        """Minima of another level of theory, moved to the model's own; takes the processor's output. See `correct`.
 
         Args:
             positions: (B, N, 3), angstrom; minima at `level_of_theory`.
-            level_of_theory: another one of `config.energy_levels_of_theory`.
+            level_of_theory: another one of `config.energy_levels_of_theory`; by default the only one.
 
         Returns:
             (B, N, 3), angstrom, centred; the conformer stays.
@@ -386,21 +397,9 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         Raises:
             InputError: the model has not learned that level, or it is its own; or positions that are not (B, N, 3).
         """
-        self.config.check_forces_are_learned("correcting a structure")
-        own, others = self.config.energy_levels_of_theory[0], self.config.energy_levels_of_theory[1:]
-        if level_of_theory not in others:
-            raise InputError(
-                f"minima of {level_of_theory!r} cannot be moved to {own}; the model knows the way from "
-                f"{', '.join(others) or 'no other level'}"
-            )
         batch = GraphBatch.of_inputs(graph)
         batch.check_positions(positions)
-        positions = centre(positions.to(self._geometry_dtype), batch.atom_mask)
-        _, own_forces = self.detached_energy_and_forces(batch, positions)
-        _, others_forces = self.detached_energy_and_forces(batch, positions, level_of_theory)
-        difference = own_forces - others_forces
-        step = quasi_newton_step(positions, difference, batch.pair_types, batch.atomic_numbers)
-        return centre(positions + step, batch.atom_mask)
+        return self.correct(batch, positions.to(self._geometry_dtype), level_of_theory)
 
     @torch.no_grad()
     def predict_structure(
@@ -424,7 +423,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             method: "ddim" integrates the reverse process from noise (Eq. 3); "denoising" is one evaluation on pure
                 noise at `config.denoising_timestep` (Eq. 9); "refine" adds the little noise of at
                 most `config.refinement_timestep` to the given `positions` and integrates back, keeping the conformer;
-                "mean_shift" denoises the given `positions` again and again without noise, which keeps it better.
+                "mean_shift" denoises the given `positions` again and again without noise, which keeps it better;
+                "correct" takes them for minima at the model's other level of theory, see `correct_structure`.
             num_inference_steps: model evaluations of "ddim" and "mean_shift" and, at most, of "refine"; up to
                 `config.num_train_timesteps`, T. The time steps of "ddim" are 1 and every T // num_inference_steps-th
                 after it: divisors of T use the whole range, 2 or 3 steps begin well below T, and numbers that would
@@ -442,7 +442,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             relaxation_steps: quasi-Newton steps down the model's own energy at the end, see `relax`; 4 go most of the
                 way, and `relax_structure` all of it.
             allow_unlearned_forces: relax also with a model that has learned no forces.
-            positions: (B, N, 3), angstrom; where "refine" and "mean_shift" start, ignored by the other methods.
+            positions: (B, N, 3), angstrom; where "refine", "mean_shift" and "correct" start, ignored by the others.
             on_step: called with (rows, step, positions) for the start (step 0) and after each step of "ddim" and
                 "refine", for instance to show them; positions (len(rows), N, 3), angstrom, are the noisy structures of
                 samples `rows % num_samples` of molecules `rows // num_samples`, `rows` on the CPU. Samples drawn again
@@ -453,7 +453,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             `.beyond_training`. Structures that are not sound are no predictions; rank and count them by themselves.
 
         Raises:
-            InputError: an unknown method, numbers out of range, "refine" or "mean_shift" without positions,
+            InputError: an unknown method, numbers out of range, no positions where a method starts from them,
                 positions that are not (B, N, 3), or relaxation by a model that has learned no forces.
             TypeError: an option that there is not, or a tensor of the processor is missing.
         """

@@ -15,8 +15,10 @@ from .errors import InputError, require, require_choices
 from .graph_batch import GraphBatch
 from .structure_checks import StructureChecks
 
-SamplingMethod = Literal["ddim", "denoising", "refine", "mean_shift"]
-METHODS_FROM_POSITIONS = ("refine", "mean_shift")
+SamplingMethod = Literal["ddim", "denoising", "refine", "mean_shift", "correct"]
+METHODS_FROM_POSITIONS = ("refine", "mean_shift", "correct")
+# What would be the same if it were drawn again.
+_METHODS_WITHOUT_NOISE = ("mean_shift", "correct")
 # What is told of each step of the reverse process: (rows, step, positions), see `PCBridgeModel.predict_structure`.
 OnStep = Callable[[Tensor, int, Tensor], None]
 
@@ -49,7 +51,7 @@ class SamplingSettings:
     @property
     def num_attempts(self) -> int:
         """How often a sample may be drawn; without noise it would be the same again."""
-        return 1 if self.method == "mean_shift" else self.max_attempts
+        return 1 if self.method in _METHODS_WITHOUT_NOISE else self.max_attempts
 
 
 def default_num_steps(method: str, config: PCBridgeConfig) -> int:
@@ -94,7 +96,7 @@ def sample_structures(
         model: a `PCBridgeModel`.
         graph: B molecules.
         settings: how.
-        starts: (B, N, 3), angstrom, where "refine" and "mean_shift" begin.
+        starts: (B, N, 3), angstrom, where methods from positions begin.
         generator, on_step: as in `PCBridgeModel.predict_structure`.
     """
     on_host = graph.cpu()
@@ -165,9 +167,12 @@ def draw_structures(
         starts: (B, N, 3), angstrom, centred.
         on_step: called with (step, positions).
     """
-    if settings.method == "mean_shift":
+    if settings.method in _METHODS_WITHOUT_NOISE:
         assert starts is not None
-        structures = model.mean_shift(graph, starts, settings.num_inference_steps)
+        if settings.method == "correct":
+            structures = model.correct(graph, starts)
+        else:
+            structures = model.mean_shift(graph, starts, settings.num_inference_steps)
     else:
         scheduler, timesteps = _reverse_schedule(model, settings.method, settings.num_inference_steps)
         num_draws = 1 if settings.eta == 0 else 1 + len(timesteps)

@@ -8,14 +8,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rdkit import Chem
 
 from dataset_scripts.bundled import load_bundled
-from dataset_scripts.collator import example_from_row
+from dataset_scripts.collator import example_from_row, mol_from_row
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.diffusion import centre
 from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.graph_batch import GraphBatch
 from modeling_pcbridge.model_hessian import model_hessian
+from pcbridge.app.command_line import main
 from pcbridge.app.default_model import released_checkpoint
 from pcbridge.evaluation.batches import padded_batches
 from pcbridge.training import corrected_library
@@ -33,7 +35,10 @@ def model() -> PCBridgeModel:
 @pytest.fixture(scope="module")
 def minima() -> tuple[GraphBatch, torch.Tensor]:
     """Three GFN2-xTB minima, padded."""
-    examples = [example_from_row(row, ()) for row in load_bundled("drug_like", "validation").select(range(3))]
+    examples = [
+        example_from_row(row, (), resonance_invariant=True)
+        for row in load_bundled("drug_like", "validation").select(range(3))
+    ]
     model = PCBridgeModel.from_pretrained(released_checkpoint("drug_like"))
     return next(padded_batches(model, [e.graph for e in examples], [e.positions for e in examples], 8))
 
@@ -68,8 +73,31 @@ def test_levels_that_a_model_does_not_know_have_their_sentence(model, minima):
         with pytest.raises(InputError, match=f"minima of '.*' cannot be moved to .*; .* the way from {OTHER}"):
             model.correct_structure(positions, level, **graph.inputs)
     one_level = PCBridgeModel.from_pretrained(released_checkpoint("consistency"))
-    with pytest.raises(InputError, match="the way from no other level"):
-        one_level.correct_structure(positions, OTHER, **graph.inputs)
+    for level in (OTHER, None):
+        with pytest.raises(InputError, match="the way from no other level"):
+            one_level.correct_structure(positions, level, **graph.inputs)
+
+
+def test_the_method_and_the_command_correct_minima(model, minima, tmp_path, capsys):
+    graph, positions = minima
+    expected = model.correct_structure(positions, **graph.inputs)
+    output = model.predict_structure("correct", positions=positions, num_samples=1, **graph.inputs)
+    torch.testing.assert_close(output.positions[:, 0], expected)
+    assert output.is_sound.all()
+
+    mols = [mol_from_row(row) for row in load_bundled("drug_like", "validation").select(range(3))]
+    with Chem.SDWriter(str(tmp_path / "gfn2.sdf")) as writer:
+        for mol in mols:
+            writer.write(mol)
+    command = ["predict", str(tmp_path / "gfn2.sdf"), "--method", "correct", "-o", str(tmp_path / "own.sdf")]
+    assert main([*command, "--model", "drug_like"]) == 0
+    for mol, structure in zip(Chem.SDMolSupplier(str(tmp_path / "own.sdf"), removeHs=False), expected, strict=True):
+        num_atoms = mol.GetNumAtoms()
+        written = torch.tensor(mol.GetConformer().GetPositions(), dtype=torch.float32)
+        torch.testing.assert_close(written, structure[:num_atoms], atol=1e-3, rtol=0)
+    with pytest.raises(SystemExit):
+        main([*command, "--model", "consistency"])
+    assert "minima of another level cannot be moved to B3LYP/6-31G*" in capsys.readouterr().err
 
 
 def test_rows_are_written_once_and_train(model, tmp_path, monkeypatch, capsys):

