@@ -1,8 +1,8 @@
 """Put the model of drug-like molecules into checkpoints/drug_like, with a card that states what was measured.
 
-    python -m experiments.outside flexisol_validation.parquet --checkpoints outputs/drug_like/multi-task \\
-        outputs/drug_like/consistency outputs/drug_like_relaxed/consistency
-    python -m experiments.drug_like_release outputs/drug_like_relaxed/consistency
+    python -m experiments.outside flexisol_validation.parquet --checkpoints \\
+        outputs/drug_like/stage1 outputs/drug_like_corrected/consistency
+    python -m experiments.drug_like_release outputs/drug_like_corrected/consistency
 """
 
 import argparse
@@ -26,23 +26,23 @@ from train_accelerate import parse
 
 FOLDER = ROOT / "checkpoints" / "drug_like"
 # As `experiments.outside` names the rows of the released model.
-ROW = "drug_like_relaxed/consistency"
+ROW = "drug_like_corrected/consistency"
 _INTRODUCTION = """\
 Brings a cheap structure (MMFF94, GFN2-xTB) of a drug-like molecule towards its B3LYP/6-31G* structure, and predicts the
 total electronic energy and forces of any structure, with one shared encoder. No DFT of a whole drug-like molecule was
 used: DFT energies and forces are of fragments."""
 _USE = """\
 A structure that is given keeps its conformer: `model.predict_structure(**processor([mol]), method="mean_shift",
-num_inference_steps=10)`, or `model.relax_structure(**processor([mol]))` on the model's own energy, for an RDKit
-molecule `mol` with a conformer. From SMILES: `pcbridge predict library.smi --model drug_like --method conformers -o
-library.sdf`."""
+num_inference_steps=5)`, for an RDKit molecule `mol` with a conformer. A minimum of GFN2-xTB is best moved by
+`method="correct"` (`pcbridge predict xtb.sdf --model drug_like --method correct -o dft.sdf`). From SMILES: `pcbridge
+predict library.smi --model drug_like --method conformers -o ensembles/`."""
 _DATA = """\
-- Energies and forces at B3LYP/6-31G*: 1,075 structures of the bundled `fragments` (up to nine heavy atoms; those of
-  commit a1f9a95) and the labelled rows of `pm6` and `pm6_displaced`.
-- Energies and forces at GFN2-xTB, learned by a head of their own: 14,912 structures of fragments and 1,749 of whole
+- Energies and forces at B3LYP/6-31G*: 1,276 structures of the bundled `fragments` (up to nine heavy atoms) and the
+  labelled rows of `pm6` and `pm6_displaced`.
+- Energies and forces at GFN2-xTB, learned by a head of their own: 15,382 structures of fragments and 4,652 of whole
   molecules.
-- Structures: GFN2-xTB and MMFF94 minima of about 5,400 drug-like molecules, then the minima of the model's own energy
-  below them (`pcbridge/training/relaxed_library.py`), with `structure_cutoff` 5 from then on.
+- Structures: GFN2-xTB minima of 3,247 molecules of the bundled `drug_like` and of 2,492 fragments, in the last stage
+  moved to B3LYP/6-31G* by the difference of the two heads (`pcbridge/training/corrected_library.py`).
 
 How all of it is made: docs/training.md. The molecules of the test below, and all others of its source, are in none of
 it."""
@@ -60,8 +60,8 @@ _LIMITS = """\
 def stages() -> dict[str, StageConfig]:
     """What trained the released model."""
     first = parse(["--config", str(ROOT / "configs/drug_like.yaml")])
-    last = parse(["--config", str(ROOT / "configs/drug_like_relaxed.yaml")])
-    found = {"stage 1": first.stage1, "stage 2": first.stage2, "minima of E": last.stage2}
+    last = parse(["--config", str(ROOT / "configs/drug_like_corrected.yaml")])
+    found = {"stage 1": first.stage1, "corrected structures": last.stage2}
     return {name: stage for name, stage in found.items() if stage is not None}
 
 
