@@ -7,7 +7,7 @@ from modeling_pcbridge.errors import InputError
 try:
     import fcntl
 except ImportError as error:
-    raise ImportError("outputs that a run goes on with need Linux or macOS: they are locked with fcntl") from error
+    raise ImportError("going on with an output needs Linux or macOS: it is locked with fcntl") from error
 
 
 def lock(file: IO | int, name: object) -> None:

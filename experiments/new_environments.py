@@ -11,13 +11,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from rdkit import Chem
 
-from experiments.outside import MEAN_SHIFT_STEPS, read
-from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
+from experiments.outside import mean_shifted, read, taken_by
+from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.atom_environments import environments_of_graph
-from modeling_pcbridge.graph_batch import GRAPH_KEYS, GraphBatch
-from modeling_pcbridge.molecular_graph import conformer_from_positions
 from modeling_pcbridge.training_coverage import ENVIRONMENT_RADIUS
 
 
@@ -27,20 +24,12 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="checkpoints/drug_like")
     arguments = parser.parse_args()
     model = PCBridgeModel.from_pretrained(arguments.checkpoint).eval()
-    processor = PCBridgeProcessor.from_pretrained(arguments.checkpoint)
     known = model.config.coverage.labelled_environments
     errors: dict[str, list[tuple[float, float]]] = defaultdict(list)
     num_new, num_heavy = [], 0
-    for molecule in read(arguments.structures):
-        if molecule.mmff is None:
-            continue
-        mol = Chem.Mol(molecule.mol)
-        mol.RemoveAllConformers()
-        mol.AddConformer(conformer_from_positions(molecule.mmff))
-        inputs = processor(mol)
-        batch = GraphBatch(**{key: inputs[key] for key in GRAPH_KEYS})
-        graph = batch.molecule(0)
-        refined = model.mean_shift(batch, inputs["positions"], MEAN_SHIFT_STEPS)[0].double().numpy()
+    taken, graphs = taken_by(model, read(arguments.structures))
+    structures = mean_shifted(model, graphs, [molecule.mmff for molecule in taken])
+    for molecule, graph, refined in zip(taken, graphs, structures, strict=True):
         heavy = np.flatnonzero(graph.atomic_numbers > 1).tolist()
         hashes = environments_of_graph(graph, [ENVIRONMENT_RADIUS])[ENVIRONMENT_RADIUS]
         new = {atom for atom, environment in zip(heavy, hashes, strict=True) if environment not in known}

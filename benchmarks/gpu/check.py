@@ -204,12 +204,10 @@ class Check:
         model = PCBridgeModel.from_pretrained(CHECKPOINTS / "consistency").to(accelerator.device).train()
         batch = send_to_device(training_batch(model, 2 if self.quick else 16), accelerator.device)
         optimizers = make_optimizers(model, config, 0.0)
-        stages = {"stage 1": config.stage1, "stage 2": config.stage2}
         ids = [""] * len(batch["positions"])
-        for name, stage in stages.items():
-            if stage is not None:
-                update = partial(run_update, model, [[(batch, ids)]], 0, stage, config, accelerator, optimizers)
-                self._without_waits(table, f"update, {name}", update)
+        for name, stage in options.stages.items():
+            update = partial(run_update, model, [[(batch, ids)]], 0, stage, config, accelerator, optimizers)
+            self._without_waits(table, f"update, {name}", update)
         model.eval()
         num_atoms = batch["atom_mask"].sum(1).tolist()
         for name, settings in SAMPLING.items():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pcbridge.training.config import TrainingConfig
+from pcbridge.training.config import StageConfig, TrainingConfig
 from train_accelerate import CONFIGS, parse
 
 
@@ -34,6 +34,13 @@ class Options:
     def training(self) -> TrainingConfig:
         """The configuration that training would get."""
         return parse(self.training_arguments)
+
+    @property
+    def stages(self) -> dict[str, StageConfig]:
+        """What an update of each stage learns; where the configuration has no such stage, that of configs/mini.yaml."""
+        training, usual = self.training, parse([f"--config={CONFIGS / 'mini.yaml'}"])
+        found = {"stage 1": training.stage1 or usual.stage1, "stage 2": training.stage2 or usual.stage2}
+        return {name: stage for name, stage in found.items() if stage is not None}
 
     @property
     def training_arguments(self) -> list[str]:

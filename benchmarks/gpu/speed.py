@@ -57,9 +57,7 @@ class Speed:
 
     def function(self, case: str, model: PCBridgeModel, batch: dict, precision: str) -> Callable[[], object]:
         """What a case runs, on the device of `batch`."""
-        if case in ("stage 1", "stage 2"):
-            stage = self.config.stage1 if case == "stage 1" else self.config.stage2
-            assert stage is not None
+        if stage := self.options.stages.get(case):
             optimizers = make_optimizers(model, self.config, 0.0)
             accelerator = self.accelerator
             # In place of the precision of the process: an Accelerator has one for good.

@@ -11,7 +11,6 @@ afterwards, are left out and counted.
 """
 
 import argparse
-import logging
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -28,8 +27,6 @@ from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.structure_checks import StructureChecks
 from pcbridge.evaluation.batches import padded_batches, unpadded
-
-logger = logging.getLogger(__name__)
 
 _SPLITS = ("train", "validation")
 _BATCH_SIZE = 8
