@@ -20,7 +20,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 from ase.optimize import BFGS
 from rdkit import Chem, RDLogger
-from rdkit.Chem import rdForceFieldHelpers as force_fields
+from rdkit.Chem import ChemicalForceFields as force_fields
 from torch import Tensor
 
 from dataset_scripts.bundled import load_bundled

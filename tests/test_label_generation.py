@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rdkit import Chem
-from rdkit.Chem import rdForceFieldHelpers
+from rdkit.Chem import ChemicalForceFields
 
 from dataset_scripts.bad_rows import BadRowError
 from dataset_scripts.build_bundled import read_labels
@@ -293,7 +293,7 @@ def test_mmff94_gives_minima_without_energies():
     assert line["equilibrium_level_of_theory"] == "MMFF94"
     assert (line["energy"], line["forces"], line["energy_level_of_theory"]) == (None, None, None)
     mol = with_structure(mol_from_smiles(line["mapped_smiles"]), np.array(line["positions"]))
-    properties = rdForceFieldHelpers.MMFFGetMoleculeProperties(mol)
-    field = rdForceFieldHelpers.MMFFGetMoleculeForceField(mol, properties)
+    properties = ChemicalForceFields.MMFFGetMoleculeProperties(mol)
+    field = ChemicalForceFields.MMFFGetMoleculeForceField(mol, properties)
     assert np.abs(field.CalcGrad()).max() < 0.05  # kcal/mol/angstrom
     assert "MMFF94 has no parameters" in label({"molecule_id": "b", "smiles": "CB(C)C"}, "minimum", "mmff94")["error"]

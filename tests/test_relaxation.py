@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import bundled_examples
 from rdkit import Chem
+from rdkit.Chem import ChemicalForceFields as force_fields
 from rdkit.Chem import rdDistGeom
-from rdkit.Chem import rdForceFieldHelpers as force_fields
 
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.graph_batch import GraphBatch, pad_graphs, pad_positions
