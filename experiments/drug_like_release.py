@@ -3,6 +3,9 @@
     python -m experiments.outside flexisol_validation.parquet --checkpoints \\
         outputs/drug_like/stage1 outputs/drug_like_corrected/consistency
     python -m experiments.drug_like_release outputs/drug_like_corrected/consistency
+
+What it covers is in the config.json of a training; of one that began from a checkpoint that does not know,
+`python -m pcbridge.training.learned checkpoints/drug_like --config ...` with both configurations adds it.
 """
 
 import argparse
