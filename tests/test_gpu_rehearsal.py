@@ -1,5 +1,6 @@
 """The benchmark of GPUs, rehearsed on the CPU: everything runs, what fails is told, and what was measured is kept."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from test_training import ROOT
 
+from benchmarks.gpu.options import add_arguments, options_of
 from benchmarks.gpu.results import Results
 from modeling_pcbridge.errors import CalculationError
 
@@ -37,6 +39,12 @@ def test_check_and_speed_run(tmp_path):
     assert {case: row["launches"] <= most[case] for case, row in speeds.items()} == dict.fromkeys(most, True)
     text = (tmp_path / "results.md").read_text()
     assert "## check" in text and "## speed" in text
+
+
+def test_the_run_on_a_gpu_has_an_update_of_each_stage():
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert set(options_of(parser.parse_args([]), 1.0).stages) == {"stage 1", "stage 2"}
 
 
 @pytest.mark.slow
