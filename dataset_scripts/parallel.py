@@ -8,6 +8,12 @@ from modeling_pcbridge.errors import CalculationError, require
 from modeling_pcbridge.extras import require_extra
 
 _TASKS_PER_THREAD = 4
+# Of glibc: memory that is freed stays for the next tensor. Dask's workers give it back by default, and then spend a
+# third of their time on getting it again, page by page.
+_KEEP_MEMORY = {
+    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 2**30,
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**31,
+}
 
 
 class WorkerDiedError(CalculationError):
@@ -39,10 +45,11 @@ def results_of(
         yield from ((task, function(*task)) for task in tasks)
         return
     require_extra("cluster", "distributed", "more than one worker")
+    import dask
     from distributed import Client, KilledWorker, as_completed
 
     own_cluster = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
-    with Client(scheduler) if scheduler else Client(**own_cluster) as client:
+    with dask.config.set(_KEEP_MEMORY), Client(scheduler) if scheduler else Client(**own_cluster) as client:
         waiting, completed = iter(tasks), as_completed()
         running: dict[Any, tuple] = {}
 

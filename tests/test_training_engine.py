@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import combinations, pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -260,6 +262,23 @@ def test_deterministic_refuses_sums_without_an_order(tmp_path, monkeypatch):
 def test_peak_memory_is_in_gigabytes():
     """This process has imported torch, and has not filled a machine."""
     assert 0.1 < peak_memory_gb(torch.device("cpu")) < 100
+
+
+def test_parts_are_few_and_have_the_least_padding():
+    """Against every way to cut a batch."""
+    sizes, max_pairs = np.array([2, 3, 3, 5, 8, 9, 9, 20]), 200
+
+    def padded(ends):
+        return [(end - start) * sizes[end - 1] ** 2 for start, end in pairwise([0, *ends])]
+
+    cuts = [[*cut, 8] for count in range(8) for cut in combinations(range(1, 8), count)]
+    # the last molecule alone is beyond the limit
+    allowed = [cut for cut in cuts if cut[-2:] == [7, 8] and max(padded(cut[:-1])) <= max_pairs]
+    best = min(allowed, key=lambda cut: (len(cut), sum(padded(cut))))
+    assert len(best) == 4
+    assert sum(padded(data._ends_of_parts(sizes, max_pairs))) == sum(padded(best))
+    assert data._ends_of_parts(sizes, max_pairs) in allowed
+    assert data._ends_of_parts(sizes, 8 * 20**2) == [8]
 
 
 def test_micro_batch_in_parts_gives_the_same_gradient(tmp_path):

@@ -5,7 +5,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from math import isqrt
 from pathlib import Path
 
@@ -223,16 +223,33 @@ def _has_structures(source: Sequence[Example]) -> bool:
 def collate_in_parts(examples: list[Example], max_pairs: int | None) -> list[tuple[dict, list[str]]]:
     """A micro-batch in as many parts as keep molecules x largest molecule squared within `max_pairs`.
 
-    Each part is the keyword arguments of `PCBridgeModel.forward` and the molecule ids in the same order. No molecule
-    may be larger than the limit.
+    Each part is the keyword arguments of `PCBridgeModel.forward` and the molecule ids in the same order. A molecule
+    that alone is larger than the limit is a part of its own.
     """
-    parts: list[list[Example]] = [[]]
-    for example in examples if max_pairs is None else sorted(examples, key=lambda example: example.graph.num_atoms):
-        if max_pairs is not None and parts[-1] and (len(parts[-1]) + 1) * example.graph.num_atoms**2 > max_pairs:
-            parts.append([])
-        parts[-1].append(example)
+    if max_pairs is None:
+        parts = [examples]
+    else:
+        examples = sorted(examples, key=lambda example: example.graph.num_atoms)
+        ends = _ends_of_parts(np.array([example.graph.num_atoms for example in examples]), max_pairs)
+        parts = [examples[start:end] for start, end in pairwise([0, *ends])]
     ordered = [order_rows(part) for part in parts]
     return [(collate(part), [example.molecule_id for example in part]) for part in ordered]
+
+
+def _ends_of_parts(sizes: np.ndarray, max_pairs: int) -> list[int]:
+    """Where to cut ascending numbers of atoms (M,): the fewest parts, and of these cuts the one with least padding."""
+    first, last = np.ogrid[: len(sizes), : len(sizes)]
+    pairs = np.where(first <= last, (last - first + 1) * sizes.astype(float) ** 2, np.inf)
+    pairs[(pairs > max_pairs) & (first < last)] = np.inf
+    least, starts = pairs[0], []  # pairs of all molecules up to each, and where the last part of them starts
+    while np.isinf(least[-1]):
+        with_one_part_more = np.append(np.inf, least[:-1])[:, None] + pairs
+        starts.append(with_one_part_more.argmin(axis=0))
+        least = with_one_part_more.min(axis=0)
+    ends = [len(sizes)]
+    for start in reversed(starts):
+        ends.append(int(start[ends[-1] - 1]))
+    return ends[::-1]
 
 
 def make_loader(
