@@ -17,7 +17,7 @@ from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import example_from_row, mol_from_row
 from dataset_scripts.label_generation import read_lines
 from dataset_scripts.quantum_chemistry import pm6_minimum
-from dataset_scripts.rdkit_structures import etkdg_conformers, mmff_minima
+from modeling_pcbridge.rdkit_structures import etkdg_conformers, mmff_minima
 from pcbridge.evaluation.references import ReferenceMolecule
 
 _ORDER_SEED = 0

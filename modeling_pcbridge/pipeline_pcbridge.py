@@ -19,10 +19,11 @@ class PCBridgePipeline(Pipeline):
 
         pipe = pipeline("molecular-structure", model=path, trust_remote_code=True)
         pipe(["CCO", "c1ccoc1"], batch_size=32, num_samples=5)
+        pipe(["CCO", "c1ccoc1"], batch_size=32, method="mean_shift", embed=True)  # RDKit's structures, refined
 
     Molecules are whatever `PCBridgeProcessor` takes; a list, a generator or a single one. Options of
-    `PCBridgeModel.predict_structure`, and `level_of_theory` of energies and forces (by default the model's first), go
-    to the constructor or to the call.
+    `PCBridgeModel.predict_structure`, `embed` of the processor, and `level_of_theory` of energies and forces (by
+    default the model's first), go to the constructor or to the call.
 
     Returns:
         For each molecule of N atoms and S samples a dictionary of arrays: `atomic_numbers` (N,), `positions`
@@ -51,10 +52,11 @@ class PCBridgePipeline(Pipeline):
         return super().__call__(molecules, **options)
 
     def _sanitize_parameters(self, **options) -> tuple[dict, dict, dict]:
-        return {}, options, {}
+        of_processor = {"embed": options.pop("embed")} if "embed" in options else {}
+        return of_processor, options, {}
 
-    def preprocess(self, molecules) -> dict[str, Tensor]:
-        return dict(self.processor(molecules))
+    def preprocess(self, molecules, embed: bool = False) -> dict[str, Tensor]:
+        return dict(self.processor(molecules, embed=embed))
 
     def _forward(self, inputs: dict[str, Tensor], level_of_theory: str | None = None, **options) -> dict[str, Tensor]:
         structures = self.model.predict_structure(**inputs, **options)

@@ -10,6 +10,9 @@ from .configuration_pcbridge import PCBridgeConfig
 from .errors import InputError
 from .graph_batch import GRAPH_KEYS, pad_graphs, pad_positions
 from .molecular_graph import graph_from_mol, mol_from_positions, mol_from_smiles
+from .rdkit_structures import rdkit_structures
+
+_EMBEDDING_SECONDS = 10.0  # per molecule
 
 
 class PCBridgeProcessor(ProcessorMixin):
@@ -47,12 +50,14 @@ class PCBridgeProcessor(ProcessorMixin):
     def get_attributes(cls) -> list[str]:
         return []  # no tokenizer or image processor inside
 
-    def __call__(self, molecules) -> BatchFeature:
+    def __call__(self, molecules, embed: bool = False) -> BatchFeature:
         """Featurise a list of molecules, or a single one.
 
         Args:
             molecules: each a SMILES string, an RDKit molecule (its first conformer gives positions), or a tuple
                 (atomic numbers, positions in angstrom) or (atomic numbers, positions, total charge).
+            embed: give molecules without positions those of RDKit, ETKDGv3 and MMFF94, which the methods of
+                `predict_structure` that start from positions take.
 
         Returns:
             The tensors of `GraphBatch`, and `positions` (B, N, 3) when the molecules have them. Feed it to
@@ -61,8 +66,8 @@ class PCBridgeProcessor(ProcessorMixin):
         Raises:
             ValueError: naming the molecule and the reason: nothing given, unparsable, disconnected or radical input,
                 an element or a total charge that the model has not learned, positions that are not finite or of the
-                wrong shape, implicit hydrogens beside a conformer, a drawing in place of a 3D structure, or positions
-                for some molecules only.
+                wrong shape, implicit hydrogens beside a conformer, a drawing in place of a 3D structure, positions
+                for some molecules only, or nothing that RDKit can embed.
         """
         is_one = is_single(molecules)
         molecules = [molecules] if is_one else list(molecules)
@@ -72,6 +77,8 @@ class PCBridgeProcessor(ProcessorMixin):
         for index, molecule in enumerate(molecules):
             try:
                 mol, coordinates = self._read(molecule)
+                if embed and coordinates is None:
+                    coordinates = _embedded(mol)
                 graphs.append(graph_from_mol(mol, self.resonance_invariant))
                 self._check(mol, coordinates)
             except (TypeError, ValueError) as error:
@@ -151,6 +158,13 @@ class PCBridgeProcessor(ProcessorMixin):
         if known is not None and charge not in known:
             charges = ", ".join(f"{value:+d}" if value else "0" for value in known)
             raise InputError(f"unsupported total charge {charge:+d}; this model knows {charges}")
+
+
+def _embedded(mol: Chem.Mol) -> np.ndarray:
+    structures = rdkit_structures(mol, 1, _EMBEDDING_SECONDS)
+    if not structures:
+        raise InputError("RDKit finds no conformer of it")
+    return structures[0].GetConformer().GetPositions().astype(np.float32)
 
 
 def is_single(molecules) -> bool:

@@ -25,7 +25,7 @@ from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
 from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles, stereo_is_right
 from pcbridge.app import default_model
 from pcbridge.app.command_line import main
-from pcbridge.app.rdkit_fallback import rdkit_structures
+from modeling_pcbridge.rdkit_structures import rdkit_structures
 from train_accelerate import parse
 
 CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "consistency"

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-DEFAULT = "consistency"
+DEFAULT = "drug_like"
 _PACKAGE = Path(__file__).parents[1]
 # A wheel carries the checkpoints inside `pcbridge`, see pyproject.toml; in a clone they are in checkpoints/.
 _PLACES = (_PACKAGE / "released_checkpoints", _PACKAGE.parent / "checkpoints")
 
 
 def released_checkpoint(name: str = DEFAULT) -> Path:
-    """The folder of a released model: "consistency", "multi-task" or "qm9".
+    """The folder of a released model: "drug_like", "consistency", "multi-task" or "qm9".
 
     Raises:
         FileNotFoundError: this installation has none of that name.

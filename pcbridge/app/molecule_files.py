@@ -123,7 +123,7 @@ class Prediction:
         positions: (N, 3), angstrom.
         energy: eV.
         forces: (N, 3), eV/angstrom.
-        origin: what made it: the model by a method, or RDKit and the model (see `rdkit_fallback`).
+        origin: what made it: the model by a method, or RDKit and the model.
         level_of_theory: what predicted energy and forces, e.g. "PCBridge of B3LYP/6-31G*".
         beyond_training: what about the molecule no training molecule had, see `modeling_pcbridge.beyond_training`.
         relative_energy: of a conformer of an ensemble, above the lowest one, eV.

@@ -17,10 +17,10 @@ from .prediction_settings import CONFORMERS, OF_CONFORMERS, OF_OTHER_METHODS, Pr
 
 EXAMPLES = """examples:
   pcbridge predict molecules.smi --output structures.sdf
-  pcbridge predict molecules.csv --smiles_column SMILES --num_samples 10 --rank_by energy --relax -o best.parquet
+  pcbridge predict molecules.csv --smiles_column SMILES --num_conformers 20 --relax --output ensembles.parquet
   pcbridge predict pm6.sdf --method refine --output refined.xyz
-  pcbridge predict library.smi.gz --model drug_like --method conformers --output ensembles/
-  echo 'C[C@H](N)C(=O)O alanine' | pcbridge predict - --output_format xyz > alanine.xyz
+  pcbridge predict library.smi.gz --output ensembles/
+  echo 'C[C@H](N)C(=O)O alanine' | pcbridge predict - --method ddim --num_samples 3 --output_format xyz > alanine.xyz
 
 Molecules that fail are listed with place and reason, the others are done. Each structure is checked against its
 molecule: bonds, distances, stereo marks, flat rings and double bonds. What fails is drawn again, then made by RDKit
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", default="-", help=".sdf, .xyz or .parquet file, or a folder/ (default: standard output)")
     add(
         "--model",
-        help="consistency, multi-task, qm9, drug_like, a checkpoint folder or hub name (default: consistency)",
+        help="drug_like, consistency, multi-task, qm9, a checkpoint folder or hub name (default: drug_like)",
     )
     methods = "from noise by DDIM or in one step; from the structures of the file with a little noise or none, or as "
     methods += "minima of the model's other level of theory, such as those of GFN2-xTB; an ensemble of RDKit's "

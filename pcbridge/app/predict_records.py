@@ -11,6 +11,7 @@ from rdkit import Chem
 
 from modeling_pcbridge import PCBridgeModel, PCBridgePipeline, PCBridgeProcessor
 from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
+from modeling_pcbridge.rdkit_structures import rdkit_structures
 from modeling_pcbridge.sampling import METHODS_FROM_POSITIONS
 from pcbridge.evaluation.evaluate import RELAXATION_STEPS
 from pcbridge.evaluation.metrics import distances_to_others
@@ -19,7 +20,10 @@ from .cores import num_cores
 from .ensembles import ensemble
 from .molecule_files import Failure, Molecule, Prediction, Record
 from .prediction_settings import CONFORMERS, PredictionSettings
-from .rdkit_fallback import ORIGIN, REFINEMENT, rdkit_structures
+
+ORIGIN = "RDKit ETKDGv3 + MMFF94, refined by PCBridge"
+# Options of `PCBridgeModel.predict_structure` that refine these, in as many steps as its config says.
+REFINEMENT = {"method": "mean_shift"}
 
 
 def load_pipeline(model: str, device: str | None = None) -> PCBridgePipeline:

@@ -30,7 +30,7 @@ class PredictionSettings:
         seed: of the noise.
     """
 
-    method: str = "ddim"
+    method: str = CONFORMERS
     num_samples: int = 1
     rank_by: str | None = None
     num_conformers: int = 10

@@ -17,8 +17,9 @@ from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.beyond_training import beyond_as_text
 from modeling_pcbridge.errors import CalculationError, InputError
 from modeling_pcbridge.molecular_graph import conformer_from_positions, mol_from_smiles
+from modeling_pcbridge.rdkit_structures import rdkit_structures
 
-from ..rdkit_fallback import ORIGIN, REFINEMENT, rdkit_structures
+from ..predict_records import ORIGIN, REFINEMENT
 
 # What one visitor may ask of the machine. Hydrogens count as atoms.
 MAX_SMILES_LENGTH = 300

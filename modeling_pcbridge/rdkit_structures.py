@@ -4,10 +4,11 @@ import numpy as np
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
-from modeling_pcbridge.errors import CalculationError
-from modeling_pcbridge.molecular_graph import conformer_from_positions
+from .errors import CalculationError
+from .molecular_graph import conformer_from_positions
 
 _MAX_MMFF_STEPS = 2000
+_SEED = 0
 
 
 def etkdg_conformers(mol: Chem.Mol, num_conformers: int, seed: int, timeout: float | None = None) -> np.ndarray | None:
@@ -49,3 +50,31 @@ def mmff_minimum(mol: Chem.Mol) -> tuple[np.ndarray, None]:
     if minima is None:
         raise CalculationError("MMFF94 has no parameters for this molecule")
     return minima[0], None
+
+
+def rdkit_structures(mol: Chem.Mol, num_structures: int, timeout: float) -> list[Chem.Mol]:
+    """MMFF94 minima of ETKDGv3 conformers, or of the conformer of `mol` if it has one, which is then the only one.
+
+    Args:
+        mol: explicit hydrogens.
+        num_structures: how many, at most.
+        timeout: seconds for the conformers.
+
+    Returns:
+        Copies of `mol` with a conformer each; none where RDKit finds no conformer in time.
+    """
+    if mol.GetNumConformers():
+        starts = mol.GetConformer().GetPositions()[None]
+    else:
+        conformers = etkdg_conformers(mol, num_structures, _SEED, timeout)
+        if conformers is None:
+            return []
+        starts = conformers
+    minima = mmff_minima(mol, starts)
+    structures = []
+    for positions in starts if minima is None else minima:
+        structure = Chem.Mol(mol)
+        structure.RemoveAllConformers()
+        structure.AddConformer(conformer_from_positions(positions))
+        structures.append(structure)
+    return structures
