@@ -28,7 +28,7 @@ def etkdg_conformers(mol: Chem.Mol, num_conformers: int, seed: int, timeout: flo
     parameters.randomSeed = seed + 1  # type: ignore[assignment]  # RDKit's stub is wrong
     if timeout is not None:
         parameters.timeout = max(1, round(timeout))  # type: ignore[assignment]
-    parameters.trackFailures = True
+    parameters.trackFailures = True  # type: ignore[assignment]
     start = time.monotonic()
     if not rdDistGeom.EmbedMultipleConfs(mol, num_conformers, parameters):
         in_time = timeout is None or time.monotonic() - start < parameters.timeout
