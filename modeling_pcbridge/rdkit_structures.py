@@ -1,5 +1,8 @@
 """Structures by RDKit: ETKDGv3 conformers and MMFF94 minima."""
 
+import math
+import time
+
 import numpy as np
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
@@ -17,15 +20,20 @@ def etkdg_conformers(mol: Chem.Mol, num_conformers: int, seed: int, timeout: flo
     With a `timeout` in seconds the conformers that are found in time.
     """
     mol = Chem.Mol(mol)
-    mol.RemoveAllConformers()
     parameters = rdDistGeom.ETKDGv3()
-    # RDKit scales it by the conformer's number: 0 would repeat one conformer.
-    parameters.randomSeed = seed + 1  # type: ignore[assignment]  # RDKit's stub is wrong
-    if timeout is not None:
-        parameters.timeout = max(1, round(timeout))  # type: ignore[assignment]
-    if not rdDistGeom.EmbedMultipleConfs(mol, num_conformers, parameters):
-        return None
-    return np.array([conformer.GetPositions() for conformer in mol.GetConformers()])
+    deadline = None if timeout is None else time.monotonic() + timeout
+    found = []
+    # One by one, because RDKit's own timeout leaves none of several; the seeds are those that it gives to several.
+    for number in range(1, num_conformers + 1):
+        parameters.randomSeed = (seed + 1) * number  # type: ignore[assignment]  # RDKit's stub is wrong
+        if deadline is not None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            parameters.timeout = math.ceil(left)  # type: ignore[assignment]
+        if rdDistGeom.EmbedMolecule(mol, parameters) >= 0:
+            found.append(mol.GetConformer().GetPositions())
+    return np.array(found) if found else None
 
 
 def mmff_minima(mol: Chem.Mol, starts: np.ndarray) -> np.ndarray | None:
