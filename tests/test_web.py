@@ -149,6 +149,8 @@ def test_conformers_lie_over_the_lowest_one(client):
     heavy = [atom.GetIdx() for atom in mol_of(lowest).GetAtoms() if atom.GetAtomicNum() > 1]
     target = np.array(lowest["frames"][-1])
     assert len(others) > 0
+    spread = target.T @ target  # the lowest in its principal frame
+    assert np.allclose(spread, np.diag(np.diag(spread)), atol=0.1) and np.all(np.diff(np.diag(spread)) < 0)
     for other in others:
         positions = np.array(other["frames"][-1])
         best = heavy_atom_rmsd(mol_of(lowest), positions[None], target)[0]
@@ -258,7 +260,8 @@ def test_the_page_says_of_its_model_what_its_configuration_says(client):
     assert facts["Elements"] == "H, C, N, O, F, P, S, Cl, Br, I" and facts["Forces"] == "learned"
     assert facts["Total charges"] == "-2, -1, 0, +1, +2; others are refused"
     coverage = PCBridgeConfig.from_pretrained(CHECKPOINT).coverage
-    assert f"up to {coverage.largest_labelled} heavy atoms" in facts["Trained on"]
+    assert f"structures of molecules of up to {coverage.largest_structure} heavy atoms;" in facts["Trained on"]
+    assert f"energies or forces of molecules of up to {coverage.largest_labelled} heavy" in facts["Trained on"]
     assert f"{len(coverage.labelled_environments):,} different surroundings" in facts["Trained on"]
 
     qm9 = dict(about_model("qm9", PCBridgeConfig.from_pretrained(find_model("qm9")))["facts"])
