@@ -84,7 +84,8 @@ def measure(num_visitors: int, conformers: int) -> dict:
             while not all(each.done() for each in visits):
                 fetches.append(fetch(port))
                 time.sleep(_PAUSE)
-            return {"visits": [each.result() for each in visits], "fetches": fetches}
+            file = {"fetches": len(fetches), "median_seconds": statistics.median(fetches), "most_seconds": max(fetches)}
+            return {"visits": [each.result() for each in visits], "file": file}
     finally:
         server.terminate()
         server.wait()
@@ -104,7 +105,7 @@ def _wait_until_served(port: int) -> None:
 
 def table(result: dict) -> list[str]:
     """Lines of visitors.md."""
-    visits, fetches = result["visits"], result["fetches"]
+    visits, file = result["visits"], result["file"]
     about = f"{result['date']}, commit {result['commit']}, {result['machine']}; load at the end {result['load']:.1f}."
     lines = ["# Visitors of the page at the same time", "", about, "", *__doc__.splitlines()[4:], ""]
     lines += ["| atoms | ahead at first | own prediction began after, s | was there after, s |", "|---|---|---|---|"]
