@@ -112,7 +112,7 @@ def table(result: dict) -> list[str]:
     for seen in sorted(visits, key=lambda seen: seen["result"]):
         lines.append(f"| {seen['atoms']} | {seen['ahead']} | {seen['molecule']:.1f} | {seen['result']:.1f} |")
     took = (
-        f"{statistics.median(fetches):.3f} s in the median of {len(fetches)} fetches and {max(fetches):.2f} s at most"
+        f"{file['median_seconds']:.3f} s in the median of {file['fetches']} fetches, {file['most_seconds']:.2f} at most"
     )
     return [*lines, "", f"{len(visits)} visitors, {result['conformers']} conformers each. The file took {took}.", ""]
 
