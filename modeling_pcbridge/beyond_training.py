@@ -32,13 +32,22 @@ def beyond_training(config: PCBridgeConfig, graph: MolecularGraph) -> list[str] 
     total_charge = total_charge_of(graph, config.resonance_invariant)
     if total_charge not in coverage.total_charges:
         found.append(f"no training molecule had its total charge of {total_charge:+d}")
-    environments = environments_of_graph(graph, [ENVIRONMENT_RADIUS])[ENVIRONMENT_RADIUS]
-    if new := [i for i, each in zip(heavy, environments, strict=True) if each not in coverage.labelled_environments]:
+    if new := atoms_beyond_training(config, graph):
         table = Chem.GetPeriodicTable()
         names = ", ".join(f"{table.GetElementSymbol(int(graph.atomic_numbers[i]))}{i}" for i in new)
         have = "has" if len(new) == 1 else "have"
         found.append(f"{len(new)} of {len(heavy)} heavy atoms ({names}) {have} surroundings that no training label had")
     return found
+
+
+def atoms_beyond_training(config: PCBridgeConfig, graph: MolecularGraph) -> list[int]:
+    """0-based numbers of the heavy atoms with surroundings that no training label had; none where it is not known."""
+    if config.coverage is None:
+        return []
+    known = config.coverage.labelled_environments
+    heavy = np.flatnonzero(graph.atomic_numbers > 1).tolist()
+    environments = environments_of_graph(graph, [ENVIRONMENT_RADIUS])[ENVIRONMENT_RADIUS]
+    return [i for i, each in zip(heavy, environments, strict=True) if each not in known]
 
 
 def warn_if_beyond(molecule: str, beyond: Sequence[str] | None) -> None:

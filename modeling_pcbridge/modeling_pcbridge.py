@@ -1,5 +1,7 @@
 """PCBridge: energies, forces and equilibrium structures of molecules from one shared encoder."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -174,21 +176,31 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         return centre(positions + step, graph.atom_mask)
 
     @torch.no_grad()
-    def mean_shift(self, graph: GraphBatch, positions: Tensor, num_steps: int) -> Tensor:
+    def mean_shift(
+        self,
+        graph: GraphBatch,
+        positions: Tensor,
+        num_steps: int,
+        on_step: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
         """`positions` (B, N, 3) denoised `num_steps` times over, without adding noise; centred.
 
         S_t(R) - R is, but for a factor, the gradient of the log density of structures blurred by the noise of t
         (Eq. 4), so each step is one of mean shift towards a maximum of that density. t falls geometrically between
         `config.mean_shift_timesteps`, and the blur with it. Sampling keeps the width of the distribution; this does
-        not.
+        not. `on_step` is called with (step, positions) for the start and after each step.
         """
         positions = centre(positions.to(self._geometry_dtype), graph.atom_mask)
+        if on_step is not None:
+            on_step(0, positions)
         first, last = self.config.mean_shift_ends
         for step in range(num_steps):
             falling = (last / first) ** (step / max(num_steps - 1, 1))
             timestep = max(round(first * falling), 1)
             timesteps = torch.full((len(positions),), timestep, dtype=torch.int64, device=positions.device)
             positions = self.denoise(graph, positions, timesteps)
+            if on_step is not None:
+                on_step(step + 1, positions)
         return positions
 
     @property
@@ -446,10 +458,10 @@ class PCBridgeModel(PCBridgePreTrainedModel):
                 `relax_structure`.
             allow_unlearned_forces: relax also with a model that has learned no forces.
             positions: (B, N, 3), angstrom; where "refine", "mean_shift" and "correct" start, ignored by the others.
-            on_step: called with (rows, step, positions) for the start (step 0) and after each step of "ddim" and
-                "refine", for instance to show them; positions (len(rows), N, 3), angstrom, are the noisy structures of
-                samples `rows % num_samples` of molecules `rows // num_samples`, `rows` on the CPU. Samples drawn again
-                begin at 0 again; what it raises ends the sampling.
+            on_step: called with (rows, step, positions) for the start (step 0) and after each step of "ddim", "refine"
+                and "mean_shift", for instance to show them; positions (len(rows), N, 3), angstrom, are those of samples
+                `rows % num_samples` of molecules `rows // num_samples`, `rows` on the CPU. Samples drawn again begin at
+                0 again; what it raises ends the sampling.
 
         Returns:
             `.positions` (B, num_samples, N, 3), angstrom, `.is_sound` (B, num_samples), `.faults`, and

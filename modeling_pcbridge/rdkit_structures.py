@@ -1,5 +1,6 @@
 """Structures by RDKit: ETKDGv3 conformers and MMFF94 minima."""
 
+import math
 import time
 
 import numpy as np
@@ -22,20 +23,23 @@ def etkdg_conformers(mol: Chem.Mol, num_conformers: int, seed: int, timeout: flo
         KeyboardInterrupt: as usual, which RDKit alone would keep to itself.
     """
     mol = Chem.Mol(mol)
-    mol.RemoveAllConformers()
     parameters = rdDistGeom.ETKDGv3()
-    # RDKit scales it by the conformer's number: 0 would repeat one conformer.
-    parameters.randomSeed = seed + 1  # type: ignore[assignment]  # RDKit's stub is wrong
-    if timeout is not None:
-        parameters.timeout = max(1, round(timeout))  # type: ignore[assignment]
-    parameters.trackFailures = True  # type: ignore[assignment]
-    start = time.monotonic()
-    if not rdDistGeom.EmbedMultipleConfs(mol, num_conformers, parameters):
-        in_time = timeout is None or time.monotonic() - start < parameters.timeout
-        if in_time and _was_interrupted(mol, parameters):
+    parameters.trackFailures = True  # type: ignore[assignment]  # RDKit's stubs are wrong
+    deadline = None if timeout is None else time.monotonic() + timeout
+    found = []
+    # One by one, because RDKit's own timeout leaves none of several; the seeds are those that it gives to several.
+    for number in range(1, num_conformers + 1):
+        parameters.randomSeed = (seed + 1) * number  # type: ignore[assignment]
+        if deadline is not None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            parameters.timeout = math.ceil(left)  # type: ignore[assignment]
+        if rdDistGeom.EmbedMolecule(mol, parameters) >= 0:
+            found.append(mol.GetConformer().GetPositions())
+        elif (deadline is None or time.monotonic() < deadline) and _was_interrupted(mol, parameters):
             raise KeyboardInterrupt
-        return None
-    return np.array([conformer.GetPositions() for conformer in mol.GetConformers()])
+    return np.array(found) if found else None
 
 
 def _was_interrupted(mol: Chem.Mol, parameters: rdDistGeom.EmbedParameters) -> bool:
@@ -43,11 +47,12 @@ def _was_interrupted(mol: Chem.Mol, parameters: rdDistGeom.EmbedParameters) -> b
 
     Other embeddings end after as many failures as tries, or cannot begin, and then no other one can.
     """
-    tries = parameters.maxIterations or 10 * mol.GetNumAtoms()  # RDKit's default
-    if sum(parameters.GetFailureCounts()) >= tries:
+    if sum(parameters.GetFailureCounts()) >= 10 * mol.GetNumAtoms():  # RDKit's number of tries
         return False
-    parameters.maxIterations = 1  # type: ignore[assignment]
-    return bool(rdDistGeom.EmbedMultipleConfs(mol, 1, parameters)) or sum(parameters.GetFailureCounts()) > 0
+    once = rdDistGeom.ETKDGv3()
+    once.maxIterations = 1  # type: ignore[assignment]
+    once.trackFailures = True  # type: ignore[assignment]
+    return rdDistGeom.EmbedMolecule(Chem.Mol(mol), once) >= 0 or sum(once.GetFailureCounts()) > 0
 
 
 def mmff_minima(mol: Chem.Mol, starts: np.ndarray) -> np.ndarray | None:

@@ -174,7 +174,7 @@ def draw_structures(
         if settings.method == "correct":
             structures = model.correct(graph, starts)
         else:
-            structures = model.mean_shift(graph, starts, settings.num_inference_steps)
+            structures = model.mean_shift(graph, starts, settings.num_inference_steps, on_step)
     else:
         scheduler, timesteps = _reverse_schedule(model, settings.method, settings.num_inference_steps)
         num_draws = 1 if settings.eta == 0 else 1 + len(timesteps)

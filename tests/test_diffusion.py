@@ -205,6 +205,11 @@ def test_each_step_is_told_with_its_samples(processor):
     assert calls[:4] == [(16, 0), (16, 1), (16, 2), (16, 3)]
     assert len(calls) == 5 * 4  # an untrained model draws nothing sound
 
+    calls.clear()
+    graph["positions"] = torch.randn(*graph["atomic_numbers"].shape, 3, generator=torch.Generator().manual_seed(0))
+    output = sample(method="mean_shift", on_step=on_step)
+    assert torch.equal(told[:, 3].unflatten(0, (2, 8)), output.positions) and calls == [(16, k) for k in range(4)]
+
     def stop(rows, step, positions):
         raise TimeoutError("enough")
 

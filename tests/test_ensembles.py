@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from rdkit import Chem
-from rdkit.Chem import rdForceFieldHelpers, rdMolTransforms
+from rdkit.Chem import rdDistGeom, rdForceFieldHelpers, rdMolTransforms
 
 from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
 from modeling_pcbridge.molecular_graph import conformer_from_positions, mol_from_smiles
@@ -67,3 +67,16 @@ def test_turned_and_relabelled_copies_are_one_conformer_and_the_lowest_stays():
     (kept,) = ensemble(conformers, 100.0, 0.3)
     assert kept.energy == min(conformer.energy for conformer in conformers) < conformers[0].energy
     assert len(ensemble(conformers, 100.0, 0.0)) >= 2
+
+
+def test_conformers_are_those_of_rdkit_and_a_timeout_leaves_what_was_found():
+    mol = mol_from_smiles("CC(C)Cc1ccc(cc1)[C@H](C)C(=O)O")
+    together = Chem.Mol(mol)
+    parameters = rdDistGeom.ETKDGv3()
+    parameters.randomSeed = 3
+    rdDistGeom.EmbedMultipleConfs(together, 4, parameters)
+    found = etkdg_conformers(mol, 4, seed=2)
+    assert np.array_equal(found, [conformer.GetPositions() for conformer in together.GetConformers()])
+    in_time = etkdg_conformers(mol, 10_000, seed=2, timeout=0.5)
+    assert 1 < len(in_time) < 10_000 and np.array_equal(in_time[0], found[0])
+    assert etkdg_conformers(mol, 4, seed=2, timeout=0) is None

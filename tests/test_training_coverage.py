@@ -22,6 +22,7 @@ from dataset_scripts.sharded import ShardedExamples
 from modeling_pcbridge import LossSettings, PCBridgeConfig, PCBridgeModel, PCBridgePipeline, PCBridgeProcessor
 from modeling_pcbridge.ase_calculator import PCBridgeCalculator
 from modeling_pcbridge.atom_environments import environments_of_graph, environments_of_mol
+from modeling_pcbridge.beyond_training import atoms_beyond_training
 from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles
 from modeling_pcbridge.training_coverage import ENVIRONMENT_RADIUS, TrainingCoverage
 from pcbridge.app.command_line import main
@@ -77,6 +78,9 @@ def test_what_is_beyond_is_named_by_atoms(model):
     assert "no training molecule had its total charge of +1" in charged
     assert long[0] == "it has 5 heavy atoms, training structures up to 4 and labels up to 4"
     assert long[1].startswith("3 of 5 heavy atoms (C1, C2, C3)")
+    graphs = [graph_from_mol(Chem.AddHs(Chem.MolFromSmiles(smiles))) for smiles in ("CCO", "CC(C)O", "CCCCO")]
+    assert [atoms_beyond_training(model.config, graph) for graph in graphs] == [[], [0, 1, 2, 3], [1, 2, 3]]
+    assert atoms_beyond_training(small_model().config, graphs[1]) == []  # it does not know
     output = model.predict_structure(**inputs, num_inference_steps=2, max_attempts=1)
     assert output.beyond_training == [none, branched, charged, long]
     unknown = small_model().predict_structure(**processor(["CCO"]), num_inference_steps=2, max_attempts=1)

@@ -1,4 +1,4 @@
-"""The page as a visitor uses it, in headless Chromium: typing, drawing, keyboard only, a phone, bad input, the file."""
+"""The page as a visitor uses it, in headless Chromium: typing, drawing, keyboard only, a phone, bad input, files."""
 
 import re
 import shutil
@@ -17,6 +17,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
+from pcbridge.app.default_model import find_model
 from pcbridge.app.web.server import create_app
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -24,7 +26,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromium-driver (apt-get install)"),
 ]
-CHECKPOINT = str(Path(__file__).parent.parent / "checkpoints/consistency")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,9 @@ def address():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(CHECKPOINT), host="127.0.0.1", port=port, log_level="warning"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(find_model(None)), host="127.0.0.1", port=port, log_level="warning")
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -79,9 +82,9 @@ def predict(browser, smiles: str) -> None:
 
 
 def wait_for_structure(browser) -> None:
-    """Until the energy is there and the denoising has been played to its end."""
+    """Until the energy is there and the refinement has been played to its end."""
     wait(browser, lambda: find(browser, "numbers").is_displayed())
-    wait(browser, lambda: find(browser, "step-text").text == "step 20 of 20")
+    wait(browser, lambda: find(browser, "step-text").text == "refined")
 
 
 def energy(browser) -> float:
@@ -98,49 +101,77 @@ def downloaded(folder: Path, name: str) -> list[Chem.Mol]:
 
 
 def test_typed_molecule_to_downloaded_file(browser, tmp_path):
-    predict(browser, "Oc1ccccc1")
+    predict(browser, "CCCCO")
     wait_for_structure(browser)
-    assert energy(browser) == pytest.approx(-8366.0, abs=0.2)
-    assert find(browser, "formula").text == "C6H6O"
-    assert "B3LYP/6-31G*" in find(browser, "numbers").text and float(find(browser, "rmsd").text) < 0.3
-    assert find(browser, "viewer").get_attribute("aria-label").startswith("Structure of C6H6O")
-    assert find(browser, "predict").text == "Predict"
+    assert find(browser, "formula").text == "C4H10O"
+    assert "B3LYP/6-31G*" in find(browser, "numbers").text and 0 < float(find(browser, "moved").text) < 0.1
+    assert find(browser, "viewer").get_attribute("aria-label").startswith("Structure of C4H10O")
+    assert find(browser, "predict").text == "Predict" and not find(browser, "progress").is_displayed()
+    assert "From 10 conformers of RDKit" in find(browser, "cost").text
 
     lowest = energy(browser)
-    samples = browser.find_elements(By.CSS_SELECTOR, "#sample-list label")
-    assert len(samples) == 3 and "lowest" in samples[0].text
-    samples[2].click()
-    above = float(re.search(r"\+([\d.]+) eV", samples[2].text)[1])
-    assert energy(browser) - lowest == pytest.approx(above, abs=0.0011)
+    conformers = browser.find_elements(By.CSS_SELECTOR, "#conformer-list label")
+    assert f"{len(conformers)} distinct conformers" in find(browser, "found").text and len(conformers) >= 3
+    weights = [int(re.search(r"(\d+)%", conformer.text)[1]) for conformer in conformers]
+    assert weights == sorted(weights, reverse=True) and sum(weights) == pytest.approx(100, abs=len(weights))
+    conformers[2].click()
+    above = float(re.search(r"\+([\d.]+) kcal/mol", conformers[2].text)[1])
+    assert energy(browser) - lowest == pytest.approx(above * KCAL_PER_MOL_TO_EV, abs=0.0015)
 
     find(browser, "download").click()
     find(browser, "download-all").click()
-    (shown,) = downloaded(tmp_path, "C6H6O-sample-3.sdf")
-    assert shown.GetNumAtoms() == 13 and shown.GetDoubleProp("energy_eV") == pytest.approx(energy(browser), abs=6e-4)
-    assert len(downloaded(tmp_path, "C6H6O-samples.sdf")) == 3
+    (shown,) = downloaded(tmp_path, "C4H10O-conformer-3.sdf")
+    assert shown.GetNumAtoms() == 15 and shown.GetDoubleProp("energy_eV") == pytest.approx(energy(browser), abs=6e-4)
+    every = downloaded(tmp_path, "C4H10O-conformers.sdf")
+    assert sum(mol.GetDoubleProp("boltzmann_weight") for mol in every) == pytest.approx(1)
+    assert len(every) == len(conformers)
 
 
-def test_overlays_and_the_denoising_can_be_looked_at(browser):
-    predict(browser, "Oc1ccccc1")
+def test_overlays_and_the_refinement_can_be_looked_at(browser):
+    predict(browser, "CCCCO")
     wait_for_structure(browser)
-    pictures = {"all": browser.get_screenshot_as_base64()}
-    for toggle in ("show-forces", "show-reference"):
+    pictures = {"alone": browser.get_screenshot_as_base64()}
+    for toggle in ("show-forces", "show-all"):
         find(browser, toggle).click()
         pictures[toggle] = browser.get_screenshot_as_base64()
     find(browser, "step").send_keys(Keys.HOME)
-    assert find(browser, "step-text").text == "step 0 of 20"
-    pictures["noise"] = browser.get_screenshot_as_base64()
+    assert find(browser, "step-text").text == "RDKit"
+    pictures["start"] = browser.get_screenshot_as_base64()
     assert len(set(pictures.values())) == 4
     find(browser, "play").click()
-    wait(browser, lambda: find(browser, "step-text").text not in ("step 0 of 20", "step 20 of 20"))
+    wait(browser, lambda: find(browser, "step-text").text.startswith("step "))
     wait_for_structure(browser)
 
 
+def test_a_test_molecule_has_its_reference(browser):
+    predict(browser, "Oc1ccccc1")
+    wait_for_structure(browser)
+    assert float(find(browser, "rmsd").text) < 0.05 and find(browser, "reference-toggle").is_displayed()
+    with_reference = browser.get_screenshot_as_base64()
+    find(browser, "show-reference").click()
+    assert browser.get_screenshot_as_base64() != with_reference
+
+
+def test_atoms_beyond_the_training_data_are_marked(browser):
+    predict(browser, "FC(F)(F)C(F)(F)C(F)(F)OOC(=O)OC=C=C")
+    wait_for_structure(browser)
+    assert "(O10, C15)" in find(browser, "notes").text and "Beyond training" in find(browser, "beyond-toggle").text
+    marked = browser.get_screenshot_as_base64()
+    find(browser, "show-beyond").click()
+    assert browser.get_screenshot_as_base64() != marked
+
+
+def test_the_page_says_what_its_model_is(browser):
+    about = find(browser, "about")
+    wait(browser, about.is_displayed)
+    assert "Model drug_like" in about.text and "B3LYP/6-31G*" in about.text and "Br, I" in about.text
+
+
 def test_bad_input_is_a_sentence_and_the_next_try_works(browser):
-    predict(browser, "CSC")
+    predict(browser, "C[SiH3]")
     error = find(browser, "error")
     wait(browser, error.is_displayed)
-    assert error.text == "Unsupported element S; this model knows H, C, N, O, F."
+    assert error.text.startswith("Unsupported element Si; this model knows H, C, N, O, F")
     assert error.get_attribute("role") == "alert" and find(browser, "smiles").get_attribute("aria-invalid") == "true"
     assert not find(browser, "numbers").is_displayed()
     predict(browser, "COC")
@@ -158,14 +189,14 @@ def test_keyboard_alone(browser):
 
     press(Keys.TAB)
     assert focused() == "smiles"
-    press("CCO", Keys.ENTER)
+    press("CCCO", Keys.ENTER)
     wait_for_structure(browser)
     while focused() != "viewer":
         press(Keys.TAB)
     before = find(browser, "viewer").screenshot_as_base64
     press(Keys.ARROW_RIGHT)
     assert find(browser, "viewer").screenshot_as_base64 != before
-    while browser.switch_to.active_element.get_attribute("name") != "sample":
+    while browser.switch_to.active_element.get_attribute("name") != "conformer":
         press(Keys.TAB)
     lowest = energy(browser)
     press(Keys.ARROW_DOWN)
@@ -190,20 +221,20 @@ def test_drawn_molecule(browser):
 def test_phone(browser):
     metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.find_element(By.CSS_SELECTOR, "[data-smiles='CN(C)C=O']").click()
+    browser.find_element(By.CSS_SELECTOR, "[data-smiles^='CC(C)Cc1']").click()
     wait_for_structure(browser)
     assert browser.execute_script("return document.documentElement.scrollWidth") == 390
     for button in browser.find_elements(By.CSS_SELECTOR, "button, select"):
         if button.is_displayed():
             assert button.size["height"] >= 32
-    order = [find(browser, part).location["y"] for part in ("form", "viewer", "numbers", "molecule")]
+    order = [find(browser, part).location["y"] for part in ("form", "viewer", "molecule", "numbers", "about")]
     assert order == sorted(order)
 
 
 @pytest.mark.parametrize("browser", ["no webgl"], indirect=True)
 def test_without_webgl_numbers_and_file_remain(browser, tmp_path):
-    assert "no WebGL" in find(browser, "placeholder").text
-    predict(browser, "CCO")
+    assert "no WebGL" in find(browser, "doing").text
+    predict(browser, "CCCO")
     wait(browser, lambda: find(browser, "numbers").is_displayed())
     find(browser, "download-all").click()
-    assert len(downloaded(tmp_path, "C2H6O-samples.sdf")) == 3
+    assert len(downloaded(tmp_path, "C3H8O-conformers.sdf")) > 1

@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         if command.startswith("data "):
             data.add_parser(command.removeprefix("data "), help=MODULES[command][1])
     serve = commands.add_parser("serve", help="a web page to look at predictions")
-    serve.add_argument("--model", help="released model, checkpoint folder or hub name (default: consistency)")
+    serve.add_argument("--model", help="released model, checkpoint folder or hub name (default: drug_like)")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", type=_port, default=7860, help="(default: 7860)")
     serve.set_defaults(run=_serve, error=serve.error)

@@ -275,18 +275,22 @@ def _mol_from_frame(place: str, frame: str, timeout: float) -> Chem.Mol:
     return mol_from_positions(numbers.tolist(), positions, charge_of_frame(place, frame), timeout)
 
 
+def sdf_of(prediction: Prediction) -> str:
+    """The SDF record of a predicted structure."""
+    mol = Chem.Mol(prediction.molecule.mol)
+    mol.RemoveAllConformers()
+    mol.AddConformer(conformer_from_positions(prediction.positions))
+    properties = {
+        "energy_eV": prediction.energy,
+        "largest_force_eV_per_angstrom": np.linalg.norm(prediction.forces, axis=-1).max(),
+        "level_of_theory": prediction.level_of_theory,
+        **prediction.properties,
+    }
+    return sdf_record(mol, prediction.molecule.name, properties)
+
+
 def _write_sdf(stream: TextIO, predictions: Iterable[Prediction]) -> None:
-    for prediction in predictions:
-        mol = Chem.Mol(prediction.molecule.mol)
-        mol.RemoveAllConformers()
-        mol.AddConformer(conformer_from_positions(prediction.positions))
-        properties = {
-            "energy_eV": prediction.energy,
-            "largest_force_eV_per_angstrom": np.linalg.norm(prediction.forces, axis=-1).max(),
-            "level_of_theory": prediction.level_of_theory,
-            **prediction.properties,
-        }
-        stream.write(sdf_record(mol, prediction.molecule.name, properties))
+    stream.writelines(map(sdf_of, predictions))
 
 
 def _write_xyz(stream: TextIO, predictions: Iterable[Prediction]) -> None:

@@ -13,7 +13,7 @@ from rdkit import Chem
 from modeling_pcbridge import PCBridgeModel, PCBridgePipeline, PCBridgeProcessor
 from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
 from modeling_pcbridge.rdkit_structures import rdkit_structures
-from modeling_pcbridge.sampling import METHODS_FROM_POSITIONS
+from modeling_pcbridge.sampling import METHODS_FROM_POSITIONS, OnStep
 from pcbridge.evaluation.metrics import distances_to_others
 
 from .cores import num_cores
@@ -46,7 +46,11 @@ Found = tuple[list[Prediction], list[str]]
 
 
 def predict(
-    pipeline: PCBridgePipeline, records: list[Record], settings: PredictionSettings, batch_size: int
+    pipeline: PCBridgePipeline,
+    records: list[Record],
+    settings: PredictionSettings,
+    batch_size: int,
+    on_step: OnStep | None = None,
 ) -> Iterator[tuple[list[Prediction], list[Failure]]]:
     """Predictions and failures, a batch of molecules at a time, in the order of `records`.
 
@@ -57,6 +61,7 @@ def predict(
     Args:
         records: molecules, or failures already.
         batch_size: structures at once.
+        on_step: told of each step in which structures of RDKit are refined, see `PCBridgeModel.predict_structure`.
 
     Yields:
         All predictions of some molecules, and the failures of the batch.
@@ -74,7 +79,7 @@ def predict(
             if settings.method != CONFORMERS:
                 drawn = _drawn(pipeline, molecules, settings, batch_size, generator)
             missing = [settings.num_structures - len(found) for found, _ in drawn]
-            refined = _refined(pipeline, molecules, missing, settings, batch_size, threads)
+            refined = _refined(pipeline, molecules, missing, settings, batch_size, threads, on_step)
             predictions: list[Prediction] = []
             for molecule, (found, reasons), (more, more_reasons) in zip(molecules, drawn, refined, strict=True):
                 structures, failure = _chosen(molecule, found + more, reasons + more_reasons, settings)
@@ -131,6 +136,7 @@ def _refined(
     settings: PredictionSettings,
     batch_size: int,
     threads: ThreadPoolExecutor,
+    on_step: OnStep | None,
 ) -> list[Found]:
     """So many of RDKit's structures of each molecule, refined."""
 
@@ -140,7 +146,7 @@ def _refined(
 
     starts = list(threads.map(starts_of, molecules, numbers))
     steps = settings.steps if settings.method == CONFORMERS else None
-    options = _shared_options(settings) | REFINEMENT | {"num_inference_steps": steps}
+    options = _shared_options(settings) | REFINEMENT | {"num_inference_steps": steps, "on_step": on_step}
     results = iter(_results(pipeline, list(chain(*starts)), batch_size, options))
     level = _level(pipeline, settings)
     refined: list[Found] = []

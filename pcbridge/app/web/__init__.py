@@ -1,1 +1,1 @@
-"""The web page: `server` (HTTP), `prediction` (what it computes, and the limits), `static` (the page itself)."""
+"""The web page: `server` (HTTP), `visit` (what it computes, and the limits), `static` (the page itself)."""

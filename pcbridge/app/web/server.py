@@ -1,4 +1,4 @@
-"""The page over HTTP: static files, and `POST /predict`, which streams a prediction as one JSON object a line."""
+"""The page over HTTP: static files, `GET /model`, and `POST /predict`, which streams one JSON object a line."""
 
 import asyncio
 import json
@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
 import uvicorn
 from rdkit import Chem
 from starlette.applications import Starlette
@@ -22,12 +23,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modeling_pcbridge.errors import CalculationError
 
-from .visit import MAX_SAMPLES, Predictor
+from ..cores import num_cores
+from .visit import MAX_CONFORMERS, Predictor
 
 MAX_REQUEST_BYTES = 4096
 MAX_REQUEST_SECONDS = 10
-MAX_WAITING = 4  # predictions beside the one that runs
-MAX_CONNECTIONS = 64
+MAX_WAITING = 20  # predictions beside those that run
+MAX_CONNECTIONS = 256  # a browser keeps up to six
 
 _STATIC = Path(__file__).parent / "static"
 
@@ -40,20 +42,24 @@ def create_app(model_path: str, frame_ancestors: str = "'none'") -> Starlette:
         frame_ancestors: sites that may show the page in a frame, in the words of a Content-Security-Policy.
     """
     predictor = Predictor(model_path)
-    queue = PredictionQueue(predictor)
+    queue = PredictionQueue(predictor, at_once=num_cores())
+
+    async def about(request: Request) -> Response:
+        return JSONResponse(predictor.about)
 
     async def predict(request: Request) -> Response:
-        smiles, num_samples = await _read_request(request)
+        smiles, num_conformers = await _read_request(request)
         try:
             mol = await asyncio.to_thread(predictor.read, smiles)
         except ValueError as error:
             raise HTTPException(422, _sentence(error)) from error
         if queue.is_full:
             raise HTTPException(503, "Other visitors' predictions are waiting; try again in a moment.")
-        return StreamingResponse(queue.stream(mol, num_samples), media_type="application/x-ndjson")
+        return StreamingResponse(queue.stream(mol, num_conformers), media_type="application/x-ndjson")
 
     return Starlette(
         routes=[
+            Route("/model", about),
             Route("/predict", predict, methods=["POST"]),
             Mount("/", GZipMiddleware(StaticFiles(directory=_STATIC, html=True))),
         ],
@@ -75,23 +81,33 @@ def serve(model_path: str, host: str = "127.0.0.1", port: int = 7860) -> None:
 
 def run(app: Starlette, host: str, port: int) -> None:
     """Run an application of `create_app` until interrupted."""
+    torch.set_num_threads(1)  # a prediction has one core; several of torch's threads would wait for each other
     uvicorn.run(app, host=host, port=port, limit_concurrency=MAX_CONNECTIONS, server_header=False)
 
 
 class PredictionQueue:
-    """Runs one prediction at a time in a thread of its own; `MAX_WAITING` more may wait."""
+    """Runs some predictions at a time, first come, first served, each in a thread; `MAX_WAITING` more may wait.
 
-    def __init__(self, predictor: Predictor):
+    Args:
+        predictor: what runs them.
+        at_once: how many run.
+    """
+
+    def __init__(self, predictor: Predictor, at_once: int):
         self._predictor = predictor
-        self._executor = ThreadPoolExecutor(max_workers=1)
-        self._unfinished = 0
+        self._at_once = at_once
+        self._executor = ThreadPoolExecutor(at_once)
+        self._unfinished: list[asyncio.Queue[dict | None]] = []  # the events of each, in the order they came in
 
     @property
     def is_full(self) -> bool:
-        return self._unfinished > MAX_WAITING
+        return len(self._unfinished) >= self._at_once + MAX_WAITING
 
-    async def stream(self, mol: Chem.Mol, num_samples: int) -> AsyncIterator[str]:
-        """The prediction's events as lines of JSON; it ends early when the reader has gone."""
+    async def stream(self, mol: Chem.Mol, num_conformers: int) -> AsyncIterator[str]:
+        """The prediction's events as lines of JSON; it ends early when the reader has gone.
+
+        Before its own come "waiting" events: how many predictions must end before this one begins.
+        """
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[dict | None] = asyncio.Queue()
         reader_gone = threading.Event()
@@ -103,25 +119,30 @@ class PredictionQueue:
 
         def run() -> None:
             try:
-                self._predictor.predict(mol, num_samples, emit)
+                self._predictor.predict(mol, num_conformers, emit)
             except (TimeoutError, CalculationError) as error:
                 emit({"type": "error", "message": _sentence(error)})
 
         def finish() -> None:
-            self._unfinished -= 1
+            self._unfinished.remove(events)
             events.put_nowait(None)
+            self._tell_the_waiting()
 
-        self._unfinished += 1
+        self._unfinished.append(events)
+        self._tell_the_waiting()
         future = self._executor.submit(run)
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(finish))
         try:
-            yield _line({"type": "waiting", "ahead": self._unfinished - 1})
             while (event := await events.get()) is not None:
                 yield _line(event)
             future.result()
         finally:
             reader_gone.set()
             future.cancel()
+
+    def _tell_the_waiting(self) -> None:
+        for ahead, events in enumerate(self._unfinished[self._at_once :], start=1):
+            events.put_nowait({"type": "waiting", "ahead": ahead})
 
 
 class SecurityHeaders:
@@ -151,7 +172,7 @@ class SecurityHeaders:
 
 
 async def _read_request(request: Request) -> tuple[str, int]:
-    """The SMILES and the number of samples of a request of at most `MAX_REQUEST_BYTES`."""
+    """The SMILES and the number of conformers of a request of at most `MAX_REQUEST_BYTES`."""
     # A type that forms of other sites cannot send.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "Send application/json.")
@@ -166,11 +187,11 @@ async def _read_request(request: Request) -> tuple[str, int]:
         raise HTTPException(408, "The request did not arrive in time.") from error
     try:
         match json.loads(body):
-            case {"smiles": str(smiles), "num_samples": int(num_samples)} if 1 <= num_samples <= MAX_SAMPLES:
-                return smiles.strip(), num_samples
+            case {"smiles": str(smiles), "num_conformers": int(number)} if 1 <= number <= MAX_CONFORMERS:
+                return smiles.strip(), number
     except (ValueError, RecursionError):
         pass
-    raise HTTPException(400, f"Send a SMILES string and a number of samples from 1 to {MAX_SAMPLES}.")
+    raise HTTPException(400, f"Send a SMILES string and a number of conformers from 1 to {MAX_CONFORMERS}.")
 
 
 def _error_response(request: Request, error: Exception) -> JSONResponse:

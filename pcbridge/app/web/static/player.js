@@ -1,9 +1,9 @@
-// Plays the steps of a denoising, also while they still arrive, and moves between them without jumps.
+// Plays the frames of a refinement and moves between them without jumps.
 
-const MILLISECONDS_A_STEP = 80;
+const MILLISECONDS_A_STEP = 300;
 
 export class Player {
-  // `onFrame(positions, index, isLast)` draws; `isLast` only when the last step of a finished denoising is reached.
+  // `onFrame(positions, index, isLast)` draws.
   constructor(onFrame) {
     this.onFrame = onFrame;
     this.stop();
@@ -13,22 +13,19 @@ export class Player {
     cancelAnimationFrame(this.request);
     this.frames = [];
     this.index = 0; // between two steps while playing
-    this.finished = false;
-    this.playing = false;
   }
 
-  // Start to play from step 0; the frames may still be on their way.
+  // Play from the first frame to the last.
   play() {
     this.index = 0;
-    this.playing = true;
     this.previous = performance.now();
     cancelAnimationFrame(this.request);
     this.request = requestAnimationFrame((now) => this.#advance(now));
   }
 
-  // Show one step and rest there.
+  // Show one frame and rest there.
   show(index) {
-    this.playing = false;
+    cancelAnimationFrame(this.request);
     this.index = index;
     this.#draw();
   }
@@ -37,11 +34,9 @@ export class Player {
     // The first frame's time may lie before the call of `play`.
     const passed = Math.max(now - this.previous, 0) / MILLISECONDS_A_STEP;
     this.previous = now;
-    this.index = Math.min(this.index + passed, Math.max(this.frames.length - 1, 0));
-    if (!this.playing) return;
-    if (this.frames.length > 0) this.#draw();
-    if (this.finished && this.index >= this.frames.length - 1) this.playing = false;
-    else this.request = requestAnimationFrame((next) => this.#advance(next));
+    this.index = Math.min(this.index + passed, this.frames.length - 1);
+    this.#draw();
+    if (this.index < this.frames.length - 1) this.request = requestAnimationFrame((next) => this.#advance(next));
   }
 
   #draw() {
@@ -49,6 +44,6 @@ export class Player {
     const after = this.frames[Math.ceil(this.index)];
     const share = this.index % 1;
     const positions = before.map((point, i) => point.map((x, k) => x + share * (after[i][k] - x)));
-    this.onFrame(positions, Math.floor(this.index), this.finished && this.index >= this.frames.length - 1);
+    this.onFrame(positions, Math.floor(this.index), this.index >= this.frames.length - 1);
   }
 }

@@ -4,7 +4,10 @@ const FORCE_LENGTH = 2; // angstrom drawn for 1 eV/angstrom, as the page says
 const FORCE_START = 0.3; // angstrom from the nucleus, about where the sphere ends
 const SMALLEST_FORCE = 0.05; // eV/angstrom; arrows of smaller ones would be dots
 // Jmol's colours, a little softer, and hydrogen darker to show on white.
-const map = { H: "#d4d9df", C: "#8b929b", N: "#4a67e0", O: "#e0453c", F: "#5fb83c" };
+const map = {
+  H: "#d4d9df", C: "#8b929b", N: "#4a67e0", O: "#e0453c", F: "#5fb83c",
+  P: "#e08a2e", S: "#d8b62a", Cl: "#2fa84f", Br: "#a0442e", I: "#8040a8",
+};
 const colorscheme = { prop: "elem", map };
 const STYLE = { stick: { radius: 0.11, colorscheme }, sphere: { scale: 0.2, colorscheme } };
 
@@ -25,14 +28,27 @@ export class StructureView {
     return Boolean(this.viewer);
   }
 
+  // Draw nothing.
+  clear() {
+    if (!this.available) return;
+    this.viewer.clear();
+    this.others = [];
+    this.viewer.render();
+  }
+
   // A molecule of `symbols`, with `bonds` [first, second, order], at `positions`.
   setMolecule(symbols, bonds, positions) {
     if (!this.available) return;
     this.viewer.resize();
-    this.viewer.clear();
-    this.reference = null;
+    this.clear();
+    Object.assign(this, { symbols, bonds, beyond: [] });
     this.model = this.#addModel(symbols, bonds, positions, STYLE);
     this.fit();
+  }
+
+  // Mark the atoms with these numbers.
+  setBeyond(beyond) {
+    this.beyond = beyond;
   }
 
   // Move the atoms to `positions`; nothing else is drawn beside them.
@@ -42,26 +58,32 @@ export class StructureView {
     this.model.selectedAtoms({}).forEach((atom, i) => {
       [atom.x, atom.y, atom.z] = positions[i];
     });
-    this.model.setStyle({}, STYLE); // 3Dmol redraws a model whose style is set
+    this.#setStyle();
     this.viewer.render();
   }
 
-  // Draw forces as arrows, and a reference { symbols, bonds, positions } as a halo, each if given.
-  setOverlays(positions, forces, reference) {
+  // Draw, beside the atoms at `positions`, forces as arrows, a reference { symbols, bonds, positions } as a halo if there
+  // is one, and other structures of the molecule as thin lines.
+  setOverlays({ positions, forces, reference, others }) {
     if (!this.available) return;
     this.#removeOverlays();
-    forces?.forEach((force, i) => this.#addArrow(positions[i], force));
+    this.#setStyle();
+    forces.forEach((force, i) => this.#addArrow(positions[i], force));
     if (reference) {
       const stick = { radius: 0.2, color: this.#colour("--reference"), opacity: 0.55 };
-      this.reference = this.#addModel(reference.symbols, reference.bonds, reference.positions, { stick });
+      this.others.push(this.#addModel(reference.symbols, reference.bonds, reference.positions, { stick }));
     }
+    const stick = { radius: 0.04, color: this.#colour("--others") };
+    for (const other of others) this.others.push(this.#addModel(this.symbols, this.bonds, other, { stick }));
+    for (const i of this.beyond) this.#addLabel(`${this.symbols[i]}${i}`, positions[i]);
     this.viewer.render();
   }
 
   // Turn the camera to where the atoms are now, with little margin.
   fit() {
     this.viewer?.zoomTo();
-    this.viewer?.zoom(1.3);
+    const isWide = this.element.clientWidth > this.element.clientHeight;
+    this.viewer?.zoom(isWide ? 1.1 : 1);
   }
 
   #addModel(symbols, bonds, positions, style) {
@@ -93,10 +115,23 @@ export class StructureView {
     this.viewer.addArrow({ start: point(FORCE_START), end: point(FORCE_START + length), ...shape });
   }
 
+  // 3Dmol redraws a model whose style is set.
+  #setStyle() {
+    this.model.setStyle({}, STYLE);
+    const marked = { ...STYLE, sphere: { scale: 0.3, color: this.#colour("--beyond") } };
+    if (this.beyond.length > 0) this.model.setStyle({ index: this.beyond }, marked);
+  }
+
+  #addLabel(text, [x, y, z]) {
+    const look = { fontSize: 12, backgroundColor: this.#colour("--beyond"), backgroundOpacity: 0.9, inFront: true };
+    this.viewer.addLabel(text, { position: { x, y, z }, alignment: "bottomLeft", ...look });
+  }
+
   #removeOverlays() {
     this.viewer.removeAllShapes();
-    if (this.reference) this.viewer.removeModel(this.reference);
-    this.reference = null;
+    this.viewer.removeAllLabels();
+    for (const other of this.others) this.viewer.removeModel(other);
+    this.others = [];
   }
 
   #setBackground() {
