@@ -9,14 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from dataset_scripts.bundled import load_bundled
 from modeling_pcbridge import LossSettings, PCBridgeConfig, PCBridgeModel, PCBridgeProcessor
 from pcbridge.command_errors import errors_as_sentences
 from pcbridge.evaluation.report import plot_losses, plot_structures
-from pcbridge.training import stage as stage_training
 from pcbridge.training.card import card_of_run
 from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
 from pcbridge.training.data import load_source, reference_energies_of, sample_rows
@@ -104,27 +102,6 @@ def test_script_trains_both_stages_evaluates_and_leaves_everything(tmp_path, mon
     assert model.predict_energy(**water).energy.item() == pytest.approx(-76.4 * 27.2114, rel=0.01)
 
 
-def test_resume_is_bit_for_bit(tmp_path, monkeypatch):
-    whole = run(small_config(tmp_path / "whole"))
-    save = stage_training.save_training_state
-
-    def save_and_die(*arguments):
-        save(*arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(stage_training, "save_training_state", save_and_die)
-    with pytest.raises(KeyboardInterrupt):
-        run(small_config(tmp_path / "cut"))
-    monkeypatch.undo()
-    resumed = run(small_config(tmp_path / "cut", resume="latest"))
-    assert resumed["histories"] == whole["histories"]
-    expected = load_file(tmp_path / "whole" / "stage1" / "model.safetensors")
-    got = load_file(tmp_path / "cut" / "stage1" / "model.safetensors")
-    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
-    # Without resume the run starts anew and ends the same, since nothing else than the seed enters.
-    assert run(small_config(tmp_path / "cut"))["histories"] == whole["histories"]
-
-
 def test_two_processes_equal_one_with_the_same_global_batch(tmp_path):
     """Two processes of one micro-batch see the same rows as one process that accumulates two."""
     few = [{"name": "pm6", "only_labelled": True, "max_rows": 60}, {"name": "pm6_displaced", "max_rows": 30}]
@@ -172,27 +149,6 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path):
         for other in (initial, weights[1])
     )
     assert apart < 0.03 * moved
-
-
-def test_the_average_of_a_short_run_has_left_the_first_weights(tmp_path, monkeypatch):
-    """After 22 updates an average of decay .998 from the start would hold 96 % of the first weights."""
-    stages = []
-
-    class Recorded(stage_training._StageTraining):
-        def finish(self):
-            stages.append({name: tensor.clone() for name, tensor in self.trained.state_dict().items()})
-            return super().finish()
-
-    monkeypatch.setattr(stage_training, "_StageTraining", Recorded)
-    config = small_config(tmp_path)
-    run(config)
-    average = load_file(tmp_path / "stage1" / "model.safetensors")
-    torch.manual_seed(config.seed)
-    first = initial_model(config)[0].state_dict()
-    names = [name for name, tensor in stages[0].items() if tensor.is_floating_point() and "layers" in name]
-    left = sum((average[name] - stages[0][name]).square().sum() for name in names)
-    whole = sum((first[name] - stages[0][name]).square().sum() for name in names)
-    assert left < 0.25 * whole
 
 
 def test_the_card_says_what_the_run_was_trained_on(tmp_path):
