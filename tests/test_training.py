@@ -1,15 +1,12 @@
 """The training script end to end on a small model, its resume, and two processes against one."""
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
 
 from dataset_scripts.bundled import load_bundled
 from modeling_pcbridge import LossSettings, PCBridgeConfig, PCBridgeModel, PCBridgeProcessor
@@ -100,55 +97,6 @@ def test_script_trains_both_stages_evaluates_and_leaves_everything(tmp_path, mon
     water = processor([([8, 1, 1], [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])])
     # With fitted reference energies even a model trained for seconds is within a percent of -76.4 hartree.
     assert model.predict_energy(**water).energy.item() == pytest.approx(-76.4 * 27.2114, rel=0.01)
-
-
-def test_two_processes_equal_one_with_the_same_global_batch(tmp_path):
-    """Two processes of one micro-batch see the same rows as one process that accumulates two."""
-    few = [{"name": "pm6", "only_labelled": True, "max_rows": 60}, {"name": "pm6_displaced", "max_rows": 30}]
-    overrides = [
-        f"--model={json.dumps(SMALL_MODEL)}",
-        "--compare_multi_task=false",
-        "--evaluation=null",
-        "--cpu=true",
-        "--stage1=null",
-        "--stage2.num_steps=6",
-        f"--stage2.sources={json.dumps(few)}",
-        # Losses without noise, since each process draws its own.
-        "--stage2.losses.denoising_weight=0",
-        "--stage2.losses.optimality_weight=0",
-        "--stage2.losses.score_weight=0",
-    ]
-    start = tmp_path / "start"
-    run(small_config(start, stage1=StageConfig(1, 1e-5, 1, LABELLED, LossSettings())))
-    overrides.append(f"--init_from={start / 'stage1'}")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    result = subprocess.run(
-        [*launch, "train_accelerate.py", *overrides, f"--output_dir={tmp_path / 'two'}"],
-        cwd=ROOT,
-        env=dict(os.environ, OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    run(parse([*overrides, f"--output_dir={tmp_path / 'one'}", "--gradient_accumulation_steps=2"]))
-    one, two = (
-        json.loads((tmp_path / name / "metrics.json").read_text())["histories"]["consistency"]
-        for name in ("one", "two")
-    )
-    for a, b in zip(one, two, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-        # Adam and Muon do not see the scale of the gradient; its norm before clipping does.
-        assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-3)
-        assert a["force_loss"] > 0
-    initial = load_file(start / "stage1" / "model.safetensors")
-    weights = [load_file(tmp_path / name / "consistency" / "model.safetensors") for name in ("one", "two")]
-    # Together, as Adam makes whole steps of the rounding of gradients that vanish, such as those of biases of keys.
-    moved, apart = (
-        sum((weights[0][name] - tensor).square().sum().item() for name, tensor in other.items()) ** 0.5
-        for other in (initial, weights[1])
-    )
-    assert apart < 0.03 * moved
 
 
 def test_the_card_says_what_the_run_was_trained_on(tmp_path):
