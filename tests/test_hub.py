@@ -59,14 +59,21 @@ def checkpoint(tmp_path, processor) -> Path:
     return folder
 
 
+def environment(hub: LocalHub, home: Path) -> dict[str, str]:
+    """Of a process with the token of `me`."""
+    kept = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    kept |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_mine", "HF_HOME": str(home)}
+    return kept | {"OMP_NUM_THREADS": "1"}
+
+
 def run_without_the_package(*arguments: list[str], hub: LocalHub, folder: Path) -> list:
-    """What WITHOUT_THE_PACKAGE prints in a process with the token of `me`."""
-    variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_HUB_OFFLINE")}
-    variables |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_mine", "OMP_NUM_THREADS": "1"}
+    """What WITHOUT_THE_PACKAGE prints."""
+    variables = environment(hub, folder / "home")
+    variables.pop("PYTHONPATH", None)
     done = subprocess.run(
         [sys.executable, "-P", "-c", WITHOUT_THE_PACKAGE, *map(json.dumps, arguments)],
         cwd=folder,
-        env=variables | {"HF_HOME": str(folder / "home")},
+        env=variables,
         capture_output=True,
         text=True,
         check=False,
