@@ -193,7 +193,9 @@ def test_multi_task_baseline_has_no_consistency_and_as_much_weight_on_structures
     ],
 )
 def test_the_script_ends_with_a_sentence(wrong, reason, tmp_path, monkeypatch, fresh_accelerate):
-    monkeypatch.setattr(sys, "argv", ["train", "--cpu=true", f"--output_dir={tmp_path}", wrong])
+    few = "[{name: pm6, only_labelled: true, max_rows: 8}]"
+    options = ["--cpu=true", f"--output_dir={tmp_path}", f"--stage1.sources={few}", f"--stage2.sources={few}", wrong]
+    monkeypatch.setattr(sys, "argv", ["train", *options])
     with pytest.raises(SystemExit, match=reason):
         main()
 
