@@ -163,7 +163,7 @@ def test_every_way_in_says_it_once(model, tmp_path, capsys):
     for kind in ("sdf", "xyz", "parquet"):
         path = tmp_path / f"out.{kind}"
         all_of_two = ["--num_conformers", "2", "--energy_window", "1000", "--rmsd_threshold", "0"]
-        options = ["--method", "conformers", *all_of_two, "--steps", "2"]
+        options = ["--model", "consistency", *all_of_two, "--steps", "2"]
         main(["predict", str(tmp_path / "in.smi"), "-o", str(path), *options])
         errors = capsys.readouterr().err
         assert errors.count("beyond what trained the model") == 1
@@ -201,7 +201,7 @@ def test_relaxation_by_a_model_without_forces_is_refused_unless_forced():
         model.relax_structure(**inputs)
     assert model.relax_structure(**inputs, max_evaluations=1, allow_unlearned_forces=True).positions.isfinite().all()
     options = {"method": "mean_shift", "num_inference_steps": 1, "relaxation_steps": 1}
-    with pytest.raises(ValueError, match=r"\(relaxation_steps\) needs forces"):
+    with pytest.raises(ValueError, match=r"\(relax or relaxation_steps\) needs forces"):
         model.predict_structure(**inputs, **options)
     assert model.predict_structure(**inputs, **options, allow_unlearned_forces=True).positions.isfinite().all()
     model.predict_structure(**inputs, method="mean_shift", num_inference_steps=1)
