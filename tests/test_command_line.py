@@ -265,7 +265,9 @@ def command_in_a_fork(arguments: list[str], **streams: IO[str]) -> multiprocessi
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
         for name, stream in streams.items():
             setattr(sys, name, stream)
-        sys.exit(main(arguments))
+        code = main(arguments)
+        sys.stdout.flush()  # as Python does at its end
+        sys.exit(code)
 
     process = multiprocessing.get_context("fork").Process(target=command)
     process.start()
