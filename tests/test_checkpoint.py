@@ -19,14 +19,17 @@ WATER = ([8, 1, 1], [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]], 0)
 FRESH_PROCESS = """
 import json, sys, torch
 from transformers import AutoModel, AutoProcessor
-folder = sys.argv[1]
+folder, released = sys.argv[1:]
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-assert "modeling_pcbridge" not in sys.modules
 water = ([8, 1, 1], [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]], 0)
 energy = model.predict_energy(**processor([water]))
 structure = model.predict_structure(**processor(["CCO"]), generator=torch.Generator().manual_seed(0))
 results = [energy.energy.tolist(), energy.forces.tolist(), structure.positions.tolist(), structure.beyond_training]
+# Its code is links.
+processor, model = (auto.from_pretrained(released, trust_remote_code=True) for auto in (AutoProcessor, AutoModel))
+assert model.predict_structure(**processor(["CO"]), num_inference_steps=4).positions.shape == (1, 1, 6, 3)
+assert "modeling_pcbridge" not in sys.modules
 print(json.dumps(results))
 """
 
@@ -49,7 +52,7 @@ def test_fresh_process_without_the_package(folder, processor, tmp_path):
     environment |= {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     # -P and another folder: the package is found only if it is installed, and then it must not be imported.
     result = subprocess.run(
-        [sys.executable, "-P", "-c", FRESH_PROCESS, str(folder)],
+        [sys.executable, "-P", "-c", FRESH_PROCESS, str(folder), str(ROOT / "checkpoints" / "drug_like")],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
