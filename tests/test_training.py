@@ -62,6 +62,7 @@ def test_script_trains_both_stages_evaluates_and_leaves_everything(tmp_path, mon
         f"--stage1.sources={json.dumps(few)}",
         f"--stage2.sources={json.dumps(few)}",
         f"--model={json.dumps(SMALL_MODEL)}",
+        "--batch_size=16",
         "--stage1.num_steps=120",
         "--stage1.warmup_steps=5",
         "--stage2.num_steps=15",
