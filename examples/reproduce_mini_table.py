@@ -1,7 +1,7 @@
 """Train the mini models as configs/mini.yaml says, on the bundled data, and print the table of results.
 
     python examples/reproduce_mini_table.py                     # minutes on two CPU cores
-    python examples/reproduce_mini_table.py --quick             # a few updates, to see it run; its numbers say nothing
+    python examples/reproduce_mini_table.py --quick             # a few updates on a few rows; its numbers say nothing
 
 For several GPUs, or to change anything: accelerate launch train_accelerate.py --help.
 """
@@ -12,7 +12,10 @@ from pathlib import Path
 from pcbridge.training.run import run
 from train_accelerate import parse
 
+FEW = "[{name: pm6, only_labelled: true, max_rows: 100}, {name: pm6_displaced, max_rows: 100}]"
 QUICK = [
+    f"--stage1.sources={FEW}",
+    f"--stage2.sources={FEW}",
     "--stage1.num_steps=20",
     "--stage2.num_steps=10",
     "--batch_size=8",

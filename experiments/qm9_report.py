@@ -49,14 +49,24 @@ RELEASED = CONTINUED_TWICE
 
 
 def write_report(results: dict, references: list[ReferenceMolecule], folder: Path) -> str:
-    """qm9.json, qm9.md, qm9_errors.png, qm9_refinement.png and qm9_structures.png in `folder`; returns the Markdown.
-
-    Models that an earlier qm9.json has of the same molecules and samples keep their rows, so that runs may come from
-    several machines.
+    """`write_tables`, and qm9_errors.png, qm9_refinement.png and qm9_structures.png; returns the Markdown.
 
     Args:
         results: of `experiments.qm9_benchmark.evaluate`, by model under "models", `RELEASED` among them.
         references: the molecules they were measured on.
+    """
+    text = write_tables(results, folder)
+    _plot_errors(results, references, folder / "qm9_errors.png")
+    _plot_refinement(results["models"][RELEASED]["refinement"], folder / "qm9_refinement.png")
+    _plot_molecules(results["models"][RELEASED], references, folder / "qm9_structures.png")
+    return text
+
+
+def write_tables(results: dict, folder: Path) -> str:
+    """qm9.json and qm9.md in `folder`; returns the Markdown.
+
+    Models that an earlier qm9.json has of the same molecules and samples keep their rows, so that runs may come from
+    several machines.
     """
     folder.mkdir(parents=True, exist_ok=True)
     record = {key: value for key, value in results.items() if key != "models"}
@@ -67,9 +77,6 @@ def write_report(results: dict, references: list[ReferenceMolecule], folder: Pat
     file.write_text(json.dumps(record, indent=1) + "\n")
     text = _markdown(record)
     (folder / "qm9.md").write_text(text)
-    _plot_errors(results, references, folder / "qm9_errors.png")
-    _plot_refinement(results["models"][RELEASED]["refinement"], folder / "qm9_refinement.png")
-    _plot_molecules(results["models"][RELEASED], references, folder / "qm9_structures.png")
     return text
 
 

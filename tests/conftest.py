@@ -1,5 +1,6 @@
 """Real molecules and a small untrained model, shared by the tests."""
 
+import gc
 from functools import partial
 
 import huggingface_hub
@@ -29,6 +30,11 @@ hypothesis.settings.load_profile("pcbridge")
 TOKENS = {"hf_mine": "me", "hf_theirs": "someone"}
 # With one stereo mark, several, a stereo double bond, none, a ring, charges, and three atoms only.
 SMILES = ["C[C@H](N)C(=O)O", "C[C@@H]1O[C@H]1C", "F/C=C\\F", "CCO", "c1ccoc1", "[NH3+]CC(=O)[O-]", "O"]
+
+
+def pytest_collection_finish():
+    """A collection of garbage, of which every training makes some, need not look at what is imported."""
+    gc.freeze()
 
 
 def small_model(seed: int = 0, dtype: torch.dtype = torch.float64, **overrides) -> PCBridgeModel:

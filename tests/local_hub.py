@@ -64,6 +64,7 @@ class _Refused(Exception):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer with content waits 40 ms for the client to acknowledge its header
     server: LocalHub
 
     def _answer(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,11 @@ RAW_LABELS = parquet_path("pm6", "test").parents[1] / "raw_labels"
 NAMES = ("fragments", "drug_like", "large_labelled")
 
 
+@cache
+def hash_of(smiles: str) -> str:
+    return constitution_hash(Chem.MolFromSmiles(smiles))
+
+
 @pytest.fixture(scope="module")
 def rows() -> dict[tuple[str, str], list[dict]]:
     return {(name, split): list(load_bundled(name, split)) for name in NAMES for split in SPLITS_OF[name]}
@@ -36,7 +42,7 @@ def test_nothing_that_models_are_tested_on_is_in_any_split_of_any_configuration(
     assert len(seen) > 100 and not [smiles for smiles in seen if Chem.MolFromSmiles(smiles) in exclusion]
     neutral = ("pm6", "pm6_8_heavy_atoms")  # the other configurations have the molecules of pm6
     seen = {smiles for name in neutral for split in SPLITS for smiles in load_bundled(name, split)["smiles"]}
-    assert len(seen) > 20_000 and not [s for s in seen if constitution_hash(Chem.MolFromSmiles(s)) in listed]
+    assert len(seen) > 20_000 and not [smiles for smiles in seen if hash_of(smiles) in listed]
     # That the list works: a drug of FlexiSol, in a form that is not listed itself.
     assert Chem.MolFromSmiles("CC(C)Cc1ccc(cc1)C(C)C(=O)[O-]") in exclusion
 
@@ -112,7 +118,7 @@ def test_large_molecules_are_labelled_at_one_level_and_trained_on_nowhere(rows):
     assert {1, 6, 7, 8, 17} <= elements <= {1, 6, 7, 8, 9, 15, 16, 17, 35}
     assert any(of[0]["total_charge"] for of in of_molecule.values())
 
-    hashes = {constitution_hash(Chem.MolFromSmiles(of[0]["smiles"])) for of in of_molecule.values()}
+    hashes = {hash_of(of[0]["smiles"]) for of in of_molecule.values()}
     assert len(hashes) == len(of_molecule) and not hashes & set(EXCLUDED.read_text().split())
     trained = {
         smiles
@@ -122,7 +128,7 @@ def test_large_molecules_are_labelled_at_one_level_and_trained_on_nowhere(rows):
         for smiles in load_bundled(name, split)["smiles"]
     }
     assert len(trained) > 20_000
-    assert not hashes & {constitution_hash(Chem.MolFromSmiles(smiles)) for smiles in trained}
+    assert not hashes & set(map(hash_of, trained))
 
 
 def test_the_large_molecules_are_chosen_by_their_rule():

@@ -1,4 +1,4 @@
-"""Save, load, cast: in this process, and in a fresh one that has only the checkpoint folder."""
+"""Save, load, cast: in this process, and in a fresh one that has only folders: by auto classes and as a pipeline."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import SMILES, random_positions, small_model
 
-from modeling_pcbridge import PCBridgeConfig, PCBridgeModel
+from modeling_pcbridge import PCBridgeConfig, PCBridgeModel, PCBridgePipeline
 from modeling_pcbridge.training_coverage import TrainingCoverage
 
 ROOT = Path(__file__).parents[1]
@@ -18,15 +18,22 @@ WATER = ([8, 1, 1], [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]], 0)
 
 FRESH_PROCESS = """
 import json, sys, torch
-from transformers import AutoModel, AutoProcessor
-folder = sys.argv[1]
+from transformers import AutoModel, AutoProcessor, pipeline
+folder, released, saved, again = sys.argv[1:]
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-assert "modeling_pcbridge" not in sys.modules
 water = ([8, 1, 1], [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]], 0)
 energy = model.predict_energy(**processor([water]))
 structure = model.predict_structure(**processor(["CCO"]), generator=torch.Generator().manual_seed(0))
 results = [energy.energy.tolist(), energy.forces.tolist(), structure.positions.tolist(), structure.beyond_training]
+# Its code is links.
+processor, model = (auto.from_pretrained(released, trust_remote_code=True) for auto in (AutoProcessor, AutoModel))
+assert model.predict_structure(**processor(["CO"]), num_inference_steps=4).positions.shape == (1, 1, 6, 3)
+pipe = pipeline(model=saved, trust_remote_code=True)  # the task is in the config
+found = pipe(["CCO", "O"], batch_size=2, generator=torch.Generator().manual_seed(0))
+results.append([[each[key].tolist() for key in ("positions", "energy", "forces")] for each in found])
+pipe.save_pretrained(again)
+assert "modeling_pcbridge" not in sys.modules
 print(json.dumps(results))
 """
 
@@ -42,14 +49,16 @@ def folder(tmp_path, processor):
 
 
 def test_fresh_process_without_the_package(folder, processor, tmp_path):
+    released, saved, again = ROOT / "checkpoints" / "drug_like", tmp_path / "saved", tmp_path / "again"
     model = PCBridgeModel.from_pretrained(folder)
+    PCBridgePipeline(model, processor=processor, device="cpu").save_pretrained(saved)
     energy = model.predict_energy(**processor([WATER]))
     structure = model.predict_structure(**processor(["CCO"]), generator=torch.Generator().manual_seed(0))
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     # -P and another folder: the package is found only if it is installed, and then it must not be imported.
     result = subprocess.run(
-        [sys.executable, "-P", "-c", FRESH_PROCESS, str(folder)],
+        [sys.executable, "-P", "-c", FRESH_PROCESS, *map(str, (folder, released, saved, again))],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -57,11 +66,16 @@ def test_fresh_process_without_the_package(folder, processor, tmp_path):
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    fresh_energy, fresh_forces, fresh_positions, fresh_beyond = json.loads(result.stdout.splitlines()[-1])
+    fresh_energy, fresh_forces, fresh_positions, fresh_beyond, of_pipeline = json.loads(result.stdout.splitlines()[-1])
     assert fresh_energy == energy.energy.tolist()
     assert fresh_forces == energy.forces.tolist()
     assert fresh_positions == structure.positions.tolist()
     assert fresh_beyond == structure.beyond_training and "3 heavy atoms" in fresh_beyond[0][0]
+    ours = PCBridgePipeline(model, processor=processor, device="cpu")(
+        ["CCO", "O"], batch_size=2, generator=torch.Generator().manual_seed(0)
+    )
+    assert of_pipeline == [[each[key].tolist() for key in ("positions", "energy", "forces")] for each in ours]
+    assert {file.name for file in saved.iterdir()} == {file.name for file in again.iterdir()}
 
 
 def test_every_parameter_and_buffer_survives(folder):

@@ -3,13 +3,14 @@
 import csv
 import gzip
 import io
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
+from typing import IO
 
 import ase.io
 import numpy as np
@@ -276,31 +277,45 @@ def test_standard_streams_in_a_process_of_its_own():
     assert atoms.symbols.get_chemical_formula() == "CH4" and atoms.info["name"] == "methane"
 
 
-def test_a_reader_that_has_enough_is_no_error():
-    command = [sys.executable, "-m", "pcbridge.app.command_line", "predict", "-", "--batch_size", "1", *QUICK]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.close()
-        process.stdin.write(b"C\nO\nN\n")
-        process.stdin.close()
-        errors = process.stderr.read().decode()
-    assert process.returncode == 1 and "Traceback" not in errors and "BrokenPipe" not in errors
+def command_in_a_fork(arguments: list[str], **streams: IO[str]) -> multiprocessing.Process:
+    """It has the imports already, which take seconds."""
+
+    def command() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
+        for name, stream in streams.items():
+            setattr(sys, name, stream)
+        code = main(arguments)
+        sys.stdout.flush()  # as Python does at its end
+        sys.exit(code)
+
+    process = multiprocessing.get_context("fork").Process(target=command)
+    process.start()
+    return process
 
 
-def test_an_interruption_keeps_what_was_written(tmp_path):
-    (tmp_path / "in.smi").write_text("CCCCCCO\n" * 500)
-    options = ["-o", "out.parquet", "--batch_size", "1"]
-    command = [sys.executable, "-m", "pcbridge.app.command_line", "predict", "in.smi", *options, *QUICK]
-    environment = os.environ | {"PYTHONPATH": str(CHECKPOINT.parents[1])}
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs begin with it ignored
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, preexec_fn=heed) as process:
-        while not (tmp_path / "out.parquet").exists() or (tmp_path / "out.parquet").stat().st_size < 20_000:
-            time.sleep(0.1)
-            assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        errors = process.stderr.read().decode()
-    assert process.returncode == 130 and "interrupted; what was written is kept" in errors
+def test_a_reader_that_has_enough_is_no_error(capfd):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stdout, io.TextIOWrapper(io.BytesIO(b"C\nO\nN\n")) as stdin:
+        process = command_in_a_fork(["predict", "-", "--batch_size", "1", *QUICK], stdin=stdin, stdout=stdout)
+        process.join()
+    errors = capfd.readouterr().err
+    assert process.exitcode == 1 and "Traceback" not in errors and "BrokenPipe" not in errors
+
+
+def test_an_interruption_keeps_what_was_written(tmp_path, capfd):
+    source, output = tmp_path / "in.smi", tmp_path / "out.parquet"
+    source.write_text("CCCCCCO\n" * 500)
+    process = command_in_a_fork(["predict", str(source), "-o", str(output), "--batch_size", "1", *QUICK])
+    while not output.exists() or output.stat().st_size < 20_000:
+        time.sleep(0.1)
+        assert process.is_alive()
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    errors = capfd.readouterr().err
+    assert process.exitcode == 130 and "interrupted; what was written is kept" in errors
     assert "Traceback" not in errors
-    assert 0 < pq.read_table(tmp_path / "out.parquet").num_rows < 500
+    assert 0 < pq.read_table(output).num_rows < 500
 
 
 def test_version(capsys):

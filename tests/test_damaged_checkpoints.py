@@ -41,7 +41,8 @@ def change_weights(folder: Path, change) -> None:
 
 
 def test_the_undamaged_copy_loads(folder):
-    PCBridgeModel.from_pretrained(folder)
+    loaded = PCBridgeModel.from_pretrained(folder).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in load_file(folder / WEIGHTS).items())
 
 
 @pytest.mark.parametrize("keep", [slice(0, 4), slice(0, 5000), slice(0, -1)], ids=["size", "header", "last byte"])

@@ -109,7 +109,7 @@ def load_from_hub(hub: LocalHub, home: Path, *arguments: str) -> list[dict]:
     result = subprocess.run(
         [sys.executable, "-c", LOAD, *arguments],
         cwd=Path(__file__).parents[1],
-        env=environment(hub, "hf_mine") | {"HF_HOME": str(home), "HF_DATASETS_OFFLINE": "0"},
+        env=environment(hub, home) | {"HF_DATASETS_OFFLINE": "0"},
         capture_output=True,
         text=True,
         check=False,

@@ -35,10 +35,10 @@ def findings(tmp_path_factory) -> dict[str, str | None]:
 
 
 def test_every_operation_is_one_of_the_gpu_alone(findings):
-    """Updates with five sets of losses in three precisions; sampling, mean shift, relaxation; energies and forces."""
+    """Updates with five sets of losses, in three precisions; sampling, mean shift, relaxation; energies and forces."""
     wrong = {name: finding for name, finding in findings.items() if finding and not name.startswith("mistake")}
     assert wrong == {}
-    assert sum(name.startswith("update") for name in findings) == 16
+    assert sum(name.startswith("update") for name in findings) == 8
     assert sum(name.startswith("sample") for name in findings) == 5
 
 

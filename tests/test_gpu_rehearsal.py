@@ -11,22 +11,33 @@ from pathlib import Path
 import pytest
 from test_training import ROOT
 
-from benchmarks.gpu.options import add_arguments, options_of
+from benchmarks.gpu import check, speed
+from benchmarks.gpu.__main__ import run_part
+from benchmarks.gpu.options import Options, add_arguments, options_of
 from benchmarks.gpu.results import Results
 from modeling_pcbridge.errors import CalculationError
 
 
-def rehearse(output: Path, *options: str) -> dict[str, dict]:
-    """The results of each part."""
-    command = [sys.executable, "-m", "benchmarks.gpu", "--device=cpu", "--quick", f"--output={output}", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+def rehearsal(output: Path) -> list[str]:
+    return ["--device=cpu", "--quick", f"--output={output}"]
+
+
+def options(*arguments: str) -> Options:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return options_of(parser.parse_args(arguments), 4.0)
+
+
+def results(output: Path) -> dict[str, dict]:
+    """Of each part."""
     return {path.stem: json.loads(path.read_text()) for path in output.glob("*.json")}
 
 
-def test_check_and_speed_run(tmp_path):
-    parts = rehearse(tmp_path, "--parts", "check", "speed")
+def test_check_and_speed_run(tmp_path, fresh_accelerate):
+    for part in (check, speed):
+        fresh_accelerate()
+        part.main(options(*rehearsal(tmp_path)))
+    parts = results(tmp_path)
     assert all(part["finished"] for part in parts.values())
     tables = parts["check"]["tables"]
     rows = tables["consistency: device and CPU in float32"]
@@ -42,13 +53,26 @@ def test_check_and_speed_run(tmp_path):
 
 
 def test_the_run_on_a_gpu_has_an_update_of_each_stage():
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    assert set(options_of(parser.parse_args([]), 1.0).stages) == {"stage 1", "stage 2"}
+    assert set(options().stages) == {"stage 1", "stage 2"}
+
+
+def test_a_part_is_a_process_with_a_limit(tmp_path, capfd):
+    part = "results"  # which does nothing
+    assert run_part(part, options(*rehearsal(tmp_path)), 1.0)
+    assert not run_part(part, options(*rehearsal(tmp_path)), 1e-4)
+    assert f"{part}: stopped after 0.0001 minutes" in capfd.readouterr().out
+    assert not run_part("none", options(*rehearsal(tmp_path)), 1.0)
 
 
 @pytest.mark.slow
 def test_train_goes_on_and_processes_agree(tmp_path):
+    def rehearse(output: Path, *options: str) -> dict[str, dict]:
+        command = [sys.executable, "-m", "benchmarks.gpu", *rehearsal(output), *options]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+        return results(output)
+
     first = rehearse(tmp_path / "first", "--parts", "train", "ddp", "--train_minutes=0.6")
     assert all(row["passed"] for row in first["ddp"]["tables"]["Two processes and one"])
     (checkpoint,) = first["train"]["tables"]["Checkpoint"]

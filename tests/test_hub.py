@@ -1,6 +1,7 @@
 """The round trip over HTTP against a stand-in hub on the loopback: push, fail, push again, load without the package."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -12,46 +13,37 @@ from conftest import small_model
 from local_hub import FIRST_COMMIT, LocalHub
 
 import train_accelerate
-from modeling_pcbridge import PCBridgeModel, PCBridgePipeline
+from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.hub import HubPushError, push_checkpoint
 
 REPO = "me/pcbridge-test"
 CARD = "---\nlicense: mit\n---\n# PCBridge\n\n## Metrics\n\nnone yet\n"
 
-LOAD = """
+PRIVATE, PICKLED, FROM_TRANSFORMERS = f"{REPO}-private", f"{REPO}-pickled", f"{REPO}-from-transformers"
+# Loads the revisions of the first repository; the others, which may be refused; then pushes by transformers itself.
+WITHOUT_THE_PACKAGE = """
 import json, sys
 from transformers import AutoModel, AutoProcessor, pipeline
 water = ([8, 1, 1], [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]], 0)
-repo, *revisions = sys.argv[1:]
+revisions, tokens, (repo, private, pickled, pushed) = map(json.loads, sys.argv[1:])
 energies = []
 for revision in revisions:
     options = {"trust_remote_code": True, "revision": revision}
     processor, model = (cls.from_pretrained(repo, **options) for cls in (AutoProcessor, AutoModel))
     energies.append(model.predict_energy(**processor([water])).energy.item())
-assert "modeling_pcbridge" not in sys.modules
-forces = pipeline(model=repo, trust_remote_code=True)("CCO")["forces"]
-print(json.dumps([energies, forces.shape]))
-"""
-LOAD_WITH_TOKENS = """
-import json, sys
-from transformers import AutoModel
-repo, *tokens = sys.argv[1:]
-results = []
-for token in tokens:
+answers = []
+for name, token in [*((private, token or False) for token in tokens), (pickled, None)]:
     try:
-        AutoModel.from_pretrained(repo, trust_remote_code=True, token=token or False)
-        results.append("loaded")
+        AutoModel.from_pretrained(name, trust_remote_code=True, token=token)
+        answers.append("loaded")
     except OSError as error:
-        results.append(str(error))
-print(json.dumps(results))
-"""
-PUSH = "import sys; from modeling_pcbridge.hub import push_checkpoint; push_checkpoint(*sys.argv[1:])"
-PUSH_FROM_TRANSFORMERS = """
-import sys
-from transformers import pipeline
-pipe = pipeline(model=sys.argv[1], trust_remote_code=True)
-pipe.push_to_hub(sys.argv[2] + "-pipeline")
-pipe.model.push_to_hub(sys.argv[2] + "-model")
+        answers.append(str(error))
+pipe = pipeline(model=repo, trust_remote_code=True)
+forces = pipe("CCO")["forces"]
+pipe.push_to_hub(pushed + "-pipeline")
+pipe.model.push_to_hub(pushed + "-model")
+assert "modeling_pcbridge" not in sys.modules
+print(json.dumps([energies, answers, forces.shape]))
 """
 
 
@@ -67,24 +59,27 @@ def checkpoint(tmp_path, processor) -> Path:
     return folder
 
 
-def environment(hub: LocalHub, token: str | None) -> dict[str, str]:
-    names = ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE")
-    kept = {k: v for k, v in os.environ.items() if k not in names}
-    kept |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-    return kept | ({"HF_TOKEN": token} if token else {})
+def environment(hub: LocalHub, home: Path) -> dict[str, str]:
+    """Of a process with the token of `me`."""
+    kept = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    kept |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_mine", "HF_HOME": str(home)}
+    return kept | {"OMP_NUM_THREADS": "1"}
 
 
-def run_without_the_package(code: str, *arguments: str, hub: LocalHub, home: Path, token: str | None = None):
-    variables = environment(hub, token) | {"HF_HOME": str(home)}
+def run_without_the_package(*arguments: list[str], hub: LocalHub, folder: Path) -> list:
+    """What WITHOUT_THE_PACKAGE prints."""
+    variables = environment(hub, folder / "home")
     variables.pop("PYTHONPATH", None)
-    return subprocess.run(
-        [sys.executable, "-P", "-c", code, *arguments],
-        cwd=home.parent,
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", WITHOUT_THE_PACKAGE, *map(json.dumps, arguments)],
+        cwd=folder,
         env=variables,
         capture_output=True,
         text=True,
         check=False,
     )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def energy_of_water(folder: Path, processor) -> float:
@@ -92,7 +87,8 @@ def energy_of_water(folder: Path, processor) -> float:
     return PCBridgeModel.from_pretrained(folder).predict_energy(**processor([water])).energy.item()
 
 
-def test_round_trip_with_revisions(hub, checkpoint, processor, tmp_path):
+def test_round_trip_without_the_package(hub, checkpoint, processor, tmp_path):
+    """Revisions, a private repository, pickled weights, and a push by transformers itself, which carries the code."""
     (tmp_path / "metrics.json").write_text('{"mae": 0.1}')
     first = push_checkpoint(checkpoint, REPO, metrics_dir=tmp_path)
     first_energy = energy_of_water(checkpoint, processor)
@@ -107,19 +103,36 @@ def test_round_trip_with_revisions(hub, checkpoint, processor, tmp_path):
     push_checkpoint(checkpoint, REPO)
     second_energy = energy_of_water(checkpoint, processor)
     assert first_energy != second_energy
-    result = run_without_the_package(LOAD, REPO, "main", first.oid, hub=hub, home=tmp_path / "home")
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert json.loads(result.stdout.splitlines()[-1]) == [[second_energy, first_energy], [1, 9, 3]]
+
+    push_checkpoint(checkpoint, PRIVATE, private=True)
+    pickled = push_checkpoint(checkpoint, PICKLED)
+    files = hub.repositories[PICKLED].commits[pickled.oid]
+    files["pytorch_model.bin"] = files.pop("model.safetensors")
+
+    repositories = [REPO, PRIVATE, PICKLED, FROM_TRANSFORMERS]
+    tokens = ["", "hf_theirs", "hf_wrong", "hf_mine"]
+    energies, answers, shape = run_without_the_package(
+        ["main", first.oid], tokens, repositories, hub=hub, folder=tmp_path
+    )
+    assert energies == [second_energy, first_energy] and shape == [1, 9, 3]
+    nobody, others, wrong, mine, of_pickled = answers
+    assert "If this is a private repository" in nobody and "If this is a private repository" in others
+    assert "Invalid username or password" in wrong
+    assert mine == "loaded"
+    assert "does not appear to have a file named model.safetensors" in of_pickled
+    assert not any("pytorch_model.bin" in request for request in hub.requests)
+    for suffix, expected in (("pipeline", "pipeline_pcbridge.py"), ("model", "modeling_pcbridge.py")):
+        repository = hub.repositories[f"{FROM_TRANSFORMERS}-{suffix}"]
+        assert {"model.safetensors", expected} <= set(repository.commits[repository.resolve("main")])
 
 
 def test_a_push_killed_in_the_upload_shows_nothing_and_can_be_repeated(hub, checkpoint):
     hub.stall = "PUT /lfs/"
-    process = subprocess.Popen(
-        [sys.executable, "-c", PUSH, str(checkpoint), REPO], env=environment(hub, "hf_mine"), stderr=subprocess.DEVNULL
-    )
+    process = multiprocessing.get_context("fork").Process(target=push_checkpoint, args=(checkpoint, REPO))
+    process.start()
     assert hub.stalled.wait(120)
     process.kill()
-    process.wait()
+    process.join()
     assert list(hub.repositories[REPO].commits) == [FIRST_COMMIT] and not hub.objects
     hub.stall = "(?!)"
     commit = push_checkpoint(checkpoint, REPO)
@@ -152,39 +165,6 @@ def test_a_damaged_checkpoint_is_not_pushed(hub, checkpoint):
     with pytest.raises(ValueError, match="are damaged"):
         push_checkpoint(checkpoint, REPO)
     assert not hub.requests
-
-
-def test_private_repositories_need_the_token(hub, checkpoint, tmp_path):
-    push_checkpoint(checkpoint, REPO, private=True)
-    tokens = ("", "hf_theirs", "hf_wrong", "hf_mine")
-    result = run_without_the_package(LOAD_WITH_TOKENS, REPO, *tokens, hub=hub, home=tmp_path / "home")
-    assert result.returncode == 0, result.stderr[-3000:]
-    nobody, others, wrong, mine = json.loads(result.stdout.splitlines()[-1])
-    assert "If this is a private repository" in nobody and "If this is a private repository" in others
-    assert "Invalid username or password" in wrong
-    assert mine == "loaded"
-
-
-def test_pickled_weights_on_a_hub_are_refused_without_asking_others(hub, checkpoint, tmp_path):
-    commit = push_checkpoint(checkpoint, REPO)
-    files = hub.repositories[REPO].commits[commit.oid]
-    files["pytorch_model.bin"] = files.pop("model.safetensors")
-    result = run_without_the_package(LOAD, REPO, "main", hub=hub, home=tmp_path / "home")
-    assert result.returncode == 1 and "does not appear to have a file named model.safetensors" in result.stderr
-    assert not any("pytorch_model.bin" in request for request in hub.requests)
-
-
-def test_transformers_own_push_carries_code_too(hub, tmp_path, processor):
-    pipe = PCBridgePipeline(small_model(dtype=torch.float32), processor=processor, device="cpu")
-    pipe.save_pretrained(tmp_path / "saved")
-    arguments = (str(tmp_path / "saved"), REPO)
-    result = run_without_the_package(
-        PUSH_FROM_TRANSFORMERS, *arguments, hub=hub, home=tmp_path / "home", token="hf_mine"
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    for suffix, expected in (("pipeline", "pipeline_pcbridge.py"), ("model", "modeling_pcbridge.py")):
-        repository = hub.repositories[f"{REPO}-{suffix}"]
-        assert {"model.safetensors", expected} <= set(repository.commits[repository.resolve("main")])
 
 
 def test_the_training_script_pushes_model_card_and_metrics(hub, tmp_path, monkeypatch, caplog):

@@ -158,7 +158,7 @@ def test_autocast(either_layout, processor, graph, dtype):
 
 
 def test_dynamics_conserves_energy(processor):
-    """60 atoms for 1,000 steps of .25 fs at first at some 1,000 K; springs hold them, as the model is untrained."""
+    """60 atoms for 400 steps of .25 fs at first at some 1,000 K; springs hold them, as the model is untrained."""
     smiles = "CC(C)Cc1ccc(cc1)C(C)C(=O)NCCc1ccc(OCC)c(OC)c1"
     mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
     assert abs(mol.GetNumAtoms() - 60) < 5
@@ -179,7 +179,7 @@ def test_dynamics_conserves_energy(processor):
     positions, (energy, forces) = start, potential(start)
     totals, crossings = [], 0
     near = torch.cdist(positions, positions) < CUTOFF
-    for _ in range(1000):
+    for _ in range(400):
         velocities = velocities + 0.5 * step * forces / masses
         positions = positions + step * velocities
         energy, forces = potential(positions)
@@ -188,7 +188,7 @@ def test_dynamics_conserves_energy(processor):
         now = torch.cdist(positions, positions) < CUTOFF
         crossings += int((now != near).sum())
         near = now
-    assert crossings > 1000
+    assert crossings > 400
     # The velocity Verlet energy swings about the conserved one; drift is what the halves differ by on average.
-    drift = np.mean(totals[500:]) - np.mean(totals[:500])
+    drift = np.mean(totals[200:]) - np.mean(totals[:200])
     assert abs(drift) / mol.GetNumAtoms() < 1e-5

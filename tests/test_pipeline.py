@@ -1,9 +1,5 @@
-"""`transformers.pipeline`: what comes out, in which batches, and from a folder in a process without the package."""
+"""`transformers.pipeline`: what comes out, and in which batches."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +8,9 @@ import torch
 from conftest import SMILES, small_model
 from transformers import pipeline
 
-from modeling_pcbridge import PCBridgeModel, PCBridgePipeline, PCBridgeProcessor
+from modeling_pcbridge import PCBridgePipeline
 
 CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "consistency"
-
-FRESH_PROCESS = """
-import json, sys, torch
-from transformers import pipeline
-pipe = pipeline(model=sys.argv[1], trust_remote_code=True)  # the task is in the config
-assert "modeling_pcbridge" not in sys.modules
-results = pipe(["CCO", "O"], batch_size=2, generator=torch.Generator().manual_seed(0))
-print(json.dumps([[r["positions"].tolist(), r["energy"].tolist(), r["forces"].tolist()] for r in results]))
-pipe.save_pretrained(sys.argv[2])
-"""
 
 
 @pytest.fixture
@@ -70,41 +56,11 @@ def test_no_molecules_and_tuples_of_smiles(pipe):
     assert len(sample(pipe, ("C", "O"))) == 2
 
 
-@pytest.fixture
-def saved(processor, tmp_path) -> Path:
-    pipe = PCBridgePipeline(small_model(dtype=torch.float32, initializer_range=0.1), processor=processor, device="cpu")
-    pipe.save_pretrained(tmp_path / "saved")
-    return tmp_path / "saved"
-
-
 def test_the_registered_task_takes_a_checkpoint():
     pipe = pipeline("molecular-structure", model=str(CHECKPOINT), device="cpu")
     assert isinstance(pipe, PCBridgePipeline)
     (energy,) = pipe("CCO", generator=torch.Generator().manual_seed(0))["energy"]
     assert abs(energy + 4218.5) < 1  # B3LYP/6-31G*, eV
-
-
-def test_fresh_process_without_the_package_and_saved_again_by_it(saved, tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, "-P", "-c", FRESH_PROCESS, str(saved), str(tmp_path / "again")],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    fresh = json.loads(result.stdout.splitlines()[-1])
-    ours = PCBridgePipeline(
-        PCBridgeModel.from_pretrained(saved), processor=PCBridgeProcessor.from_pretrained(saved), device="cpu"
-    )(["CCO", "O"], batch_size=2, generator=torch.Generator().manual_seed(0))
-    for (positions, energy, forces), expected in zip(fresh, ours, strict=True):
-        assert positions == expected["positions"].tolist()
-        assert energy == expected["energy"].tolist()
-        assert forces == expected["forces"].tolist()
-    assert {file.name for file in saved.iterdir()} == {file.name for file in (tmp_path / "again").iterdir()}
 
 
 def test_apple_gpus_without_float64_are_left_alone(processor, monkeypatch):

@@ -10,16 +10,41 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import train_with_every_loss
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from conftest import small_model
 from safetensors.torch import load_file
-from test_training import ROOT, small_config
-from test_training_engine import ENVIRONMENT
+from test_training import LABELLED, ROOT, small_config
+from test_training_engine import ENVIRONMENT, FORK
+from torch.distributed.elastic.utils.distributed import get_free_port
 
+from modeling_pcbridge import LossSettings
 from pcbridge.training import run as training_run
+from pcbridge.training.config import StageConfig
 from pcbridge.training.run import run
 from pcbridge.training.update import LOSS_NAMES
+from train_accelerate import parse
+
+
+def in_forks(processes: int, arguments: tuple[str, ...]) -> None:
+    """As torchrun would, without the seconds that imports take."""
+    port = str(get_free_port())
+
+    def train(rank: int) -> None:
+        if processes > 1:
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        AcceleratorState._reset_state(reset_partial_state=True)
+        train_with_every_loss.main(Path(arguments[0]), int(arguments[1]), *arguments[2:])
+
+    ranks = [FORK.Process(target=train, args=(rank,)) for rank in range(processes)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    assert [process.exitcode for process in ranks] == processes * [0]
 
 
 def train(
@@ -29,15 +54,20 @@ def train(
     optimizer: str = "adam",
     dtype: str = "float64",
 ) -> tuple[list[dict], dict]:
-    """Twelve updates of four micro-batches with every loss, dealt out to the processes; history and weights."""
+    """Twelve updates of four micro-batches with every loss, dealt out to the processes; history and weights.
+
+    `accelerate launch` starts them if there is a configuration.
+    """
     folder.mkdir(exist_ok=True)
-    command = [sys.executable]
-    if configuration is not None:
-        command += ["-m", "accelerate.commands.launch", "--main_process_port=0", f"--num_processes={processes}"]
+    arguments = (str(folder), str(4 // processes), optimizer, dtype)
+    if configuration is None:
+        in_forks(processes, arguments)
+    else:
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port=0"]
         command += ["--config_file", str(ROOT / "configs" / "accelerate" / f"{configuration}.yaml")]
-    command += [str(ROOT / "tests" / "train_with_every_loss.py"), str(folder), str(4 // processes), optimizer, dtype]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+        command += [f"--num_processes={processes}", str(ROOT / "tests" / "train_with_every_loss.py"), *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
     ran_on, history = json.loads((folder / "history.json").read_text())
     assert ran_on == processes
     return history, load_file(folder / "model.safetensors")
@@ -60,7 +90,7 @@ def stage_state(output_dir: Path, step: int) -> Path:
 @pytest.mark.parametrize(
     "processes, configuration, resumed",
     [
-        (2, "ddp_8_gpus", False),
+        (2, None, False),
         (2, "fsdp2_8_gpus", True),
         pytest.param(2, "fsdp2_8_gpus", False, marks=pytest.mark.slow),
         pytest.param(4, "ddp_8_gpus", False, marks=pytest.mark.slow),
@@ -152,48 +182,73 @@ def test_ways_to_spread_a_model_that_would_go_wrong_are_refused(
         run(replace(small_config(tmp_path), **options))
 
 
-# The main process evaluates for as long as the other takes to leave.
+# The training script, but the main process evaluates for as long as the other takes to leave.
 LEAVING = """
 import atexit, os, sys, time
 from pathlib import Path
 import torch
-from pcbridge.evaluation.config import EvaluationConfig
+import train_accelerate
 from pcbridge.training import run
-from test_training import small_config
-from dataclasses import replace
 
-folder = Path(sys.argv[1])
+left = Path(sys.argv.pop(1))
 if os.environ["RANK"] != "0":
-    atexit.register((folder / "left").touch)
+    atexit.register(left.touch)
 
 def evaluate(*_):
     assert not torch.distributed.is_initialized()
-    while not (folder / "left").exists():
+    while not left.exists():
         time.sleep(0.1)
     return {"evaluated": os.environ["RANK"]}
 
 run.evaluate_checkpoints, run.results_markdown = evaluate, lambda _: ""
-config = small_config(folder, evaluation=EvaluationConfig())
-run.run(replace(config, stage1=replace(config.stage1, num_steps=2)))
+train_accelerate.main()
 """
 
 
-def test_processes_leave_together_before_the_main_one_evaluates(tmp_path):
-    """NCCL ends a process group on all processes or on none; an evaluation may take hours."""
+def test_the_script_in_two_processes_is_that_of_one_with_the_same_global_batch(tmp_path):
+    """They see the rows of one process that accumulates two micro-batches, and leave before the main one evaluates:
+    NCCL ends a process group on all processes or on none, and an evaluation may take hours."""
+    few = [{"name": "pm6", "only_labelled": True, "max_rows": 60}, {"name": "pm6_displaced", "max_rows": 30}]
+    start = tmp_path / "start"
+    run(small_config(start, stage1=StageConfig(1, 1e-5, 1, LABELLED, LossSettings())))
+    options = [
+        f"--init_from={start / 'stage1'}",
+        "--compare_multi_task=false",
+        "--cpu=true",
+        "--stage1=null",
+        "--stage2.num_steps=6",
+        f"--stage2.sources={json.dumps(few)}",
+        # Losses without noise, since each process draws its own.
+        "--stage2.losses.denoising_weight=0",
+        "--stage2.losses.optimality_weight=0",
+        "--stage2.losses.score_weight=0",
+    ]
+    run(parse([*options, "--evaluation=null", f"--output_dir={tmp_path / 'one'}", "--gradient_accumulation_steps=2"]))
     script = tmp_path / "leaving.py"
     script.write_text(LEAVING)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**ENVIRONMENT, "ACCELERATE_USE_CPU": "true"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     done = subprocess.run(
-        [*command, str(script), str(tmp_path)],
+        [*command, str(tmp_path / "left"), *options, f"--output_dir={tmp_path / 'two'}"],
         cwd=ROOT,
-        env=environment,
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["evaluated"] == "0" and len(metrics["histories"]["stage1"]) == 1
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    assert metrics[1]["evaluated"] == "0"
+    for a, b in zip(*(each["histories"]["consistency"] for each in metrics), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        # Adam and Muon do not see the scale of the gradient; its norm before clipping does.
+        assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-3)
+        assert a["force_loss"] > 0
+    initial = load_file(start / "stage1" / "model.safetensors")
+    weights = [load_file(tmp_path / name / "consistency" / "model.safetensors") for name in ("one", "two")]
+    # Together, as Adam makes whole steps of the rounding of gradients that vanish, such as those of biases of keys.
+    moved, apart = (
+        sum((weights[0][name] - tensor).square().sum().item() for name, tensor in other.items()) ** 0.5
+        for other in (initial, weights[1])
+    )
+    assert apart < 0.03 * moved

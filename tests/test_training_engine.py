@@ -1,15 +1,16 @@
 """Processes, kills, damage on disk and bad numbers: the run that comes out is the one that would have been."""
 
 import json
+import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,15 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training import LABELLED, ROOT, SMALL_MODEL, small_config
 
+import train_accelerate
 from modeling_pcbridge.losses import LossSettings
+from pcbridge.command_errors import errors_as_sentences
 from pcbridge.training import data, update
+from pcbridge.training import stage as stage_training
 from pcbridge.training.bad_numbers import BadLossError, poison_if_bad
 from pcbridge.training.config import StageConfig, ValidationConfig
 from pcbridge.training.log import peak_memory_gb
-from pcbridge.training.run import run
+from pcbridge.training.run import initial_model, run
 from pcbridge.training.states import (
     TrainingStateError,
     newest_state,
@@ -38,6 +42,8 @@ from pcbridge.training.update import BLOCKS, RECORD_NAMES, run_update
 from pcbridge.training.validation import Validation
 
 ENVIRONMENT = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+# Processes of their own without the seconds that imports take.
+FORK = multiprocessing.get_context("fork")
 
 
 def state_folder(output_dir: Path) -> Path:
@@ -51,10 +57,17 @@ def assert_equal_runs(first: Path, second: Path) -> None:
     assert all(torch.equal(weights[1][name], tensor) for name, tensor in weights[0].items())
 
 
-def training_process(output_dir: Path, num_workers: int = 0) -> subprocess.Popen:
-    """In a process group of its own."""
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, list[dict]]:
+    """A run of 22 updates with a state after each 10 and the last: its folder, which tests leave alone, and history."""
+    folder = tmp_path_factory.mktemp("whole")
+    history = run(small_config(folder, keep_checkpoints=3, trackers=["tensorboard"]))["histories"]["stage1"]
+    return folder, history
+
+
+def options_of_a_cut_run(output_dir: Path, num_workers: int = 0) -> list[str]:
     sources = [{"name": "pm6", "max_rows": 200}, {"name": "pm6_displaced", "max_rows": 100}]
-    options = [
+    return [
         f"--stage1.sources={json.dumps(sources)}",
         f"--model={json.dumps(SMALL_MODEL)}",
         "--stage1.num_steps=120",
@@ -67,62 +80,90 @@ def training_process(output_dir: Path, num_workers: int = 0) -> subprocess.Popen
         "--resume=latest",
         f"--output_dir={output_dir}",
     ]
-    command = [sys.executable, "train_accelerate.py", *options]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, **pipes)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    process = training_process(folder)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors[-3000:]
+    run(train_accelerate.parse(options_of_a_cut_run(folder)))
     return folder
 
 
-def killed_until_done(output_dir: Path, kills: int, number: int, rng: random.Random) -> list[int]:
-    """Kill a run so many times at random moments of its training, starting it again each time; the exit codes.
+def train_in_a_group_of_its_own(output_dir: Path) -> None:
+    os.setsid()
+    sys.argv = ["train_accelerate.py", *options_of_a_cut_run(output_dir, num_workers=1)]
+    train_accelerate.main()
+
+
+def killed_until_done(output_dir: Path, numbers: list[int], rng: random.Random) -> list[int]:
+    """Kill a run by each signal at a random moment of its training, starting it again each time; the exit codes.
 
     The signal goes to its loader too, as schedulers send it.
     """
     codes = []
-    while len(codes) < kills:
-        process = training_process(output_dir, num_workers=1)
+    for number in numbers:
+        process = FORK.Process(target=train_in_a_group_of_its_own, args=(output_dir,))
+        process.start()
         # Let it come to training first; then anything may be under way, saving included.
-        while process.poll() is None and not (output_dir / "training_state").exists():
+        while process.is_alive() and not (output_dir / "training_state").exists():
             time.sleep(0.05)
-        time.sleep(rng.uniform(0.0, 8.0 if codes else 1.0))
-        if process.poll() is None:
+        time.sleep(rng.uniform(0.5, 2.0) if codes else rng.uniform(0.0, 0.5))
+        if process.is_alive():
             os.killpg(process.pid, number)
-        process.communicate()
-        codes.append(process.returncode)
-        if process.returncode == 0:
+        process.join()
+        codes.append(process.exitcode)
+        if process.exitcode == 0:
             break
-    process = training_process(output_dir)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors[-3000:]
+    run(train_accelerate.parse(options_of_a_cut_run(output_dir)))
     return codes
 
 
 @pytest.mark.parametrize(
-    "number, kills",
+    "numbers",
     [
-        (signal.SIGKILL, 2),
-        (signal.SIGTERM, 1),
-        pytest.param(signal.SIGKILL, 20, marks=pytest.mark.slow),
+        [signal.SIGTERM, signal.SIGKILL],
+        pytest.param(20 * [signal.SIGKILL], marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_run_goes_on_as_if_nothing_had_been(uninterrupted, tmp_path, number, kills):
-    codes = killed_until_done(tmp_path / "cut", kills, number, random.Random(kills))
-    assert codes[0] == (-signal.SIGKILL if number == signal.SIGKILL else 128 + signal.SIGTERM)
+def test_a_killed_run_goes_on_as_if_nothing_had_been(uninterrupted, tmp_path, numbers):
+    codes = killed_until_done(tmp_path / "cut", numbers, random.Random(len(numbers)))
+    for code, number in zip(codes[:2], numbers, strict=False):
+        assert code == (-signal.SIGKILL if number == signal.SIGKILL else 128 + signal.SIGTERM)
     assert_equal_runs(uninterrupted, tmp_path / "cut")
 
 
-def test_a_damaged_state_is_refused_and_the_one_before_it_used(tmp_path, caplog):
-    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
-    for folder in (whole, damaged):
-        run(small_config(folder, keep_checkpoints=3))
+def test_resume_is_bit_for_bit(whole, tmp_path, monkeypatch):
+    save = stage_training.save_training_state
+
+    def save_and_die(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage_training, "save_training_state", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run(small_config(tmp_path))
+    monkeypatch.undo()
+    run(small_config(tmp_path, resume="latest"))
+    assert_equal_runs(whole[0], tmp_path)
+
+
+def test_the_average_of_a_short_run_has_left_the_first_weights(whole):
+    """After 22 updates an average of decay .998 from the start would hold 96 % of the first weights."""
+    folder, _ = whole
+    config = small_config(folder)
+    torch.manual_seed(config.seed)
+    first = initial_model(config)[0].state_dict()
+    state = load_file(state_folder(folder) / "step-00000022" / "modules.safetensors")
+    names = [name for name, tensor in first.items() if tensor.is_floating_point() and "layers" in name]
+    average, last = ([state[f"{module}/{name}"] for name in names] for module in ("average", "model"))
+    left = sum((a - b).square().sum() for a, b in zip(average, last, strict=True))
+    way = sum((first[name] - tensor).square().sum() for name, tensor in zip(names, last, strict=True))
+    assert left < 0.25 * way
+
+
+def test_a_damaged_state_is_refused_and_the_one_before_it_used(whole, tmp_path, caplog):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(whole[0], damaged)
     states = sorted(state_folder(damaged).iterdir())
     assert [state.name for state in states] == ["step-00000010", "step-00000020", "step-00000022"]
     for state in states[1:]:
@@ -131,7 +172,7 @@ def test_a_damaged_state_is_refused_and_the_one_before_it_used(tmp_path, caplog)
         (state / "modules.safetensors").write_bytes(content)
     run(small_config(damaged, keep_checkpoints=3, resume="latest"))
     assert caplog.text.count("damaged (the checksum of modules.safetensors is wrong)") == 2
-    assert_equal_runs(whole, damaged)
+    assert_equal_runs(whole[0], damaged)
     for state in state_folder(damaged).iterdir():
         (state / "progress.json").write_text("{}")
     with pytest.raises(TrainingStateError, match="every training state"):
@@ -157,19 +198,20 @@ def test_a_full_disk_leaves_the_last_state(tmp_path):
     assert read_progress(state) == {"step": 10}
 
 
-def test_states_are_pruned_and_an_earlier_run_is_set_aside(tmp_path):
-    config = small_config(tmp_path, keep_checkpoints=1)
-    run(config)
-    assert [state.name for state in state_folder(tmp_path).iterdir()] == ["step-00000022"]
-    of_stage2 = tmp_path / "training_state" / "consistency"
+def test_states_are_pruned_and_an_earlier_run_is_set_aside(whole, tmp_path):
+    folder, history = whole
+    of_stage1, of_stage2 = state_folder(tmp_path), tmp_path / "training_state" / "consistency"
+    shutil.copytree(state_folder(folder), of_stage1)
     of_stage2.mkdir()
-    run(config)
+    # The same run, since nothing of the earlier one enters.
+    assert run(small_config(tmp_path, keep_checkpoints=1))["histories"]["stage1"] == history
+    assert [state.name for state in of_stage1.iterdir()] == ["step-00000022"]
     assert (tmp_path / "training_state" / "stage1.previous" / "step-00000022").exists()
     assert not of_stage2.exists()  # else a later resume would meet it
 
 
-def test_resuming_with_other_settings_is_refused(tmp_path):
-    run(small_config(tmp_path))
+def test_resuming_with_other_settings_is_refused(whole, tmp_path):
+    shutil.copytree(state_folder(whole[0]), state_folder(tmp_path))
     with pytest.raises(TrainingStateError, match="made with another batch_size"):
         run(small_config(tmp_path, resume="latest", batch_size=6))
     with pytest.raises(TrainingStateError, match="made with another weight_decay"):
@@ -208,9 +250,9 @@ def test_bad_numbers_are_reported_by_molecule_and_end_the_run_in_the_end(tmp_pat
     assert [set(record) for record in history] == 3 * [{"step", "learning_rate", "validation_loss"}]
 
 
-def test_tensorboard_has_every_loss_of_every_window(tmp_path):
-    history = run(small_config(tmp_path, trackers=["tensorboard"]))["histories"]["stage1"]
-    events = EventAccumulator(str(tmp_path / "trackers"))
+def test_tensorboard_has_every_loss_of_every_window(whole):
+    folder, history = whole
+    events = EventAccumulator(str(folder / "trackers"))
     events.Reload()
     assert {"stage1/molecules_per_second", "stage1/gradient_norm"} <= set(events.Tags()["scalars"])
     logged = events.Scalars("stage1/energy_loss")
@@ -218,11 +260,10 @@ def test_tensorboard_has_every_loss_of_every_window(tmp_path):
     assert [event.value for event in logged] == pytest.approx([record["energy_loss"] for record in history])
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_mixed_precision_follows_float32(tmp_path, fresh_accelerate, monkeypatch, precision):
+def test_mixed_precision_follows_float32(tmp_path, fresh_accelerate, monkeypatch):
     """Two stages, so that the model is wrapped for mixed precision twice; labels stay in float32 and better."""
     records = {}
-    for name in ("no", precision):
+    for name in ("no", "bf16", "fp16"):
         fresh_accelerate()
         config = small_config(tmp_path / name, mixed_precision=name)
         if name == "fp16":
@@ -236,7 +277,7 @@ def test_mixed_precision_follows_float32(tmp_path, fresh_accelerate, monkeypatch
         histories = run(replace(config, stage1=stage, stage2=stage))["histories"]
         assert set(histories) == {"stage1", "consistency"}
         records[name] = histories["stage1"][0]
-    for name in ("energy_loss", "force_loss", "denoising_loss"):
+    for precision, name in product(("bf16", "fp16"), ("energy_loss", "force_loss", "denoising_loss")):
         assert records[precision][name] == pytest.approx(records["no"][name], rel=0.05), name
         assert records[precision][name] != records["no"][name]
 
@@ -328,7 +369,7 @@ def test_validation_keeps_the_best_weights_and_ends_early(tmp_path, monkeypatch)
     """The loss is said to be lowest after 20 updates; what is kept are the averaged weights of that moment."""
     told = iter([3.0, 1.0, 2.0, 1.5])
     monkeypatch.setattr(Validation, "loss", lambda *_: next(told))
-    config = small_config(tmp_path, validation=ValidationConfig(10, 6, patience=2, num_pictures=2), keep_checkpoints=9)
+    config = small_config(tmp_path, validation=ValidationConfig(10, 6, patience=2, num_pictures=1), keep_checkpoints=9)
     stage = StageConfig(200, 1e-3, 0, LABELLED[:1], LossSettings())
     history = run(replace(config, stage1=stage))["histories"]["stage1"]
     assert [record["validation_loss"] for record in history] == [3.0, 1.0, 2.0, 1.5]
@@ -377,21 +418,18 @@ def test_the_blocks_said_to_train_are_those_with_a_gradient(losses):
         assert any(gradient.abs().max() > 0 for gradient in gradients) == (name in blocks), name
 
 
-BROKEN_LOADER = """
-import sys
-from pcbridge.training import data, run
-from pcbridge.command_errors import errors_as_sentences
-from test_training import small_config
-def broken(examples, max_pairs):
-    raise ValueError("this shard is damaged")
-data.collate_in_parts = broken
-with errors_as_sentences("train"):
-    run.run(small_config(sys.argv[1], num_workers=1))
-"""
+def test_a_loader_that_fails_ends_the_run(tmp_path, monkeypatch, capfd):
+    def broken(examples, max_pairs):
+        raise ValueError("this shard is damaged")
 
+    def train():
+        with errors_as_sentences("train"):
+            run(small_config(tmp_path, num_workers=1))
 
-def test_a_loader_that_fails_ends_the_run(tmp_path):
-    environment = ENVIRONMENT | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    command = [sys.executable, "-c", BROKEN_LOADER, str(tmp_path)]
-    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert result.returncode != 0 and "this shard is damaged" in result.stderr
+    monkeypatch.setattr(data, "collate_in_parts", broken)
+    process = FORK.Process(target=train)
+    process.start()
+    process.join(60)
+    ended = not process.is_alive()
+    process.kill()
+    assert ended and process.exitcode != 0 and "this shard is damaged" in capfd.readouterr().err
