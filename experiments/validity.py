@@ -155,8 +155,8 @@ def report(lines: list[dict]) -> str:
     text = [
         "# Validity of structures, and whether the right conformer is among them",
         "",
-        f"{len(lines)} molecules ({', '.join(f'{len(of_size(lines, s))} of {s}' for s in _SIZES)} heavy atoms). Percent "
-        "of structures that pass PoseBusters and have the bonds and the stereo of their molecule by RDKit's "
+        f"{len(lines)} molecules ({', '.join(f'{len(of_size(lines, s))} of {s}' for s in _SIZES)} heavy atoms). "
+        "Percent of structures that pass PoseBusters and have the bonds and the stereo of their molecule by RDKit's "
         "perception, by heavy atoms; then of all sizes what passes single checks. "
         "Written by `python -m experiments.validity`"
         f", commit {', '.join(sorted({line['commit'] for line in lines}))}, "

@@ -3,7 +3,7 @@
     pcbridge check structures.sdf        # or python -m pcbridge.evaluation.validity structures.sdf
 
 The checks are those of its configuration "mol" (Buttenschoen et al., Chem. Sci. 2024, 15, 3130): chemistry, bond
-lengths, angles, clashes, flat rings and double bonds, and an energy (UFF) of at most a hundred times that of conformers.
+lengths, angles, clashes, flat rings and double bonds, and a UFF energy of at most a hundred times that of conformers.
 """
 
 import argparse
@@ -54,10 +54,10 @@ def _posebusters():
 
 
 def shares(found: Sequence[dict[str, bool]]) -> dict[str, float]:
-    """Of each check the share of structures that pass, of those that it could judge; "all checks": that fail none."""
+    """Of each check the share of structures that pass, of those that it could judge; "all_checks": that fail none."""
     names = dict.fromkeys(name for one in found for name in one)
     passed = {name: [one[name] for one in found if name in one] for name in names}
-    passed["all checks"] = [all(one.values()) for one in found]
+    passed["all_checks"] = [all(one.values()) for one in found]
     return {name: sum(values) / len(values) for name, values in passed.items() if values}
 
 
