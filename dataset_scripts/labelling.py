@@ -22,7 +22,6 @@ from dataset_scripts.quantum_chemistry import (
     pm6_minimum,
     xtb_minimum,
 )
-from modeling_pcbridge.rdkit_structures import etkdg_conformers, mmff_minima, mmff_minimum
 from dataset_scripts.rows import row_of_mol
 from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB, MMFF94, PM6
 from modeling_pcbridge.errors import CalculationError, InputError
@@ -33,6 +32,7 @@ from modeling_pcbridge.molecular_graph import (
     mol_from_smiles,
     with_structure,
 )
+from modeling_pcbridge.rdkit_structures import etkdg_conformers, mmff_minima, mmff_minimum
 
 
 @dataclass(frozen=True)

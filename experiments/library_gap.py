@@ -13,9 +13,9 @@ import torch
 from datasets import load_dataset
 
 from dataset_scripts.collator import example_from_row, mol_from_row
-from modeling_pcbridge.rdkit_structures import mmff_minima
 from experiments.outside import ROOT, mean_shifted
 from modeling_pcbridge import PCBridgeModel
+from modeling_pcbridge.rdkit_structures import mmff_minima
 from pcbridge.evaluation.metrics import bond_angle_error, bond_length_error
 
 

@@ -27,7 +27,7 @@ from .model_hessian import quasi_newton_step
 from .outputs import PCBridgeOutput, RelaxationOutput, StructureOutput
 from .pair_layout import Sight
 from .pretrained_pcbridge import PCBridgePreTrainedModel
-from .relaxation import next_move, relax, relaxation_init, relaxation_step
+from .relaxation import MAX_EVALUATIONS, MAX_FORCE, next_move, relax, relaxation_init, relaxation_step
 from .sampling import (
     METHODS_FROM_POSITIONS,
     OnStep,
@@ -347,8 +347,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
     def relax_structure(
         self,
         positions: Tensor | None = None,
-        max_force: float = 0.02,
-        max_evaluations: int = 200,
+        max_force: float = MAX_FORCE,
+        max_evaluations: int = MAX_EVALUATIONS,
         allow_unlearned_forces: bool = False,
         **graph: Tensor,
     ) -> RelaxationOutput:
@@ -412,6 +412,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         max_attempts: int = 5,
         mean_shift_steps: int = 0,
         relaxation_steps: int = 0,
+        relax: bool = False,
         allow_unlearned_forces: bool = False,
         positions: Tensor | None = None,
         on_step: OnStep | None = None,
@@ -440,7 +441,9 @@ class PCBridgeModel(PCBridgePreTrainedModel):
             mean_shift_steps: steps of mean shift after the other methods, see `mean_shift`; 10 take the noise out of
                 samples of "ddim" and keep their conformers.
             relaxation_steps: quasi-Newton steps down the model's own energy at the end, see `relax`; 4 go most of the
-                way, and `relax_structure` all of it.
+                way.
+            relax: whether structures are then relaxed on the model's own energy until they have converged, as by
+                `relax_structure`.
             allow_unlearned_forces: relax also with a model that has learned no forces.
             positions: (B, N, 3), angstrom; where "refine", "mean_shift" and "correct" start, ignored by the others.
             on_step: called with (rows, step, positions) for the start (step 0) and after each step of "ddim" and
@@ -460,11 +463,11 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         if num_inference_steps is None:
             num_inference_steps = default_num_steps(method, self.config)
         settings = SamplingSettings(
-            method, num_inference_steps, num_samples, eta, max_attempts, mean_shift_steps, relaxation_steps
+            method, num_inference_steps, num_samples, eta, max_attempts, mean_shift_steps, relaxation_steps, relax
         )
         check_num_steps(method, num_inference_steps, self.config.num_train_timesteps)
-        if relaxation_steps > 0 and not allow_unlearned_forces:
-            self.config.check_forces_are_learned("a relaxation (relaxation_steps)")
+        if (relax or relaxation_steps > 0) and not allow_unlearned_forces:
+            self.config.check_forces_are_learned("a relaxation (relax or relaxation_steps)")
         batch = GraphBatch.of_inputs(graph)
         if not (generator is None or isinstance(generator, torch.Generator)):
             raise InputError(f"generator must be one, such as torch.Generator().manual_seed(0), not {generator!r}")

@@ -1,5 +1,7 @@
 """Structures by RDKit: ETKDGv3 conformers and MMFF94 minima."""
 
+import time
+
 import numpy as np
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
@@ -8,13 +10,16 @@ from .errors import CalculationError
 from .molecular_graph import conformer_from_positions
 
 _MAX_MMFF_STEPS = 2000
-_SEED = 0
+_MAX_SEED = 2**20  # times the number of the conformer it is a C integer in RDKit
 
 
 def etkdg_conformers(mol: Chem.Mol, num_conformers: int, seed: int, timeout: float | None = None) -> np.ndarray | None:
     """Conformers (S, N, 3) in angstrom of a molecule with explicit hydrogens; None where ETKDGv3 finds none.
 
     With a `timeout` in seconds the conformers that are found in time.
+
+    Raises:
+        KeyboardInterrupt: as usual, which RDKit alone would keep to itself.
     """
     mol = Chem.Mol(mol)
     mol.RemoveAllConformers()
@@ -23,9 +28,26 @@ def etkdg_conformers(mol: Chem.Mol, num_conformers: int, seed: int, timeout: flo
     parameters.randomSeed = seed + 1  # type: ignore[assignment]  # RDKit's stub is wrong
     if timeout is not None:
         parameters.timeout = max(1, round(timeout))  # type: ignore[assignment]
+    parameters.trackFailures = True
+    start = time.monotonic()
     if not rdDistGeom.EmbedMultipleConfs(mol, num_conformers, parameters):
+        in_time = timeout is None or time.monotonic() - start < parameters.timeout
+        if in_time and _was_interrupted(mol, parameters):
+            raise KeyboardInterrupt
         return None
     return np.array([conformer.GetPositions() for conformer in mol.GetConformers()])
+
+
+def _was_interrupted(mol: Chem.Mol, parameters: rdDistGeom.EmbedParameters) -> bool:
+    """Whether an embedding that gave nothing was ended by Ctrl-C, which RDKit takes for itself and does not report.
+
+    Other embeddings end after as many failures as tries, or cannot begin, and then no other one can.
+    """
+    tries = parameters.maxIterations or 10 * mol.GetNumAtoms()  # RDKit's default
+    if sum(parameters.GetFailureCounts()) >= tries:
+        return False
+    parameters.maxIterations = 1  # type: ignore[assignment]
+    return bool(rdDistGeom.EmbedMultipleConfs(mol, 1, parameters)) or sum(parameters.GetFailureCounts()) > 0
 
 
 def mmff_minima(mol: Chem.Mol, starts: np.ndarray) -> np.ndarray | None:
@@ -52,13 +74,14 @@ def mmff_minimum(mol: Chem.Mol) -> tuple[np.ndarray, None]:
     return minima[0], None
 
 
-def rdkit_structures(mol: Chem.Mol, num_structures: int, timeout: float) -> list[Chem.Mol]:
+def rdkit_structures(mol: Chem.Mol, num_structures: int, timeout: float, seed: int = 0) -> list[Chem.Mol]:
     """MMFF94 minima of ETKDGv3 conformers, or of the conformer of `mol` if it has one, which is then the only one.
 
     Args:
         mol: explicit hydrogens.
         num_structures: how many, at most.
         timeout: seconds for the conformers.
+        seed: of the conformers.
 
     Returns:
         Copies of `mol` with a conformer each; none where RDKit finds no conformer in time.
@@ -66,7 +89,7 @@ def rdkit_structures(mol: Chem.Mol, num_structures: int, timeout: float) -> list
     if mol.GetNumConformers():
         starts = mol.GetConformer().GetPositions()[None]
     else:
-        conformers = etkdg_conformers(mol, num_structures, _SEED, timeout)
+        conformers = etkdg_conformers(mol, num_structures, seed % _MAX_SEED, timeout)
         if conformers is None:
             return []
         starts = conformers

@@ -21,6 +21,9 @@ from .model_hessian import cut_to_radius, precondition
 # Energies (B,), eV, and forces (B, N, 3), eV/angstrom, zero on padding, of positions (B, N, 3), angstrom; detached.
 Potential = Callable[[GraphBatch, Tensor], tuple[Tensor, Tensor]]
 
+# When a relaxation ends, unless it is told otherwise: the largest force, eV/angstrom, and evaluations of E.
+MAX_FORCE = 0.02
+MAX_EVALUATIONS = 200
 # Angstrom that the atom which moves most may move in a step. Far from the minimum a force means little more than its
 # direction, and the radius of a molecule halves where a step disappoints.
 FIRST_RADIUS = 0.2

@@ -13,6 +13,7 @@ from .configuration_pcbridge import PCBridgeConfig
 from .diffusion import centre, noise_by_molecule
 from .errors import InputError, require, require_choices
 from .graph_batch import GraphBatch
+from .relaxation import MAX_EVALUATIONS, MAX_FORCE, relax
 from .structure_checks import StructureChecks
 
 SamplingMethod = Literal["ddim", "denoising", "refine", "mean_shift", "correct"]
@@ -38,6 +39,7 @@ class SamplingSettings:
     max_attempts: int = 5
     mean_shift_steps: int = 0
     relaxation_steps: int = 0
+    relax: bool = False
 
     def __post_init__(self):
         require_choices(self)
@@ -187,6 +189,9 @@ def draw_structures(
             structures = model.mean_shift(graph, structures, settings.mean_shift_steps)
     if settings.relaxation_steps > 0:
         structures = model.relax(graph, structures, settings.relaxation_steps)
+    if settings.relax:
+        relaxed = relax(model.detached_energy_and_forces, graph, structures, MAX_FORCE, MAX_EVALUATIONS)
+        structures = centre(relaxed.positions, graph.atom_mask)
     return structures
 
 

@@ -23,12 +23,12 @@ from dataset_scripts.options import underscored
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
 from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles, stereo_is_right
+from modeling_pcbridge.rdkit_structures import rdkit_structures
 from pcbridge.app import default_model
 from pcbridge.app.command_line import main
-from modeling_pcbridge.rdkit_structures import rdkit_structures
 from train_accelerate import parse
 
-CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "consistency"
+CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "drug_like"
 INPUT = """C[C@H](N)CO\talaninol
 # a comment
 
@@ -37,7 +37,7 @@ nonsense
 O water
 [Na+].[Cl-] salt
 """
-QUICK = ["--steps", "5"]
+QUICK = ["--method", "ddim", "--steps", "5"]  # one structure, drawn from noise
 
 
 @pytest.fixture
@@ -81,8 +81,8 @@ def test_lowest_energy_first_and_relaxed(tmp_path):
         assert [mol.GetIntProp("sample") for mol in structures] == [0, 1, 2, 3]
         energies = [mol.GetDoubleProp("energy_eV") for mol in structures]
         assert energies == sorted(energies)
-    force = {n: np.mean([m.GetDoubleProp("largest_force_eV_per_angstrom") for m in mols[n]]) for n in mols}
-    assert force["relaxed"] < 0.5 * force["plain"]
+    forces = {n: [m.GetDoubleProp("largest_force_eV_per_angstrom") for m in mols[n]] for n in mols}
+    assert max(forces["relaxed"]) < 0.025 < min(forces["plain"])  # converged, but for the rounding of positions
 
 
 def test_most_central_first(tmp_path):
@@ -106,7 +106,7 @@ def test_parquet_has_the_projects_rows(smiles_file, tmp_path):
     assert [(row["molecule_id"], row["sample"]) for row in rows] == [
         ("alaninol", 0), ("alaninol", 1), ("water", 0), ("water", 1)
     ]  # fmt: skip
-    model, processor = PCBridgeModel.from_pretrained(CHECKPOINT), PCBridgeProcessor()
+    model, processor = PCBridgeModel.from_pretrained(CHECKPOINT), PCBridgeProcessor.from_pretrained(CHECKPOINT)
     for row in rows:
         example = example_from_row(row, ["PCBridge of B3LYP/6-31G*"])
         assert example.is_labelled and not example.is_equilibrium
@@ -207,10 +207,10 @@ def test_same_seed_same_file_whatever_the_batches(smiles_file, tmp_path):
             "full holds other files, note.txt for one",
         ),
         (["in.smi", "--workers", "2"], "--workers needs an --output that is a folder"),
-        (["in.smi", "--num_conformers", "2"], "--num_conformers is no option of --method ddim"),
-        (["in.smi", "--method", "conformers", "--rank_by", "energy"], "--rank_by is no option of --method conformers"),
-        (["in.smi", "--method", "conformers", "--energy_window", "-1"], "a number that is not negative, not -1"),
-        (["in.smi", "--steps", "2000"], "--steps: num_inference_steps of ddim must lie in 2..1000"),
+        (["in.smi", "--method", "ddim", "--num_conformers", "2"], "--num_conformers is no option of --method ddim"),
+        (["in.smi", "--rank_by", "energy"], "--rank_by is no option of --method conformers"),
+        (["in.smi", "--energy_window", "-1"], "a number that is not negative, not -1"),
+        (["in.smi", "--method", "ddim", "--steps", "2000"], "--steps: num_inference_steps of ddim must lie in 2..1000"),
         (["in.smi", "--output", "a.sdf", "--failures", "./a.sdf"], "must be different files"),
         (["in.smi", "--failures", "in.smi"], "must be different files"),
         (["in.smi", "--device", "cuda:99"], "--device cuda:99: "),
@@ -241,7 +241,7 @@ def test_without_a_released_checkpoint_it_says_what_to_do(tmp_path, monkeypatch,
     with pytest.raises(SystemExit) as ended:
         main(["predict", str(tmp_path / "in.smi")])
     assert ended.value.code == 2
-    assert "carries no released checkpoint consistency; name one by --model" in capsys.readouterr().err
+    assert "carries no released checkpoint drug_like; name one by --model" in capsys.readouterr().err
 
 
 def test_standard_streams_in_a_process_of_its_own():

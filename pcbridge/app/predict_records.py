@@ -13,7 +13,6 @@ from modeling_pcbridge import PCBridgeModel, PCBridgePipeline, PCBridgeProcessor
 from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
 from modeling_pcbridge.rdkit_structures import rdkit_structures
 from modeling_pcbridge.sampling import METHODS_FROM_POSITIONS
-from pcbridge.evaluation.evaluate import RELAXATION_STEPS
 from pcbridge.evaluation.metrics import distances_to_others
 
 from .cores import num_cores
@@ -132,7 +131,7 @@ def _refined(
     """So many of RDKit's structures of each molecule, refined."""
 
     def starts_of(molecule: Molecule, number: int) -> list[Molecule]:
-        mols = rdkit_structures(molecule.mol, number, settings.timeout) if number else []
+        mols = rdkit_structures(molecule.mol, number, settings.timeout, settings.seed) if number else []
         return [replace(molecule, mol=mol) for mol in mols]
 
     starts = list(threads.map(starts_of, molecules, numbers))
@@ -154,10 +153,9 @@ def _refined(
 
 def _shared_options(settings: PredictionSettings) -> dict:
     """Options of the pipeline, whatever structures are made from."""
-    relaxation_steps = RELAXATION_STEPS if settings.relax else 0
     return {
         "level_of_theory": settings.level_of_theory,
-        "relaxation_steps": relaxation_steps,
+        "relax": settings.relax,
         "allow_unlearned_forces": settings.allow_unlearned_forces,
     }
 

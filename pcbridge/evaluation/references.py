@@ -8,9 +8,9 @@ from rdkit import Chem
 
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import Example, example_from_row, mol_from_row
-from modeling_pcbridge.rdkit_structures import etkdg_conformers, mmff_minima
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.molecular_graph import MolecularGraph, graph_from_mol
+from modeling_pcbridge.rdkit_structures import etkdg_conformers, mmff_minima
 from pcbridge.evaluation.config import EvaluationConfig
 
 

@@ -1,0 +1,45 @@
+"""RDKit's structures: seeds, and an interruption that RDKit would keep to itself."""
+
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from modeling_pcbridge import PCBridgeProcessor
+from modeling_pcbridge.molecular_graph import mol_from_smiles
+from modeling_pcbridge.rdkit_structures import etkdg_conformers, rdkit_structures
+
+RING = "CC(C)CC1C(=O)NC(CCC)C(=O)NC(C)C(=O)NC(CC)C(=O)NCCCC(=O)N1"
+IMPOSSIBLE = "[C@H]12C3[C@@H]1[C@]23C"  # no arrangement of atoms has these marks
+
+
+def test_ctrl_c_ends_an_embedding():
+    mol = mol_from_smiles(RING)
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        etkdg_conformers(mol, 2000, seed=0, timeout=60)
+
+
+def test_what_cannot_be_embedded_is_no_interruption():
+    assert etkdg_conformers(mol_from_smiles(IMPOSSIBLE), 2, seed=0, timeout=10) is None
+    with pytest.raises(ValueError, match=r"molecule 2 of 2 .*: RDKit finds no conformer of it"):
+        PCBridgeProcessor()(["CC", IMPOSSIBLE], embed=True)
+
+
+def test_seeds_of_any_size_give_other_conformers():
+    mol = mol_from_smiles("CCCCCC")
+    a, again, b, huge = (
+        rdkit_structures(mol, 3, timeout=10, seed=seed)[2].GetConformer().GetPositions() for seed in (0, 0, 1, 2**62)
+    )
+    np.testing.assert_array_equal(a, again)
+    assert np.abs(a - b).max() > 0.1 and np.abs(huge - b).max() > 0.1
+
+
+def test_the_processor_embeds_what_has_no_positions():
+    [given] = rdkit_structures(mol_from_smiles("CCO"), 1, timeout=10, seed=5)
+    inputs = PCBridgeProcessor()([given, "c1ccccc1"], embed=True)
+    np.testing.assert_allclose(inputs["positions"][0, :9], given.GetConformer().GetPositions(), atol=1e-5)
+    ring = inputs["positions"][1, :6].numpy()
+    np.testing.assert_allclose(np.linalg.norm(ring - np.roll(ring, 1, axis=0), axis=-1), 1.39, atol=0.02)
