@@ -22,20 +22,33 @@ def etkdg_conformers(mol: Chem.Mol, num_conformers: int, seed: int, timeout: flo
         KeyboardInterrupt: as usual, which RDKit alone would keep to itself.
     """
     mol = Chem.Mol(mol)
-    mol.RemoveAllConformers()
+    deadline = np.inf if timeout is None else time.monotonic() + timeout
+    conformers = []
+    # One at a time, by the seeds of RDKit's own loop, which at a timeout drops all conformers that it has found.
+    for number in range(1, num_conformers + 1):
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            break
+        conformer = _etkdg_conformer(mol, (seed + 1) * number, remaining)
+        if conformer is not None:
+            conformers.append(conformer)
+    return np.array(conformers) if conformers else None
+
+
+def _etkdg_conformer(mol: Chem.Mol, seed: int, timeout: float) -> np.ndarray | None:
+    """One (N, 3); it replaces those of `mol`."""
     parameters = rdDistGeom.ETKDGv3()
-    # RDKit scales it by the conformer's number: 0 would repeat one conformer.
-    parameters.randomSeed = seed + 1  # type: ignore[assignment]  # RDKit's stub is wrong
-    if timeout is not None:
+    parameters.randomSeed = seed  # type: ignore[assignment]  # RDKit's stub is wrong
+    if np.isfinite(timeout):
         parameters.timeout = max(1, round(timeout))  # type: ignore[assignment]
     parameters.trackFailures = True
     start = time.monotonic()
-    if not rdDistGeom.EmbedMultipleConfs(mol, num_conformers, parameters):
-        in_time = timeout is None or time.monotonic() - start < parameters.timeout
+    if rdDistGeom.EmbedMolecule(mol, parameters) < 0:
+        in_time = not np.isfinite(timeout) or time.monotonic() - start < parameters.timeout
         if in_time and _was_interrupted(mol, parameters):
             raise KeyboardInterrupt
         return None
-    return np.array([conformer.GetPositions() for conformer in mol.GetConformers()])
+    return mol.GetConformer().GetPositions()
 
 
 def _was_interrupted(mol: Chem.Mol, parameters: rdDistGeom.EmbedParameters) -> bool:
