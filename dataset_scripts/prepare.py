@@ -123,7 +123,8 @@ def _prepare_input(
             progress.update(num_records)
             total += num_records
             if num_records < settings["records_per_shard"]:
-                return total
+                break
+    return total
 
 
 def _fingerprint(path: Path) -> str:

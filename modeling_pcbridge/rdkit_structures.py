@@ -41,7 +41,7 @@ def _etkdg_conformer(mol: Chem.Mol, seed: int, timeout: float) -> np.ndarray | N
     parameters.randomSeed = seed  # type: ignore[assignment]  # RDKit's stub is wrong
     if np.isfinite(timeout):
         parameters.timeout = max(1, round(timeout))  # type: ignore[assignment]
-    parameters.trackFailures = True
+    parameters.trackFailures = True  # type: ignore[assignment]
     start = time.monotonic()
     if rdDistGeom.EmbedMolecule(mol, parameters) < 0:
         in_time = not np.isfinite(timeout) or time.monotonic() - start < parameters.timeout
