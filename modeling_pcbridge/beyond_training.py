@@ -32,6 +32,8 @@ def beyond_training(config: PCBridgeConfig, graph: MolecularGraph) -> list[str] 
     total_charge = total_charge_of(graph, config.resonance_invariant)
     if total_charge not in coverage.total_charges:
         found.append(f"no training molecule had its total charge of {total_charge:+d}")
+    if not heavy:
+        found.append("it has no heavy atom, by whose surroundings molecules are compared")
     environments = environments_of_graph(graph, [ENVIRONMENT_RADIUS])[ENVIRONMENT_RADIUS]
     if new := [i for i, each in zip(heavy, environments, strict=True) if each not in coverage.labelled_environments]:
         table = Chem.GetPeriodicTable()

@@ -77,6 +77,8 @@ def test_what_is_beyond_is_named_by_atoms(model):
     assert "no training molecule had its total charge of +1" in charged
     assert long[0] == "it has 5 heavy atoms, training structures up to 4 and labels up to 4"
     assert long[1].startswith("3 of 5 heavy atoms (C1, C2, C3)")
+    proton, hydrogen = model.beyond_training(**processor(["[H+]", "[H][H]"]))
+    assert proton[-1] == hydrogen[-1] == "it has no heavy atom, by whose surroundings molecules are compared"
     output = model.predict_structure(**inputs, num_inference_steps=2, max_attempts=1)
     assert output.beyond_training == [none, branched, charged, long]
     unknown = small_model().predict_structure(**processor(["CCO"]), num_inference_steps=2, max_attempts=1)
