@@ -16,7 +16,7 @@ from .processing_pcbridge import PCBridgeProcessor, describe
 class PCBridgeCalculator(Calculator):
     """Energy in eV and forces in eV/angstrom of one molecule in vacuum.
 
-        atoms.calc = PCBridgeCalculator("checkpoints/consistency", molecule="CCO")
+        atoms.calc = PCBridgeCalculator("checkpoints/drug_like", molecule="CCO")
 
     The model needs to know which atoms are bonded. A calculator is for one molecule and keeps its bonds, so none can
     break or form on the way. A molecule that is beyond the training data brings a warning.

@@ -2,7 +2,7 @@
 
     from torch_sim import optimize
     from torch_sim.optimizers import fire
-    model = PCBridgeTorchSimModel("checkpoints/consistency", processor(molecules))
+    model = PCBridgeTorchSimModel("checkpoints/drug_like", processor(molecules))
     final = optimize(model.initial_state(), model, optimizer=fire, autobatcher=True)
 
 To relax molecules `PCBridgeModel.relax_structure` needs a quarter of FIRE's evaluations (18 and 80 from

@@ -2,4 +2,4 @@
 
 from pcbridge.app.web.server import create_app, run
 
-run(create_app("checkpoints/consistency", frame_ancestors="https://huggingface.co"), host="0.0.0.0", port=7860)
+run(create_app("checkpoints/drug_like", frame_ancestors="https://huggingface.co"), host="0.0.0.0", port=7860)

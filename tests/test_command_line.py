@@ -15,6 +15,7 @@ import ase.io
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from rdkit import Chem
 from rdkit.Chem import rdMolTransforms
 
@@ -22,6 +23,7 @@ from dataset_scripts.collator import example_from_row
 from dataset_scripts.options import underscored
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
+from modeling_pcbridge.dispersion import d3bj_energy_and_gradient
 from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles, stereo_is_right
 from modeling_pcbridge.rdkit_structures import rdkit_structures
 from pcbridge.app import default_model
@@ -83,6 +85,23 @@ def test_lowest_energy_first_and_relaxed(tmp_path):
         assert energies == sorted(energies)
     forces = {n: [m.GetDoubleProp("largest_force_eV_per_angstrom") for m in mols[n]] for n in mols}
     assert max(forces["relaxed"]) < 0.025 < min(forces["plain"])  # converged, but for the rounding of positions
+
+
+def test_dispersion_is_part_of_the_level(tmp_path):
+    (tmp_path / "in.smi").write_text("CCCCCCCC octane\n")
+    for name, more in (("plain", []), ("d3", ["--dispersion"])):
+        command = ["predict", str(tmp_path / "in.smi"), "-o", str(tmp_path / f"{name}.sdf"), "--num_conformers", "1"]
+        assert main([*command, *more]) == 0
+    [plain], [d3] = (read_sdf(tmp_path / f"{name}.sdf") for name in ("plain", "d3"))
+    assert plain.GetProp("level_of_theory") == "PCBridge of B3LYP/6-31G*"
+    assert d3.GetProp("level_of_theory") == "PCBridge of B3LYP-D3(BJ)/6-31G*"
+    [energy] = d3bj_energy_and_gradient(
+        "B3LYP/6-31G*",
+        torch.tensor([[atom.GetAtomicNum() for atom in d3.GetAtoms()]]),
+        torch.tensor(d3.GetConformer().GetPositions()[None]),
+    )[0]
+    assert d3.GetDoubleProp("energy_eV") - plain.GetDoubleProp("energy_eV") == pytest.approx(energy.item(), abs=2e-3)
+    assert energy < -0.3
 
 
 def test_most_central_first(tmp_path):

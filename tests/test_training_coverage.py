@@ -165,7 +165,7 @@ def test_every_way_in_says_it_once(model, tmp_path, capsys):
     for kind in ("sdf", "xyz", "parquet"):
         path = tmp_path / f"out.{kind}"
         all_of_two = ["--num_conformers", "2", "--energy_window", "1000", "--rmsd_threshold", "0"]
-        options = ["--method", "conformers", *all_of_two, "--steps", "2"]
+        options = ["--model", "consistency", *all_of_two, "--steps", "2"]
         main(["predict", str(tmp_path / "in.smi"), "-o", str(path), *options])
         errors = capsys.readouterr().err
         assert errors.count("beyond what trained the model") == 1

@@ -2,6 +2,10 @@
 
 import torch
 from ase import Atoms
+from torch.utils.data import dataloader
+
+if not hasattr(dataloader, "T_co"):  # torch renamed what SchNetPack 2.0.4 imports
+    dataloader.T_co = dataloader._T_co
 from schnetpack import properties
 from schnetpack.atomistic import Atomwise, Forces, PairwiseDistances
 from schnetpack.data.loader import _atoms_collate_fn

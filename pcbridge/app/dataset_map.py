@@ -55,7 +55,8 @@ class BatchPredictor:
         self.model, self.device, self.smiles_column = model, device, smiles_column
         self.settings = settings or PredictionSettings()
         # All that tells this function from another, by which `map` finds what it did before.
-        self.model_sha256 = sha256_of(load_pipeline(find_model(model), device).model)
+        pipeline = load_pipeline(find_model(model), device, self.settings.dispersion)
+        self.model_sha256 = sha256_of(pipeline.model)
 
     def features(self, before: Features) -> Features:
         """Of the data set with the new columns; without them a first batch that fails as a whole has no types."""
@@ -76,7 +77,7 @@ class BatchPredictor:
             RawRecord(str(row), "", str(smiles), partial(mol_from_smiles, smiles))
             for row, smiles in enumerate(batch[self.smiles_column])
         ]
-        pipeline = pipeline_of_process(self.model, self.device, self.model_sha256)
+        pipeline = pipeline_of_process(self.model, self.device, self.settings.dispersion, self.model_sha256)
         rows: list[dict[str, Any]] = [dict.fromkeys(_NEW_COLUMNS) for _ in raw]
         with rdBase.BlockLogs():
             records = [record.parsed() for record in raw]

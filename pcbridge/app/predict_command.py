@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--energy_window", type=_not_negative, metavar="KCAL/MOL", help=window)
     twins = f"conformers with heavy atoms no farther apart are one (default: {default.rmsd_threshold:g})"
     add("--rmsd_threshold", type=_not_negative, metavar="ANGSTROM", help=twins)
+    add("--dispersion", action="store_true", help="energies and forces with D3(BJ) (the dispersion extra)")
     add("--relax", action="store_true", help="relax structures with the model's own forces")
     add("--allow_unlearned_forces", action="store_true", help="relax also with a model that has learned no forces")
     shifts = f"after other methods, to sharpen (default: {default.mean_shift_steps})"
@@ -96,7 +97,7 @@ def run(arguments: argparse.Namespace, error) -> int:
     output_format = _format(named, arguments.output_format, OUTPUT_FORMATS, "sdf", error)
     _check_files(arguments, output_format, is_library, error)
     settings = _settings(arguments, error)
-    _check_extras(output_format, error)
+    _check_extras(output_format, settings, error)
     RDLogger.DisableLog("rdApp.*")
     disable_progress_bar()
     records = [] if is_library else _read(arguments, input_format, error)
@@ -154,12 +155,14 @@ def _check_files(arguments: argparse.Namespace, output_format: str, is_library: 
         error("input, --output and --failures must be different files")
 
 
-def _check_extras(output_format: str, error) -> None:
+def _check_extras(output_format: str, settings: PredictionSettings, error) -> None:
     from modeling_pcbridge.extras import require_extra
 
     try:
         if output_format == "xyz":
             require_extra("ase", "ase", "xyz output")
+        if settings.dispersion:
+            require_extra("dispersion", "tad_dftd3", "--dispersion")
     except ValueError as problem:
         error(str(problem))
 
@@ -172,7 +175,7 @@ def _load(arguments: argparse.Namespace, settings: PredictionSettings, error):
     from .predict_records import load_pipeline
 
     try:
-        pipeline = load_pipeline(find_model(arguments.model), arguments.device)
+        pipeline = load_pipeline(find_model(arguments.model), arguments.device, settings.dispersion)
         config = pipeline.model.config
         if settings.relax and not arguments.allow_unlearned_forces:
             config.check_forces_are_learned("--relax")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,15 +26,18 @@ ORIGIN = "RDKit ETKDGv3 + MMFF94, refined by PCBridge"
 REFINEMENT = {"method": "mean_shift"}
 
 
-def load_pipeline(model: str, device: str | None = None) -> PCBridgePipeline:
-    """The pipeline of a checkpoint folder or hub name, on a GPU where there is one.
+def load_pipeline(model: str, device: str | None = None, dispersion: bool = False) -> PCBridgePipeline:
+    """The pipeline of a checkpoint folder or hub name, on a GPU where there is one; with D3(BJ), if it is asked for.
 
     Raises:
         OSError, ValueError: there is no sound checkpoint.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    changes: dict[str, Any] = {"dispersion": "d3bj"} if dispersion else {}
     return PCBridgePipeline(
-        PCBridgeModel.from_pretrained(model), processor=PCBridgeProcessor.from_pretrained(model), device=device
+        PCBridgeModel.from_pretrained(model, **changes),
+        processor=PCBridgeProcessor.from_pretrained(model),
+        device=device,
     )
 
 

@@ -23,6 +23,7 @@ class PredictionSettings:
         rmsd_threshold: angstrom, of heavy atoms; conformers that are no farther from each other count as one.
         steps: evaluations of the model for a structure; None: as many as `predict_structure` takes by itself.
         mean_shift_steps: after a structure was drawn, see `predict_structure`.
+        dispersion: whether D3(BJ) is part of the model's own level, of energies and forces.
         relax: whether structures are then relaxed on the model's energy.
         allow_unlearned_forces: relax also with a model that has learned no forces.
         level_of_theory: of energies and forces; None: the model's first.
@@ -38,6 +39,7 @@ class PredictionSettings:
     rmsd_threshold: float = 0.3
     steps: int | None = None
     mean_shift_steps: int = 10
+    dispersion: bool = False
     relax: bool = False
     allow_unlearned_forces: bool = False
     level_of_theory: str | None = None

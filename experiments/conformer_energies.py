@@ -1,0 +1,113 @@
+"""How well E ranks conformers: of small flexible molecules that no training set has, against B3LYP/6-31G*.
+
+    pcbridge predict experiments/conformer_molecules.smi --num_conformers 40 --energy_window 15 --rmsd_threshold 0.7 \\
+        --output all.sdf
+    python -m experiments.conformer_energies --select all.sdf --output chosen.sdf
+    python -m dataset_scripts.label_generation --level b3lyp --geometries given --in_order --inputs chosen.sdf \\
+        --output b3lyp.jsonl
+    python -m dataset_scripts.packed_labels b3lyp.jsonl experiments/results/conformer_b3lyp.parquet
+    python -m experiments.conformer_energies            # the table, from the committed labels
+
+Six conformers of each molecule, spread over those found by energy, as PCBridge refined them. B3LYP/6-31G* takes
+half a minute of one core for each. What is compared is r2 (squared Pearson correlation) within each molecule, as
+published comparisons do, and the mean absolute error of energies above the mean of the molecule. Dispersion, which
+can be added exactly to both, is left out of E and of B3LYP, and is in MMFF94 and GFN2-xTB by their definition.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from rdkit import Chem
+from rdkit.Chem import rdForceFieldHelpers
+
+from dataset_scripts.collator import mol_from_row
+from dataset_scripts.packed_labels import read_packed_labels
+from dataset_scripts.quantum_chemistry import gfn2_energy_and_forces
+from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
+from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
+
+CONFORMERS = 6
+_LEAST_CONFORMERS = 4  # of fewer a correlation says little
+_NOTE = "Written by `python -m experiments.conformer_energies`, which says what is compared."
+RESULTS = Path(__file__).parent / "results"
+LABELS = RESULTS / "conformer_b3lyp.parquet"
+
+
+def select(ensembles: Path, output: Path) -> None:
+    """Of each molecule `CONFORMERS` records, evenly spread over those that the file has, lowest energy first."""
+    by_name: dict[str, list[Chem.Mol]] = defaultdict(list)
+    for mol in Chem.SDMolSupplier(str(ensembles), removeHs=False):
+        by_name[mol.GetProp("_Name")].append(mol)
+    with Chem.SDWriter(str(output)) as writer:
+        for name, mols in by_name.items():
+            for k, place in enumerate(np.linspace(0, len(mols) - 1, min(CONFORMERS, len(mols))).round().astype(int)):
+                mols[place].SetProp("_Name", f"{name}_{k}")
+                writer.write(mols[place])
+
+
+def labelled() -> dict[str, list[dict]]:
+    """The labelled conformers of each molecule."""
+    by_molecule: dict[str, list[dict]] = defaultdict(list)
+    for line in read_packed_labels(LABELS):
+        if line.get("energy") is not None:
+            by_molecule[line["molecule_id"].rsplit("_", 1)[0]].append(line)
+    return {name: lines for name, lines in by_molecule.items() if len(lines) >= _LEAST_CONFORMERS}
+
+
+def energies(model: PCBridgeModel, lines: list[dict]) -> dict[str, np.ndarray]:
+    """Of conformers of one molecule, kcal/mol: B3LYP/6-31G* and what is compared with it."""
+    mols = [mol_from_row(line) for line in lines]
+    processor = PCBridgeProcessor.of_config(model.config)
+    of = {"B3LYP/6-31G*": np.array([line["energy"] for line in lines])}
+    of["PCBridge"] = model.predict_energy(**processor(mols)).energy.numpy()
+    of["GFN2-xTB"] = np.array(
+        [gfn2_energy_and_forces(line["atomic_numbers"], line["positions"], line["total_charge"])[0] for line in lines]
+    )
+    in_kcal = {name: values / KCAL_PER_MOL_TO_EV for name, values in of.items()}
+    properties = rdForceFieldHelpers.MMFFGetMoleculeProperties(mols[0])
+    fields = [rdForceFieldHelpers.MMFFGetMoleculeForceField(mol, properties) for mol in mols]
+    return in_kcal | {"MMFF94": np.array([field.CalcEnergy() for field in fields])}
+
+
+def compare(of: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
+    """r2 within the molecule, and mean absolute error relative to its mean, kcal/mol, of each method."""
+    relative = {name: values - values.mean() for name, values in of.items()}
+    reference = relative.pop("B3LYP/6-31G*")
+    return {
+        name: (float(np.corrcoef(values, reference)[0, 1] ** 2), float(np.abs(values - reference).mean()))
+        for name, values in relative.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--select", type=Path, help="ensembles (SDF), of which conformers are chosen")
+    parser.add_argument("--output", type=Path, help="of --select, SDF")
+    parser.add_argument("--checkpoint", default="checkpoints/drug_like")
+    arguments = parser.parse_args()
+    if arguments.select:
+        select(arguments.select, arguments.output)
+        return
+    torch.set_num_threads(1)
+    model = PCBridgeModel.from_pretrained(arguments.checkpoint).eval()
+    found = {name: compare(energies(model, lines)) for name, lines in labelled().items()}
+    methods = list(next(iter(found.values())))
+    lines = ["# Energies of conformers against B3LYP/6-31G*", "", f"{len(found)} molecules. " + _NOTE, ""]
+    lines += ["| | " + " | ".join(f"{method}, r2 | error, kcal/mol" for method in methods) + " |"]
+    lines += ["|---" * (1 + 2 * len(methods)) + "|"]
+    for name, of_molecule in found.items():
+        cells = [f"{of_molecule[method][0]:.2f} | {of_molecule[method][1]:.2f}" for method in methods]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    medians = {method: np.median([of[method] for of in found.values()], axis=0) for method in methods}
+    lines.append("| **median** | " + " | ".join(f"{r2:.2f} | {error:.2f}" for r2, error in medians.values()) + " |")
+    RESULTS.joinpath("conformer_energies.json").write_text(json.dumps(found) + "\n")
+    RESULTS.joinpath("conformer_energies.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
