@@ -230,7 +230,7 @@ def plot(lines: list[dict], path: Path) -> None:
         left.bar(np.arange(len(_SIZES)) + k * width, values, width, label=title)
     left.set_xticks(np.arange(len(_SIZES)) + 0.4 - width / 2, list(_SIZES))
     left.set(xlabel="heavy atoms", ylabel="valid structures, percent", ylim=(0, 100))
-    left.legend(fontsize=7, loc="lower left")
+    left.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     for number, style in zip(NUM_CONFORMERS, ("--", "-"), strict=True):
         for method, colour in ((RDKIT, "C1"), (REFINED, "C2")):
             rmsd = np.sort(closest_of(lines, method, number))
