@@ -65,13 +65,15 @@ def prepare(
 
     Raises:
         BadRowError: a damaged record, with on_error="raise". Whole blocks before it are kept.
-        ValueError: two inputs share a name, or the shards in `output` were made with other settings.
+        InputError: two inputs share a name, or the shards in `output` were made with other settings; after all else is
+            done, that an input has no record.
     """
     if len({path.name for path in inputs}) < len(inputs):
         raise InputError("inputs share a file name, so their shards would too")
     split_of_row = _splitter(source, inputs, split)
     for split_name in SPLITS:
         (output / split_name).mkdir(parents=True, exist_ok=True)
+    empty = []
     for path in inputs:
         settings = {
             "source": source.name,
@@ -82,10 +84,13 @@ def prepare(
             "on_error": on_error,
             "records_per_shard": records_per_shard,
         }
-        _prepare_input(source, path, output, split_of_row, settings)
+        if not _prepare_input(source, path, output, split_of_row, settings):
+            empty.append(str(path))
     summary = _write_summary(output)
     if any(summary["rows"].values()):
         write_card(output, {"default": {split: f"{split}/*.parquet" for split in SPLITS}}, license=source.license)
+    if empty:
+        raise InputError(f"there is no record in {', '.join(empty)}")
     return summary
 
 
@@ -102,9 +107,11 @@ def _splitter(source: RawSource, inputs: list[Path], split: str) -> Callable[[di
 
 def _prepare_input(
     source: RawSource, path: Path, output: Path, split_of_row: Callable[[dict], str], settings: dict
-) -> None:
+) -> int:
+    """Write the blocks of an input that are not there; returns the number of its records."""
     records = source.read(path)
     seen: set[bytes] = set()
+    total = 0
     with tqdm(desc=path.name, unit=" records") as progress:
         for block in count():
             shards = {split: output / split / f"{path.name}-{block:05d}.parquet" for split in SPLITS}
@@ -114,8 +121,10 @@ def _prepare_input(
             else:
                 num_records = _write_block(source, block_records, shards, split_of_row, settings, seen)
             progress.update(num_records)
+            total += num_records
             if num_records < settings["records_per_shard"]:
-                return
+                break
+    return total
 
 
 def _fingerprint(path: Path) -> str:
@@ -170,6 +179,8 @@ def _write_block(
         seen.add(key)
         rows[split_of_row(row)].append(row)
     num_records = sum(map(len, rows.values())) + skipped.total()
+    if not num_records:
+        return 0  # no shard, so that an empty file can be filled
     metadata = {"settings": settings, "records": num_records, "skipped": dict(skipped)}
     # The train shard carries the counts and comes last: a block is finished when it is there.
     for split in sorted(SPLITS, key=lambda split: split == "train"):
@@ -228,8 +239,8 @@ def main() -> None:
         parser.exit(1, f"{error}\n")
     print(json.dumps(summary, indent=2))
     if not any(summary["rows"].values()):
-        print("no row came of the input", file=sys.stderr)
-    elif summary["rows"]["train"] == 0:
+        parser.exit(1, "no record of the input gave a row\n")
+    if summary["rows"]["train"] == 0:
         print("no row to train on: with few molecules, --split train leaves none to chance", file=sys.stderr)
 
 

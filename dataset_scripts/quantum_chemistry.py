@@ -40,6 +40,7 @@ MOPAC_TIMEOUT = 3600  # seconds; molecules of PubChem's size take seconds
 
 MAX_B3LYP_STEPS = 100
 
+_HEAVIEST_OF_GFN2 = 86
 MAX_GFN2_FORCE = 0.01  # eV/angstrom, on any atom of a minimum
 MAX_GFN2_STEPS = 500
 XTB_TIMEOUT = 3600  # seconds
@@ -61,6 +62,7 @@ def pm6_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_char
     """
     if shutil.which("mopac") is None:
         raise ImportError("PM6 needs the program mopac (MOPAC 22; Debian package mopac)")
+    _check_elements(atomic_numbers, _HEAVIEST_OF_GFN2, "GFN2-xTB")
     symbol = Chem.GetPeriodicTable().GetElementSymbol
     atoms = "".join(
         f"{symbol(int(z))} {x:.8f} 1 {y:.8f} 1 {w:.8f} 1\n"
@@ -179,8 +181,7 @@ def _b3lyp_field(atomic_numbers: Sequence[int], positions: np.ndarray, total_cha
     from pyscf import dft, gto
 
     atoms = [(int(z), position) for z, position in zip(atomic_numbers, positions, strict=True)]
-    if heavy := [number for number in atomic_numbers if number > 36]:
-        raise InputError(f"6-31G* has no {Chem.GetPeriodicTable().GetElementSymbol(int(heavy[0]))}")
+    _check_elements(atomic_numbers, 36, "6-31G*")
     molecule = gto.M(atom=atoms, basis="6-31g*", cart=True, charge=total_charge, unit="Angstrom", verbose=0)
     field = dft.RKS(molecule, xc="b3lyp")
     if not exact:
@@ -190,10 +191,20 @@ def _b3lyp_field(atomic_numbers: Sequence[int], positions: np.ndarray, total_cha
     return field
 
 
+def _check_elements(atomic_numbers: Sequence[int], heaviest: int, method: str) -> None:
+    """Raises InputError that names an element beyond the heaviest one of a method."""
+    if heavy := [int(number) for number in atomic_numbers if number > heaviest]:
+        raise InputError(f"{method} has no {Chem.GetPeriodicTable().GetElementSymbol(heavy[0])}")
+
+
 def gfn2_energy_and_forces(
     atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int
 ) -> tuple[float, np.ndarray]:
-    """The GFN2-xTB total energy in eV and (N, 3) forces in eV/angstrom."""
+    """The GFN2-xTB total energy in eV and (N, 3) forces in eV/angstrom.
+
+    Raises:
+        ValueError: an element beyond radon, for which GFN2-xTB has no parameters; so do the functions below.
+    """
     atoms = _gfn2_atoms(atomic_numbers, positions, total_charge)
     return atoms.get_potential_energy(), atoms.get_forces()
 
@@ -223,6 +234,7 @@ def xtb_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_char
     """
     if shutil.which("xtb") is None:
         raise ImportError("this level needs the program xtb (6.5 or later; Debian package xtb)")
+    _check_elements(atomic_numbers, _HEAVIEST_OF_GFN2, "GFN2-xTB")
     symbol = Chem.GetPeriodicTable().GetElementSymbol
     atoms = "".join(
         f"{symbol(int(z))} {x:.8f} {y:.8f} {w:.8f}\n" for z, (x, y, w) in zip(atomic_numbers, positions, strict=True)
@@ -296,6 +308,7 @@ def _gfn2_atoms(atomic_numbers, positions, total_charge):
     from ase import Atoms
     from tblite.ase import TBLite
 
+    _check_elements(atomic_numbers, _HEAVIEST_OF_GFN2, "GFN2-xTB")
     atoms = Atoms(atomic_numbers, positions)
     atoms.calc = TBLite(method="GFN2-xTB", charge=total_charge, verbosity=0)
     return atoms

@@ -32,6 +32,8 @@ def beyond_training(config: PCBridgeConfig, graph: MolecularGraph) -> list[str] 
     total_charge = total_charge_of(graph, config.resonance_invariant)
     if total_charge not in coverage.total_charges:
         found.append(f"no training molecule had its total charge of {total_charge:+d}")
+    if not heavy:
+        found.append("it has no heavy atom, by whose surroundings molecules are compared")
     if new := atoms_beyond_training(config, graph):
         table = Chem.GetPeriodicTable()
         names = ", ".join(f"{table.GetElementSymbol(int(graph.atomic_numbers[i]))}{i}" for i in new)

@@ -39,6 +39,17 @@ def test_predict_and_relax(example, tmp_path):
     assert (atoms.get_forces() ** 2).sum(1).max() ** 0.5 <= 0.02
 
 
+def test_map_dataset(example, tmp_path):
+    printed = example("map_dataset.py").splitlines()
+    assert printed[0].startswith("C[C@H](N)C(=O)O: 13 atoms, ") and "RDKit cannot parse" in printed[1]
+    assert printed[-2:] == [
+        "[Na+].[Cl-]: the molecule is disconnected (several fragments)",
+        "None: the SMILES is empty",
+    ]
+    rows = load_dataset("parquet", data_files=str(tmp_path / "predicted.parquet"), split="train")
+    assert [row["positions"] is None for row in rows] == [False, True, False, True, True]
+
+
 def test_fine_tune_on_csv_ends_with_a_checkpoint(example, tmp_path):
     printed = example("fine_tune_on_csv.py", "--quick")
     assert "fine-tuned checkpoint: outputs/fine_tuned/stage1" in printed

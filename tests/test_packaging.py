@@ -30,6 +30,7 @@ USES_OF_EXTRAS = {
     "spice": "import h5py, dataset_scripts.spice",
     "test": "import pytest, hypothesis, scipy, tensorboard, httpx, selenium, ase, starlette, h5py, mypy",
     "torch-sim": "import modeling_pcbridge.torch_sim_model",
+    "validity": "import posebusters, pcbridge.evaluation.validity",
     "xtb": "import tblite.interface, ase, dataset_scripts.quantum_chemistry",
 }
 # Of the extras, and what only some commands need.

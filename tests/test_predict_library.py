@@ -7,6 +7,7 @@ import operator
 import os
 import random
 import shutil
+import sys
 import time
 from functools import partial
 from itertools import count, islice
@@ -19,7 +20,7 @@ from rdkit import Chem
 
 from dataset_scripts.parallel import results_of
 from modeling_pcbridge import PCBridgeModel
-from pcbridge.app import predict_library
+from pcbridge.app import cores, predict_library
 from pcbridge.app.command_line import main
 from pcbridge.app.molecule_files import RawRecord
 
@@ -53,6 +54,14 @@ def failures(folder: Path) -> list[dict]:
 def names_of_sdf(folder: Path) -> list[str]:
     mols = [mol for path in sorted(folder.glob("part-*.sdf")) for mol in Chem.SDMolSupplier(str(path), removeHs=False)]
     return list(dict.fromkeys(mol.GetProp("_Name") for mol in mols))
+
+
+def test_without_the_packages_for_several_one_process_works(library, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    monkeypatch.setattr(cores, "num_cores", lambda: 4)
+    assert main(["predict", str(library), "--output", f"{tmp_path / 'out'}/", *OPTIONS]) == 1
+    assert "one process works; for all cores: pip install 'pcbridge[cluster]'" in capsys.readouterr().err
+    assert len(failures(tmp_path / "out")) == len(BAD)
 
 
 def test_every_record_is_in_its_shard_or_among_its_failures(library, tmp_path, capsys):

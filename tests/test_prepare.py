@@ -249,12 +249,36 @@ def test_command_line(archive, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     assert "not one of .sdf" in capsys.readouterr().err
-    empty = tmp_path / "empty.xyz"
-    empty.touch()
-    monkeypatch.setattr(sys, "argv", ["prepare", "own", "--input", str(empty), "--output", str(tmp_path / "none")])
-    main()
-    assert "no row came of the input" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["prepare", "qm9", "--output", str(tmp_path / "out")])
     with pytest.raises(SystemExit):
         main()
     assert "qm9 needs --input" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "sdf", "xyz", "extxyz", "parquet"])
+def test_an_empty_file_is_an_error_that_names_it_and_can_be_filled_later(ending, monkeypatch, capsys, tmp_path):
+    empty, output = tmp_path / f"empty.{ending}", tmp_path / "out"
+    empty.touch()
+    monkeypatch.setattr(sys, "argv", ["prepare", "own", "--input", str(empty), "--output", str(output)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert str(empty) in capsys.readouterr().err
+    assert not list(output.glob("*/*.parquet"))
+
+
+def test_a_file_of_which_no_record_gives_a_row_is_an_error_and_beside_an_empty_one_the_rest_is_done(
+    monkeypatch, capsys, tmp_path
+):
+    head, bad, good = (tmp_path / name for name in ("head.csv", "bad.csv", "good.csv"))
+    head.write_text("smiles,positions\n")
+    bad.write_text('smiles,positions\nnonsense,"[[0, 0, 0]]"\n')
+    good.write_text('smiles,positions\n[He],"[[0, 0, 0]]"\n')
+    for inputs, reason in (([bad], "no record of the input gave a row"), ([head, good], f"no record in {head}")):
+        output = tmp_path / inputs[-1].stem
+        command = ["prepare", "own", "--input", *map(str, inputs), "--output", str(output), "--on_error", "skip"]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 1 and reason in capsys.readouterr().err
+    assert sum(json.loads((output / "summary.json").read_text())["rows"].values()) == 1

@@ -6,11 +6,16 @@ import threading
 
 import numpy as np
 import pytest
+from rdkit.Chem import rdDistGeom
 
 from modeling_pcbridge import PCBridgeProcessor
 from modeling_pcbridge.molecular_graph import mol_from_smiles
 from modeling_pcbridge.rdkit_structures import etkdg_conformers, rdkit_structures
 
+MACROLIDE = (  # erythromycin
+    "CC[C@H]1OC(=O)[C@H](C)[C@@H](O[C@H]2C[C@@](C)(OC)[C@@H](O)[C@H](C)O2)[C@H](C)[C@@H](O[C@@H]2O[C@H](C)C[C@@H]"
+    "([C@H]2O)N(C)C)[C@](C)(O)C[C@@H](C)C(=O)[C@H](C)[C@@H](O)[C@]1(C)O"
+)
 RING = "CC(C)CC1C(=O)NC(CCC)C(=O)NC(C)C(=O)NC(CC)C(=O)NCCCC(=O)N1"
 IMPOSSIBLE = "[C@H]12C3[C@@H]1[C@]23C"  # no arrangement of atoms has these marks
 
@@ -26,6 +31,21 @@ def test_what_cannot_be_embedded_is_no_interruption():
     assert etkdg_conformers(mol_from_smiles(IMPOSSIBLE), 2, seed=0, timeout=10) is None
     with pytest.raises(ValueError, match=r"molecule 2 of 2 .*: RDKit finds no conformer of it"):
         PCBridgeProcessor()(["CC", IMPOSSIBLE], embed=True)
+
+
+def test_conformers_found_before_a_timeout_are_kept_and_are_those_of_rdkits_loop():
+    mol = mol_from_smiles(RING)
+    found = etkdg_conformers(mol, 2000, seed=3, timeout=1)
+    assert 1 <= len(found) < 2000
+    parameters = rdDistGeom.ETKDGv3()
+    parameters.randomSeed = 4
+    few = min(len(found), 3)
+    rdDistGeom.EmbedMultipleConfs(mol, few, parameters)
+    np.testing.assert_array_equal(found[:few], [conformer.GetPositions() for conformer in mol.GetConformers()])
+
+
+def test_a_molecule_that_takes_longer_than_the_timeout_has_no_structure():
+    assert rdkit_structures(mol_from_smiles(MACROLIDE), 10, timeout=1) == []
 
 
 def test_seeds_of_any_size_give_other_conformers():

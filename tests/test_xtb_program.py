@@ -48,3 +48,10 @@ def test_elements_without_a_basis_are_named():
     pytest.importorskip("pyscf")
     with pytest.raises(ValueError, match=r"6-31G\* has no I"):
         b3lyp_energy_and_forces([53, 1], np.array([[0, 0, 0], [0, 0, 1.6]]), 0)
+
+
+@needs_xtb
+@pytest.mark.parametrize("level", ["gfn2", "gfn2_program"])
+def test_an_element_without_parameters_fails_its_molecule_in_one_sentence(level):
+    assert label({"molecule_id": "a", "smiles": "[Og]"}, "minimum", level)["error"] == "GFN2-xTB has no Og"
+    assert "error" not in label({"molecule_id": "b", "smiles": "[Rn]"}, "minimum", level)

@@ -23,6 +23,7 @@ Each command has its own --help."""
 # Commands with a parser of their own: the module whose `main` reads the rest of the command line, and what it does.
 MODULES = {
     "evaluate": ("pcbridge.evaluation.checkpoints", "evaluate checkpoints against DFT structures"),
+    "check": ("pcbridge.evaluation.validity", "check the structures of SDF files by PoseBusters"),
     "train": ("train_accelerate", "train a model; on several GPUs use accelerate launch train_accelerate.py"),
     "data fragments": ("dataset_scripts.fragments", "choose the fragments of a library that are worth labelling"),
     "data label": ("dataset_scripts.label_generation", "compute PM6, B3LYP/6-31G* or GFN2-xTB labels"),
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict_command.add_arguments(predict)
     predict.set_defaults(run=predict_command.run, error=predict.error)
-    for command in ("evaluate", "train"):
+    for command in ("evaluate", "check", "train"):
         commands.add_parser(command, help=MODULES[command][1])
     data = commands.add_parser("data", help="make training data").add_subparsers(metavar="STEP", required=True)
     for command in MODULES:

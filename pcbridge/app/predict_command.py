@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 
 from modeling_pcbridge.errors import PCBridgeError
@@ -253,7 +254,6 @@ def _predict_library(
     arguments: argparse.Namespace, settings: PredictionSettings, pipeline, input_format: str, output_format: str
 ) -> tuple[str, int]:
     """What is said of the run, and the number of failures."""
-    from .cores import num_cores
     from .predict_library import LibraryInput, LibraryTask, predict_library, sha256_of
 
     task = LibraryTask(
@@ -269,12 +269,23 @@ def _predict_library(
         Path(arguments.output),
         task,
         shard_size=arguments.shard_size or _SHARD_SIZE,
-        workers=arguments.workers or (num_cores() if pipeline.device.type == "cpu" else 1),
+        workers=arguments.workers or _default_workers(pipeline.device.type),
         scheduler=arguments.scheduler,
     )
     done = counts.num_records - counts.num_failed
     said = f"{done:,} of {counts.num_records:,} molecules done, {counts.num_failed:,} failed"
     return said, counts.num_failed
+
+
+def _default_workers(device_type: str) -> int:
+    """One a core, or one process, which says so, where the packages for several are missing; on a GPU one."""
+    from .cores import num_cores
+
+    workers = num_cores() if device_type == "cpu" else 1
+    if workers > 1 and find_spec("distributed") is None:
+        print("one process works; for all cores: pip install 'pcbridge[cluster]'", file=sys.stderr)
+        return 1
+    return workers
 
 
 def _format(path: str, chosen: str | None, formats: dict[str, str], of_stream: str, error) -> str:

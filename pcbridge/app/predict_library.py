@@ -200,7 +200,7 @@ def predict_shard(shard: int, records: list[Record], task: LibraryTask) -> tuple
     """
     RDLogger.DisableLog("rdApp.*")
     disable_progress_bar()
-    pipeline = _pipeline_of_process(task.model, task.device, task.settings.dispersion, task.model_sha256)
+    pipeline = pipeline_of_process(task.model, task.device, task.settings.dispersion, task.model_sha256)
     if pipeline.device.type == "cpu":
         torch.set_num_threads(1)  # every core has a process of its own
     settings = replace(task.settings, seed=_seed_of_shard(task.settings.seed, shard))
@@ -221,9 +221,7 @@ def predict_shard(shard: int, records: list[Record], task: LibraryTask) -> tuple
 
 
 @lru_cache(maxsize=1)
-def _pipeline_of_process(
-    model: str | None, device: str | None, dispersion: bool, model_sha256: str
-) -> PCBridgePipeline:
+def pipeline_of_process(model: str | None, device: str | None, dispersion: bool, model_sha256: str) -> PCBridgePipeline:
     """Loaded once a process; raises InputError where the model is another one, on a remote worker for instance."""
     pipeline = load_pipeline(find_model(model), device, dispersion)
     if sha256_of(pipeline.model) != model_sha256:

@@ -46,8 +46,7 @@ PREDICTION_NAMES = (
     "lowest_energy_relaxed",
 )
 RELAXATION_STEPS = 4
-# From PM6 structures, and after "ddim".
-_MEAN_SHIFT_STEPS = {"mean_shift": 20, "ddim_mean_shift": 10}
+_MEAN_SHIFT_STEPS_OF_DDIM = 10  # after it; of PM6 structures as many as the model's config says
 # For each molecule its samples (S, N, 3) and the model's energies of them (S,), eV.
 Predictions = list[tuple[np.ndarray, np.ndarray]]
 
@@ -109,11 +108,11 @@ def evaluate_model(model: PCBridgeModel, evaluation: EvaluationConfig, seed: int
         return _by_molecule(samples, moved(model, *_flat(graphs, samples), size, move))
 
     relax = partial(model.relax, num_steps=RELAXATION_STEPS)
-    shift, shift_sample = (
-        partial(model.mean_shift, num_steps=_MEAN_SHIFT_STEPS[name]) for name in ("mean_shift", "ddim_mean_shift")
-    )
-    structures["mean_shift"] = all_moved(starts, shift)
-    structures["ddim_mean_shift"] = all_moved(structures["ddim"], shift_sample)
+    for name, before, steps in (
+        ("mean_shift", starts, model.config.num_mean_shift_steps),
+        ("ddim_mean_shift", structures["ddim"], _MEAN_SHIFT_STEPS_OF_DDIM),
+    ):
+        structures[name] = all_moved(before, partial(model.mean_shift, num_steps=steps))
     structures["refine_relaxed"] = all_moved(structures["refine"], relax)
     relaxed = all_moved(structures["ddim"], relax)
 
