@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -24,6 +25,7 @@ from .prediction_settings import CONFORMERS, PredictionSettings
 ORIGIN = "RDKit ETKDGv3 + MMFF94, refined by PCBridge"
 # Options of `PCBridgeModel.predict_structure` that refine these, in as many steps as its config says.
 REFINEMENT = {"method": "mean_shift"}
+_LAST_RESORT_SAMPLES = 4  # from noise, where none of RDKit's conformers comes out sound
 
 
 def load_pipeline(model: str, device: str | None = None, dispersion: bool = False) -> PCBridgePipeline:
@@ -55,8 +57,8 @@ def predict(
     """Predictions and failures, a batch of molecules at a time, in the order of `records`.
 
     Only sound structures are predictions (see `StructureChecks`). What the model cannot draw soundly is replaced by
-    RDKit's structures, refined; a molecule that lacks structures all the same is among the failures too. Of conformers
-    one is enough.
+    RDKit's structures, refined, and the other way round; a molecule that lacks structures all the same is among the
+    failures too. Of conformers one is enough.
 
     Args:
         records: molecules, or failures already.
@@ -75,17 +77,32 @@ def predict(
             batch = [_checked(record, pipeline, settings) for record in records[first : first + molecules_at_once]]
             molecules = [record for record in batch if isinstance(record, Molecule)]
             failures = [record for record in batch if isinstance(record, Failure)]
-            drawn: list[Found] = [([], []) for _ in molecules]
-            if settings.method != CONFORMERS:
+            by_rdkit = partial(_refined, pipeline, settings=settings, batch_size=batch_size, threads=threads)
+            if settings.method == CONFORMERS:
+                all_found = by_rdkit(molecules, [settings.num_conformers] * len(molecules), on_step=on_step)
+                # Allenes for instance, which MMFF94 lets turn, come out of noise as they are.
+                empty = [place for place, (found, _) in enumerate(all_found) if not found]
+                drawn = _drawn(pipeline, [molecules[k] for k in empty], _last_resort(settings), batch_size, generator)
+                for place, more in zip(empty, drawn, strict=True):
+                    all_found[place] = _both(all_found[place], more)
+            else:
                 drawn = _drawn(pipeline, molecules, settings, batch_size, generator)
-            missing = [settings.num_structures - len(found) for found, _ in drawn]
-            refined = _refined(pipeline, molecules, missing, settings, batch_size, threads, on_step)
+                missing = [settings.num_samples - len(found) for found, _ in drawn]
+                all_found = list(map(_both, drawn, by_rdkit(molecules, missing)))
             predictions: list[Prediction] = []
-            for molecule, (found, reasons), (more, more_reasons) in zip(molecules, drawn, refined, strict=True):
-                structures, failure = _chosen(molecule, found + more, reasons + more_reasons, settings)
+            for molecule, (found, reasons) in zip(molecules, all_found, strict=True):
+                structures, failure = _chosen(molecule, found, reasons, settings)
                 predictions += structures
                 failures += failure
             yield predictions, failures
+
+
+def _last_resort(settings: PredictionSettings) -> PredictionSettings:
+    return replace(settings, method="ddim", num_samples=_LAST_RESORT_SAMPLES, steps=None)
+
+
+def _both(one: Found, other: Found) -> Found:
+    return one[0] + other[0], one[1] + other[1]
 
 
 def _checked(record: Record, pipeline: PCBridgePipeline, settings: PredictionSettings) -> Record:
@@ -136,7 +153,7 @@ def _refined(
     settings: PredictionSettings,
     batch_size: int,
     threads: ThreadPoolExecutor,
-    on_step: OnStep | None,
+    on_step: OnStep | None = None,
 ) -> list[Found]:
     """So many of RDKit's structures of each molecule, refined."""
 

@@ -98,9 +98,12 @@ class Predictor:
         reference_energy = None if reference is None else self._energy(reference.mol)
         conformers = []
         for prediction in found:
-            ends_here = np.abs(frames[:, -1] - prediction.positions).max((1, 2)).argmin()
+            distances = np.abs(frames[:, -1] - prediction.positions).max((1, 2))
+            # What was drawn from noise, because no conformer of RDKit is sound, has no frames of its own.
+            of_noise = np.repeat(prediction.positions[None], num_steps + 1, axis=0)
+            of_prediction = frames[distances.argmin()] if distances.min() < 1e-3 else of_noise
             _, motion = best_alignment(with_positions(mol, prediction.positions), lowest)
-            conformers.append(_shown(prediction, frames[ends_here], motion, reference, reference_energy))
+            conformers.append(_shown(prediction, of_prediction, motion, reference, reference_energy))
         emit({"type": "result", "conformers": conformers, "seconds": time.monotonic() - start})
 
     def _describe(self, mol: Chem.Mol, smiles: str, reference: Reference | None) -> dict:
