@@ -57,7 +57,7 @@ _LIMITS = """\
   GFN2-xTB minima.
 - The smallest molecules (water, HF, methane): mean shift takes their bonds off by hundredths of an angstrom, relaxation
   on E does not.
-- Zwitterions of amino acids; substituted allenes and bicyclo[1.1.1]pentane, whose structures fail the checks.
+- Zwitterions of amino acids. Allenes that MMFF94 has turned stay turned, which the checks refuse.
 - Generation from noise: take conformers, and refine them.
 - Conformers are ranked with errors of about those of a force field (experiments/results/conformer_energies.md), and E has
   no dispersion unless it is asked for.

@@ -39,6 +39,9 @@ def check(names: list[str], mols: dict[str, Chem.Mol], said: list[str]) -> None:
             graph = graph_from_mol(mol)
             assert StructureChecks(graph).faults(structure.GetConformer().GetPositions()) == [], name
             Chem.AssignStereochemistryFrom3D(structure)
+            for atom, drawn in zip(structure.GetAtoms(), mol.GetAtoms(), strict=True):
+                if drawn.GetChiralTag() == Chem.ChiralType.CHI_UNSPECIFIED:  # the phosphorus of ATP, any hand will do
+                    atom.SetChiralTag(Chem.ChiralType.CHI_UNSPECIFIED)
             assert Chem.MolToSmiles(Chem.RemoveHs(structure)) == Chem.MolToSmiles(Chem.RemoveHs(mol)), name
         else:
             (reason,) = [line for line in said if f": {smiles}: " in line]
@@ -47,10 +50,10 @@ def check(names: list[str], mols: dict[str, Chem.Mol], said: list[str]) -> None:
 
 
 def test_a_few_of_them(tmp_path, capsys):
-    for options, missing in ((FROM_NOISE, "thiophene"), (["--num_conformers", "2"], "bicyclopentane")):
+    for options, missing in ((FROM_NOISE, {"thiophene"}), (["--num_conformers", "2"], set())):
         mols, said = predicted(FEW, tmp_path, capsys, *options)
         check(FEW, mols, said)
-        assert set(FEW) - set(mols) == {missing}  # sulfur; and a cage that the model collapses
+        assert set(FEW) - set(mols) == missing  # what has sulfur
 
 
 def test_what_rdkit_cannot_start_is_drawn_from_noise(tmp_path, capsys):
@@ -94,5 +97,5 @@ def test_all_of_them(model, tmp_path, capsys):
     mols, said = predicted(list(MOLECULES), tmp_path, capsys, "--model", model, *options)
     check(list(MOLECULES), mols, said)
     if model == "drug_like":
-        assert set(MOLECULES) - set(mols) <= {"bicyclopentane"}
+        assert set(mols) == set(MOLECULES)
     assert "Traceback" not in "".join(said)
