@@ -62,7 +62,6 @@ def pm6_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_char
     """
     if shutil.which("mopac") is None:
         raise ImportError("PM6 needs the program mopac (MOPAC 22; Debian package mopac)")
-    _check_elements(atomic_numbers, _HEAVIEST_OF_GFN2, "GFN2-xTB")
     symbol = Chem.GetPeriodicTable().GetElementSymbol
     atoms = "".join(
         f"{symbol(int(z))} {x:.8f} 1 {y:.8f} 1 {w:.8f} 1\n"

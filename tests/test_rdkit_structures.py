@@ -44,8 +44,9 @@ def test_conformers_found_before_a_timeout_are_kept_and_are_those_of_rdkits_loop
     np.testing.assert_array_equal(found[:few], [conformer.GetPositions() for conformer in mol.GetConformers()])
 
 
-def test_a_molecule_that_takes_longer_than_the_timeout_has_no_structure():
-    assert rdkit_structures(mol_from_smiles(MACROLIDE), 10, timeout=1) == []
+def test_a_molecule_that_takes_longer_than_the_timeout_has_few_structures_or_none():
+    """How many depends on the machine; RDKit's own loop would take minutes, and drop all at its timeout."""
+    assert len(rdkit_structures(mol_from_smiles(MACROLIDE), 1000, timeout=1)) < 100
 
 
 def test_seeds_of_any_size_give_other_conformers():

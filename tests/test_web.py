@@ -266,10 +266,10 @@ def test_the_page_says_of_its_model_what_its_configuration_says(client):
 
     qm9 = dict(about_model("qm9", PCBridgeConfig.from_pretrained(find_model("qm9")))["facts"])
     assert qm9["Level of theory"] == "B3LYP/6-31G(2df,p)" and qm9["Elements"] == "H, C, N, O, F"
-    assert qm9["Forces"].startswith("not learned") and qm9["Trained on"] == "the model does not say"
+    assert qm9["Forces"].startswith("not learned") and "up to 9 heavy atoms" in qm9["Trained on"]
     bare = dict(about_model("bare", PCBridgeConfig(dispersion="d3bj"))["facts"])
     assert bare["Level of theory"] == "B3LYP-D3(BJ)/6-31G*, which is shown; it also knows B3LYP/6-31G*"
-    assert bare["Forces"] == bare["Total charges"] == "the model does not say"
+    assert bare["Forces"] == bare["Total charges"] == bare["Trained on"] == "the model does not say"
 
 
 def test_the_page_states_the_limits_that_hold():
