@@ -59,8 +59,8 @@ _LIMITS = """\
   on E does not.
 - Zwitterions of amino acids. Allenes that MMFF94 has turned stay turned, which the checks refuse.
 - Generation from noise: take conformers, and refine them.
-- Conformers are ranked about as by GFN2-xTB in ten small molecules (experiments/results/conformer_energies.md); large ones
-  were not measured, and E has no dispersion unless it is asked for.
+- Conformers are ranked about as by GFN2-xTB in ten small molecules (experiments/results/conformer_energies.md); large
+  ones were not measured, and E has no dispersion unless it is asked for.
 - One training run of about three hours of one core, no spread over seeds.
 - Radicals, open shells, several fragments, metals. Stereo marks other than tetrahedral centres and double bonds."""
 
