@@ -20,9 +20,10 @@ from modeling_pcbridge.graph_batch import GRAPH_KEYS, GraphBatch
 from modeling_pcbridge.losses import LOSS_NAMES
 from modeling_pcbridge.sampling import SamplingSettings, draw_structures
 from pcbridge.training.config import StageConfig, TrainingConfig
+from pcbridge.training.cuda_graphs import CapturedPasses
 from pcbridge.training.optimizers import make_optimizers
 from pcbridge.training.run import make_accelerator
-from pcbridge.training.update import run_update
+from pcbridge.training.update import add_gradients, count_labels, run_update
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 # Relative errors in float32 that are rounding. Derivatives and many steps one after another make more of it; the first
@@ -218,6 +219,27 @@ class Check:
             with torch.no_grad():
                 self._without_waits(table, name, sample)
 
+    def replayed(self, options: Options) -> None:
+        """Gradients of passes as a CUDA graph against those of the passes one by one; the CPU has none."""
+        table, config = "Gradients of a replayed CUDA graph", options.training
+        if self.device == "cpu":
+            return
+        accelerator = make_accelerator(config)
+        model = PCBridgeModel.from_pretrained(CHECKPOINTS / "consistency").to(accelerator.device).train()
+        batch = send_to_device(training_batch(model, 16), accelerator.device)
+        counts = count_labels([batch], accelerator)
+        for name, stage in options.stages.items():
+            with self.results.whatever_happens(table, what=name), products("float32", self.device):
+                captured = CapturedPasses(partial(add_gradients, model, stage, accelerator), accelerator.device)
+                gradients = []
+                for _ in range(4):  # twice one by one, captured, replayed
+                    for parameter in model.parameters():
+                        if parameter.grad is not None:
+                            parameter.grad.zero_()
+                    captured(batch, counts, 0)
+                    gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+                self.row(table, name, partial(relative, gradients[-1], gradients[1]), OF_GRADIENTS)
+
     def _without_waits(self, table: str, what: str, function: Callable[[], object]) -> None:
         with self.results.whatever_happens(table, what=what):
             function()  # tables go to the device once
@@ -236,6 +258,8 @@ def main(options: Options) -> None:
             check.on_both(name)
     with check.results.whatever_happens("Waits for the device", what="all"):
         check.waits(options)
+    with check.results.whatever_happens("Gradients of a replayed CUDA graph", what="all"):
+        check.replayed(options)
     for name in names:
         with check.results.whatever_happens(f"{name}: against float64", what="all"):
             check.rounding(name)

@@ -120,6 +120,9 @@ class TrainingConfig:
             saved and evaluated.
         compile: run the model through torch.compile. The first steps take minutes; on the CPUs measured so far it
             is no faster afterwards (benchmarks/results), so it is meant for GPUs.
+        cuda_graphs: on one GPU, capture forward and backward passes once per shape of a batch and replay them, so that
+            it does not wait for the host, several times as fast; batches come in few shapes then, cut into parts by the
+            size of molecules and not by `max_pairs`.
         mixed_precision: "no", "bf16" or, for GPUs without it, "fp16"; see docs/training.md for what each costs.
         tf32: on GPUs that have it, round what float32 matrix products multiply to 10 bits while training, which is many
             times faster; energies are off by .002 eV on average, forces by .0006 eV/angstrom (tests/test_precision.py).
@@ -157,6 +160,7 @@ class TrainingConfig:
     max_grad_norm: float = 10.0
     ema_decay: float = 0.998
     compile: bool = False
+    cuda_graphs: bool = False
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     tf32: bool = True
     noise_device: Literal["device", "cpu"] = "device"
@@ -184,6 +188,8 @@ class TrainingConfig:
         require(self.max_pairs is None or self.max_pairs > 0, "max_pairs", "positive", self.max_pairs)
         require(self.max_grad_norm > 0, "max_grad_norm", "positive", self.max_grad_norm)
         require(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1", self.ema_decay)
+        if self.cuda_graphs and (self.compile or self.noise_device == "cpu"):
+            raise InputError("cuda_graphs goes neither with compile nor with noise_device: cpu")
         if self.push_to_hub and self.hub_model_id is None:
             raise InputError("push_to_hub needs hub_model_id")
 

@@ -12,6 +12,10 @@ afterwards, are left out and counted.
 
 import argparse
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from functools import partial
+from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +24,17 @@ from datasets import Dataset, load_dataset
 from tqdm.auto import tqdm
 
 from dataset_scripts.bundled import CONFIG_NAMES, load_bundled
-from dataset_scripts.collator import example_from_row
+from dataset_scripts.collator import Example, example_from_row
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.tables import write_rows
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.errors import InputError
+from modeling_pcbridge.molecular_graph import MolecularGraph
 from modeling_pcbridge.structure_checks import StructureChecks
 from pcbridge.evaluation.batches import padded_batches, unpadded
 
 _SPLITS = ("train", "validation")
-_BATCH_SIZE = 8
+_BATCH_SIZE = {"cpu": 8, "cuda": 256}
 
 
 def read_minima(source: str, split: str) -> Dataset:
@@ -51,8 +56,11 @@ def read_minima(source: str, split: str) -> Dataset:
     return rows.filter(lambda level: level is not None, input_columns="equilibrium_level_of_theory")
 
 
-def corrected_rows(model: PCBridgeModel, rows: Dataset) -> tuple[list[dict], Counter[str]]:
-    """The rows at the model's own level of theory, without labels, and how many were left out for which reason."""
+def corrected_rows(model: PCBridgeModel, rows: Dataset, num_processes: int = 1) -> tuple[list[dict], Counter[str]]:
+    """The rows at the model's own level of theory, without labels, and how many were left out for which reason.
+
+    Graphs are made and structures checked by so many processes.
+    """
     own, others = model.config.energy_levels_of_theory[0], model.config.energy_levels_of_theory[1:]
     by_level: dict[str, list[dict]] = defaultdict(list)
     for row in rows:
@@ -63,9 +71,12 @@ def corrected_rows(model: PCBridgeModel, rows: Dataset) -> tuple[list[dict], Cou
         if level not in others:
             left_out[f"at {level}, for which the model has no head beside {own}"] += len(of_level)
             continue
-        structures = _corrected_structures(model, of_level, level)
-        for row, (checks, structure) in zip(of_level, structures, strict=True):
-            if checks.faults(structure):
+        with Pool(num_processes) if num_processes > 1 else nullcontext() as pool:
+            in_parallel = map if pool is None else partial(pool.map, chunksize=16)
+            structures, graphs = _corrected_structures(model, of_level, level, in_parallel)
+            faults = list(in_parallel(_faults, list(zip(graphs, structures, strict=True))))
+        for row, structure, has_faults in zip(of_level, structures, faults, strict=True):
+            if has_faults:
                 left_out["is no longer a structure of its graph"] += 1
             else:
                 corrected.append(_corrected_row(row, structure, f"{own} by PCBridge from {level}"))
@@ -73,18 +84,24 @@ def corrected_rows(model: PCBridgeModel, rows: Dataset) -> tuple[list[dict], Cou
 
 
 def _corrected_structures(
-    model: PCBridgeModel, rows: list[dict], level: str
-) -> list[tuple[StructureChecks, np.ndarray]]:
-    """Of each row, the checks of its graph and its structure (N, 3), angstrom, at the model's own level."""
+    model: PCBridgeModel, rows: list[dict], level: str, in_parallel: Callable[..., Iterable[Example]]
+) -> tuple[list[np.ndarray], list[MolecularGraph]]:
+    """Of each row the structure (N, 3), angstrom, at the model's own level, and the graph."""
     rows.sort(key=lambda row: len(row["atomic_numbers"]))  # so that batches have little padding
-    examples = [example_from_row(row, (), model.config.resonance_invariant) for row in rows]
+    parse = partial(example_from_row, levels_of_theory=(), resonance_invariant=model.config.resonance_invariant)
+    examples = list(in_parallel(parse, rows))
     graphs, starts = [e.graph for e in examples], [e.positions for e in examples]
     structures: list[np.ndarray] = []
     with tqdm(total=len(graphs), unit="molecule", mininterval=10) as bar:
-        for graph, positions in padded_batches(model, graphs, starts, _BATCH_SIZE):
+        for graph, positions in padded_batches(model, graphs, starts, _BATCH_SIZE.get(model.device.type, 8)):
             structures += unpadded(graph, model.correct_structure(positions, level, **graph.inputs))
             bar.update(len(positions))
-    return [(StructureChecks(graph), structure) for graph, structure in zip(graphs, structures, strict=True)]
+    return structures, graphs
+
+
+def _faults(of_graph: tuple[MolecularGraph, np.ndarray]) -> bool:
+    graph, structure = of_graph
+    return bool(StructureChecks(graph).faults(structure))
 
 
 def _corrected_row(row: dict, structure: np.ndarray, level: str) -> dict:
@@ -97,6 +114,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="checkpoint folder or hub name")
     parser.add_argument("--sources", nargs="+", required=True, help="bundled configurations or prepared folders")
     parser.add_argument("--output", type=Path, required=True, help="folder of the shards")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make graphs and check structures")
     arguments = parser.parse_args()
     try:
         model = PCBridgeModel.from_pretrained(arguments.model).eval()
@@ -107,7 +125,7 @@ def main() -> None:
                 path = arguments.output / split / f"{Path(source).name}.parquet"
                 if path.exists():
                     continue
-                rows, left_out = corrected_rows(model, read_minima(source, split))
+                rows, left_out = corrected_rows(model, read_minima(source, split), arguments.workers)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 unfinished = path.with_suffix(".unfinished")
                 write_rows(unfinished, rows)

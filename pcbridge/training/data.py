@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import islice, pairwise
 from math import isqrt
+from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from dataset_scripts.sharded import ShardedExamples
 from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
+from pcbridge.training.few_shapes import in_few_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ class TrainingData:
     """
 
     def __init__(self, config: TrainingConfig, model: PCBridgeModel):
-        self.max_pairs = config.max_pairs
+        self.max_pairs, self.num_processes = config.max_pairs, config.num_workers
         self.levels_of_theory = tuple(model.config.energy_levels_of_theory)
         self.resonance_invariant = model.config.resonance_invariant
         self.supported_elements = set(model.config.supported_elements)
@@ -75,7 +77,9 @@ class TrainingData:
 
     def _of_source(self, source: SourceConfig, split: str) -> Sequence[Example]:
         if (source, split) not in self._examples:
-            examples = load_source(source, split, self.levels_of_theory, self.max_pairs, self.resonance_invariant)
+            examples = load_source(
+                source, split, self.levels_of_theory, self.max_pairs, self.resonance_invariant, self.num_processes
+            )
             unknown = sorted(elements_of(examples) - self.supported_elements)
             if unknown:
                 raise InputError(
@@ -99,9 +103,10 @@ def load_source(
     levels_of_theory: Sequence[str],
     max_pairs: int | None = None,
     resonance_invariant: bool = False,
+    num_processes: int = 0,
 ) -> Sequence[Example]:
     """The examples of one source: of bundled data in memory, graph features computed once; else read from
-    its shards as they are asked for.
+    its shards as they are asked for. With `num_processes` all are made now, by so many, if they can be kept.
 
     Molecules that alone have more than `max_pairs` pairs of atoms are left out, with a warning that counts them; labels
     of other levels of theory than those count as absent, with another.
@@ -113,7 +118,7 @@ def load_source(
     examples: Sequence[Example]
     if source.name in CONFIG_NAMES:
         examples, num_too_large, label_levels = _bundled_examples(
-            source, split, levels_of_theory, max_atoms, resonance_invariant
+            source, split, levels_of_theory, max_atoms, resonance_invariant, num_processes
         )
     elif Path(source.name).is_dir():
         examples = ShardedExamples(
@@ -128,6 +133,8 @@ def load_source(
         num_too_large, label_levels = examples.num_too_large, examples.label_levels
         if source.max_rows is not None:
             examples = list(islice(examples, source.max_rows))
+        elif num_processes:
+            examples.parse_all(num_processes)
     else:
         raise InputError(
             f"no data source {source.name!r}: neither a bundled configuration ({', '.join(CONFIG_NAMES)}) nor a folder "
@@ -163,23 +170,33 @@ def _bundled_examples(
     levels_of_theory: Sequence[str],
     max_atoms: int | None,
     resonance_invariant: bool,
+    num_processes: int,
 ) -> tuple[list[Example], int, Counter[str | None]]:
     """Up to `source.max_rows` examples, how many molecules before the last of them were too large, levels of labels."""
-    examples: list[Example] = []
+    rows: list[dict] = []
     num_too_large = 0
     label_levels: Counter[str | None] = Counter()
     for row in load_bundled(source.name, split):
-        if len(examples) == source.max_rows:
+        if len(rows) == source.max_rows:
             break
         has_energy = row["energy"] is not None and row["energy_level_of_theory"] in levels_of_theory
         if source.only_labelled and not has_energy:
             continue
         if max_atoms is None or len(row["atomic_numbers"]) <= max_atoms:
-            examples.append(example_from_row(row, levels_of_theory, resonance_invariant, source.structures))
+            rows.append(row)
             label_levels[row["energy_level_of_theory"]] += 1
         else:
             num_too_large += 1
-    return examples, num_too_large, label_levels
+    parse = partial(
+        example_from_row,
+        levels_of_theory=levels_of_theory,
+        resonance_invariant=resonance_invariant,
+        structures=source.structures,
+    )
+    if num_processes:
+        with Pool(num_processes) as pool:
+            return pool.map(parse, rows, chunksize=64), num_too_large, label_levels
+    return list(map(parse, rows)), num_too_large, label_levels
 
 
 def reference_energies_of(examples: Sequence[Example], level: int = 0) -> dict[int, float]:
@@ -270,14 +287,10 @@ def make_loader(
         seed=config.seed,
         start_batch=start_step * batches_per_update,
     )
-    for source, rows in zip(sources, sampler.counts, strict=True):
-        # Every row will be asked for. Each worker would keep those only that it has parsed itself.
-        if isinstance(source, ShardedExamples) and config.num_workers and rows * len(sampler) >= len(source):
-            source.parse_all(config.num_workers)
     loader: DataLoader = DataLoader(
         ConcatDataset(sources),  # type: ignore[arg-type]  # it takes any sequence
         batch_sampler=sampler,
-        collate_fn=partial(collate_in_parts, max_pairs=config.max_pairs),
+        collate_fn=in_few_shapes if config.cuda_graphs else partial(collate_in_parts, max_pairs=config.max_pairs),
         num_workers=config.num_workers,
         worker_init_fn=_outlive_sigterm,
         pin_memory=accelerator.device.type == "cuda",

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from accelerate.utils import DistributedType
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from pcbridge.training.compilation import compiled
 from pcbridge.training.config import UPDATES_PER_WINDOW, StageConfig, TrainingConfig
+from pcbridge.training.cuda_graphs import CapturedPasses
 from pcbridge.training.data import TrainingData, make_loader
 from pcbridge.training.deepspeed_zero import ZeroOptimizer
 from pcbridge.training.fsdp import shard, whole
@@ -29,7 +31,7 @@ from pcbridge.training.states import (
     restore_training_state,
     save_training_state,
 )
-from pcbridge.training.update import run_update
+from pcbridge.training.update import add_gradients, run_update
 from pcbridge.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -133,6 +135,7 @@ class _StageTraining:
         # No loss trains every block. DDP looks for parameters without a gradient in the last pass of an update only.
         accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         self.prepared = self.trained if is_sharded else accelerator.prepare(self.trained)
+        self.captured = self._captured_passes()
         self.window = UpdateWindow(name, self.trained, stage, config, accelerator)
         self.display = ProgressDisplay(name, stage.num_steps, self.progress.step, accelerator)
 
@@ -178,7 +181,9 @@ class _StageTraining:
         step = self.progress.step
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = self._learning_rate(step)
-        values = run_update(self.prepared, update, step, self.stage, self.config, self.accelerator, self.optimizers)
+        values = run_update(
+            self.prepared, update, step, self.stage, self.config, self.accelerator, self.optimizers, self.captured
+        )
         self.window.add(step, update, values)
         self._move_average()
         self.display.update()
@@ -201,6 +206,16 @@ class _StageTraining:
         tracked = record | {"molecules_per_second": rate, "memory_gb": peak_memory_gb(self.accelerator.device)}
         del tracked["step"]
         self.accelerator.log({f"{self.name}/{key}": value for key, value in tracked.items()}, step=step)
+
+    def _captured_passes(self) -> CapturedPasses | None:
+        """Where there is a GPU, and no other process that the passes would have to meet."""
+        accelerator = self.accelerator
+        if not self.config.cuda_graphs:
+            return None
+        if accelerator.device.type != "cuda" or accelerator.num_processes > 1:
+            logger.warning("cuda_graphs: only with one process on a GPU; going on without")
+            return None
+        return CapturedPasses(partial(add_gradients, self.prepared, self.stage, accelerator), accelerator.device)
 
     def _learning_rate(self, step: int) -> float:
         return self.stage.learning_rate * learning_rate_factor(step, self.stage)

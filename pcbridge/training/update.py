@@ -13,6 +13,7 @@ from modeling_pcbridge.losses import LOSS_NAMES, LossSettings
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from pcbridge.training.bad_numbers import LABEL_MASKS, drop_gradients_unless, poison_if_bad
 from pcbridge.training.config import StageConfig, TrainingConfig
+from pcbridge.training.cuda_graphs import CapturedPasses
 from pcbridge.training.deepspeed_zero import average_gradients
 from pcbridge.training.fsdp import gathered, whole
 
@@ -89,11 +90,15 @@ def training_loss(
         return model(**batch, loss_settings=losses, label_counts=counts, generator=generator)
 
 
-def noise_generator(config: TrainingConfig, accelerator: Accelerator, *place: int) -> torch.Generator:
+def noise_seed(config: TrainingConfig, *place: int) -> int:
     """The noise of a batch depends on the seed and its place in the run only, so resuming needs no state."""
+    return int(np.random.SeedSequence((config.seed, *place)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def noise_generator(config: TrainingConfig, accelerator: Accelerator, *place: int) -> torch.Generator:
+    """A generator with the seed of a place."""
     device = accelerator.device if config.noise_device == "device" else "cpu"
-    entropy = np.random.SeedSequence((config.seed, *place)).generate_state(1, np.uint64)[0] >> 1
-    return torch.Generator(device).manual_seed(int(entropy))
+    return torch.Generator(device).manual_seed(noise_seed(config, *place))
 
 
 def run_update(
@@ -104,13 +109,24 @@ def run_update(
     config: TrainingConfig,
     accelerator: Accelerator,
     optimizers: list[torch.optim.Optimizer],
+    captured: CapturedPasses | None = None,
 ) -> UpdateValues:
-    """Forward, backward and optimiser step over the micro-batches of update number `step` on this process."""
+    """Forward, backward and optimiser step over the micro-batches of update number `step` on this process.
+
+    Where `captured` is given, it does the passes.
+    """
     parts = [(place, batch) for place, (batch, _) in placed_parts(step, update, accelerator)]
     batches = [batch for _, batch in parts]
     counts = count_labels(batches, accelerator)
     with gathered(prepared):
-        totals = _accumulate_gradients(prepared, parts, counts, stage, config, accelerator)
+        totals = torch.zeros(len(LOSSES), device=accelerator.device)
+        for place, batch in parts:
+            if captured is not None:
+                totals += captured(batch, counts, noise_seed(config, *place))
+                continue
+            is_last = place == parts[-1][0]
+            generator = noise_generator(config, accelerator, *place)
+            totals += add_gradients(prepared, stage, accelerator, batch, counts, generator, is_last)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         average_gradients(prepared)
     # Every process has the same gradient, and about the same padding; a share of each adds up to it.
@@ -122,28 +138,27 @@ def run_update(
     drop_gradients_unless(good, prepared)
     for optimizer in optimizers:
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=captured is None)
     return UpdateValues(torch.cat([totals, shared / accelerator.num_processes]).nan_to_num(), good)
 
 
-def _accumulate_gradients(
+def add_gradients(
     prepared: torch.nn.Module,
-    parts: list[tuple[Place, dict]],
-    counts: dict[str, Tensor],
     stage: StageConfig,
-    config: TrainingConfig,
     accelerator: Accelerator,
+    batch: dict,
+    counts: dict[str, Tensor],
+    generator: torch.Generator,
+    is_last: bool = True,
 ) -> Tensor:
-    """Forward and backward over `parts`, batches at their places, one loss after another; returns `LOSSES`."""
+    """Forward and backward over a part, one loss after another; returns `LOSSES`. Processes meet after the last."""
     totals = torch.zeros(len(LOSSES), device=accelerator.device)
-    passes = [(part, losses) for part in parts for losses in stage.losses.in_turn()]
-    generators = {place: noise_generator(config, accelerator, *place) for place, _ in parts}
-    for index, ((place, batch), losses) in enumerate(passes):
-        is_last = index + 1 == len(passes)
+    groups = stage.losses.in_turn()
+    for index, losses in enumerate(groups):
         # Gradients are averaged over processes, but the losses are already divided by the label counts of the whole
         # update, so that is undone.
-        with nullcontext() if is_last else accelerator.no_sync(prepared):
-            output = training_loss(prepared, batch, losses, generators[place], accelerator, counts)
+        with nullcontext() if is_last and index + 1 == len(groups) else accelerator.no_sync(prepared):
+            output = training_loss(prepared, batch, losses, generator, accelerator, counts)
             (poison_if_bad(output.loss) * accelerator.num_processes).backward()
         terms = [getattr(output, name) for name in LOSSES]
         totals += torch.stack([totals.new_zeros(()) if term is None else term.detach().float() for term in terms])

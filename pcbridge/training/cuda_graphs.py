@@ -1,0 +1,73 @@
+"""Forward and backward passes of a GPU captured once per shape of a batch and replayed, so that it waits for no host.
+
+An update launches thousands of small kernels, one after another, and takes as long to launch as the GPU takes for
+several; a CUDA graph launches them all at once.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from modeling_pcbridge.loss_terms import LabelRows
+
+# A shape is captured when it comes for the third time: rare ones never are, and all that is made only once, is.
+_EAGER_RUNS = 2
+
+# What is captured: adds gradients to those of the parameters, and returns what is to be known of the losses.
+Passes = Callable[[dict, dict[str, Tensor], torch.Generator], Tensor]
+
+
+class _Captured(NamedTuple):
+    """A CUDA graph, the tensors that it reads, and the one that it writes beside the gradients."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    output: Tensor
+
+
+class CapturedPasses:
+    """`passes` in CUDA graphs; gradients have to stay where they are between updates, `zero_grad(set_to_none=False)`.
+
+    Args:
+        passes: forward and backward passes of a batch (of `PCBridgeModel.forward`), with the counts of labels and the
+            generator of the noise. May not wait for the GPU.
+        device: a GPU.
+    """
+
+    def __init__(self, passes: Passes, device: torch.device):
+        self.passes = passes
+        self.generator = torch.Generator(device)
+        self.seen: Counter[Hashable] = Counter()
+        self.captured: dict[Hashable, _Captured] = {}
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, batch: dict, counts: dict[str, Tensor], seed: int) -> Tensor:
+        """What `passes` returns, with the noise of `seed`; not to be kept beyond the next call."""
+        self.generator.manual_seed(seed)
+        rows: LabelRows = batch["label_rows"]
+        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        key = (tuple(tensor.shape for tensor in tensors.values()), str(rows))
+        inputs = [*tensors.values(), *counts.values()]
+        self.seen[key] += 1
+        if self.seen[key] <= _EAGER_RUNS:
+            return self.passes(batch, counts, self.generator)
+        if key not in self.captured:
+            self.captured[key] = self._capture(tensors, rows, counts)
+        graph, places, output = self.captured[key]
+        for place, tensor in zip(places, inputs, strict=True):
+            place.copy_(tensor, non_blocking=True)
+        graph.replay()
+        return output
+
+    def _capture(self, tensors: dict[str, Tensor], rows: LabelRows, counts: dict[str, Tensor]) -> _Captured:
+        batch = {name: tensor.clone() for name, tensor in tensors.items()}
+        of_counts = {name: tensor.clone() for name, tensor in counts.items()}
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.generator)
+        # Threads beside this one, which pin batches, may go on.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            output = self.passes({**batch, "label_rows": rows}, of_counts, self.generator)
+        return _Captured(graph, [*batch.values(), *of_counts.values()], output)
