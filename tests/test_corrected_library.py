@@ -144,3 +144,13 @@ def test_an_unknown_source_and_a_model_without_forces_have_their_sentence(tmp_pa
         with pytest.raises(SystemExit) as stopped:
             corrected_library.main()
         assert stopped.value.code == 1 and reason in capsys.readouterr().err
+
+
+def test_relaxed_rows_are_minima_of_the_model(model):
+    rows = load_bundled("drug_like", "validation").select(range(3))
+    relaxed, left_out = corrected_library.corrected_rows(model, rows, 2, by="relax")
+    assert len(relaxed) == 3 and not left_out
+    examples = [example_from_row(row, (), resonance_invariant=True) for row in relaxed]
+    for graph, positions in padded_batches(model, [e.graph for e in examples], [e.positions for e in examples], 8):
+        _, forces = model.energy_and_forces(graph, positions)
+        assert forces.norm(dim=-1).max() < 0.03

@@ -8,6 +8,9 @@ with `--output` among its sources then denoises the corrected structures like an
 bundled configuration or a folder that `dataset_scripts.prepare` wrote. One shard per source and split, written whole,
 so that a killed run goes on with the next. Structures of other levels, and those that do not pass `StructureChecks`
 afterwards, are left out and counted.
+
+`--by relax` relaxes them on the model's own energy instead: where labels are wanted, at any level, if E is to be trusted
+there (`label_generation --geometries given` of the shards).
 """
 
 import argparse
@@ -17,6 +20,7 @@ from contextlib import nullcontext
 from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -56,7 +60,9 @@ def read_minima(source: str, split: str) -> Dataset:
     return rows.filter(lambda level: level is not None, input_columns="equilibrium_level_of_theory")
 
 
-def corrected_rows(model: PCBridgeModel, rows: Dataset, num_processes: int = 1) -> tuple[list[dict], Counter[str]]:
+def corrected_rows(
+    model: PCBridgeModel, rows: Dataset, num_processes: int = 1, by: Literal["correct", "relax"] = "correct"
+) -> tuple[list[dict], Counter[str]]:
     """The rows at the model's own level of theory, without labels, and how many were left out for which reason.
 
     Graphs are made and structures checked by so many processes.
@@ -73,7 +79,7 @@ def corrected_rows(model: PCBridgeModel, rows: Dataset, num_processes: int = 1) 
             continue
         with Pool(num_processes) if num_processes > 1 else nullcontext() as pool:
             in_parallel = map if pool is None else partial(pool.map, chunksize=16)
-            structures, graphs = _corrected_structures(model, of_level, level, in_parallel)
+            structures, graphs = _corrected_structures(model, of_level, level, in_parallel, by)
             faults = list(in_parallel(_faults, list(zip(graphs, structures, strict=True))))
         for row, structure, has_faults in zip(of_level, structures, faults, strict=True):
             if has_faults:
@@ -84,7 +90,7 @@ def corrected_rows(model: PCBridgeModel, rows: Dataset, num_processes: int = 1) 
 
 
 def _corrected_structures(
-    model: PCBridgeModel, rows: list[dict], level: str, in_parallel: Callable[..., Iterable[Example]]
+    model: PCBridgeModel, rows: list[dict], level: str, in_parallel: Callable[..., Iterable[Example]], by: str
 ) -> tuple[list[np.ndarray], list[MolecularGraph]]:
     """Of each row the structure (N, 3), angstrom, at the model's own level, and the graph."""
     rows.sort(key=lambda row: len(row["atomic_numbers"]))  # so that batches have little padding
@@ -94,7 +100,11 @@ def _corrected_structures(
     structures: list[np.ndarray] = []
     with tqdm(total=len(graphs), unit="molecule", mininterval=10) as bar:
         for graph, positions in padded_batches(model, graphs, starts, _BATCH_SIZE.get(model.device.type, 8)):
-            structures += unpadded(graph, model.correct_structure(positions, level, **graph.inputs))
+            if by == "relax":
+                moved = model.relax_structure(positions, **graph.inputs).positions
+            else:
+                moved = model.correct_structure(positions, level, **graph.inputs)
+            structures += unpadded(graph, moved)
             bar.update(len(positions))
     return structures, graphs
 
@@ -114,6 +124,8 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="checkpoint folder or hub name")
     parser.add_argument("--sources", nargs="+", required=True, help="bundled configurations or prepared folders")
     parser.add_argument("--output", type=Path, required=True, help="folder of the shards")
+    parser.add_argument("--by", choices=["correct", "relax"], default="correct")
+    parser.add_argument("--max_molecules", type=int, help="of each source and split, by chance (default: all)")
     parser.add_argument("--workers", type=int, default=1, help="processes that make graphs and check structures")
     arguments = parser.parse_args()
     try:
@@ -125,7 +137,9 @@ def main() -> None:
                 path = arguments.output / split / f"{Path(source).name}.parquet"
                 if path.exists():
                     continue
-                rows, left_out = corrected_rows(model, read_minima(source, split), arguments.workers)
+                minima = read_minima(source, split).shuffle(seed=0)
+                minima = minima.select(range(min(arguments.max_molecules or len(minima), len(minima))))
+                rows, left_out = corrected_rows(model, minima, arguments.workers, arguments.by)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 unfinished = path.with_suffix(".unfinished")
                 write_rows(unfinished, rows)
