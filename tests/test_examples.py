@@ -54,7 +54,7 @@ def test_fine_tune_on_csv_ends_with_a_checkpoint(example, tmp_path):
     printed = example("fine_tune_on_csv.py", "--quick")
     assert "fine-tuned checkpoint: outputs/fine_tuned/stage1" in printed
     tuned = PCBridgeModel.from_pretrained(tmp_path / "outputs/fine_tuned/stage1").state_dict()
-    start = PCBridgeModel.from_pretrained(ROOT / "checkpoints/consistency").state_dict()
+    start = PCBridgeModel.from_pretrained(ROOT / "checkpoints/drug_like").state_dict()
     assert any((tuned[name] != start[name]).any() for name in start)
 
 
