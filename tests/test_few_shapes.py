@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import bundled_examples, small_model
+from conftest import FORMS, bundled_examples, small_model
 
 from modeling_pcbridge import LossSettings
 from modeling_pcbridge.errors import InputError
@@ -45,7 +45,7 @@ def gradient_of(model, parts, losses: LossSettings) -> tuple[torch.Tensor, torch
 
 def test_gradients_do_not_know_of_the_padding(examples):
     """Neither the atoms nor the rows that fill a batch up are seen by energies and forces; float64."""
-    model = small_model(energy_levels_of_theory=["B3LYP/6-31G*", "GFN2-xTB"])
+    model = small_model(**FORMS["extensive"], energy_levels_of_theory=["B3LYP/6-31G*", "GFN2-xTB"])
     expected, losses = gradient_of(model, collate_in_parts(examples, None), ENERGIES)
     found, of_few = gradient_of(model, in_few_shapes(examples), ENERGIES)
     torch.testing.assert_close(of_few, losses, rtol=1e-6, atol=1e-6)
