@@ -11,6 +11,7 @@ from conftest import FORMS, bundled_examples, small_model
 
 from modeling_pcbridge import LossSettings
 from modeling_pcbridge.errors import InputError
+from modeling_pcbridge.graph_batch import GRAPH_KEYS, GraphBatch
 from pcbridge.training.config import StageConfig, TrainingConfig
 from pcbridge.training.cuda_graphs import CapturedPasses
 from pcbridge.training.data import collate_in_parts
@@ -50,6 +51,19 @@ def test_gradients_do_not_know_of_the_padding(examples):
     found, of_few = gradient_of(model, in_few_shapes(examples), ENERGIES)
     torch.testing.assert_close(of_few, losses, rtol=1e-6, atol=1e-6)
     assert (found - expected).norm() < 1e-6 * expected.norm()
+
+
+def test_structures_do_not_know_of_the_padding(examples):
+    model = small_model(**FORMS["extensive"])
+    [example] = [e for e in examples if e.is_equilibrium and len(e.graph.stereo_quadruples)][:1]
+    noise = torch.randn(1, example.graph.num_atoms, 3, generator=torch.Generator().manual_seed(0)).double()
+    denoised = []
+    for [(batch, _)] in (collate_in_parts([example], None), in_few_shapes([example])):
+        graph = GraphBatch(**{key: batch[key][-1:] for key in GRAPH_KEYS})  # rows that fill up come first
+        noisy = torch.zeros(1, batch["positions"].shape[1], 3, dtype=torch.float64)
+        noisy[:, : noise.shape[1]] = noise
+        denoised.append(model.denoise(graph, noisy, torch.tensor([300]))[:, : noise.shape[1]])
+    torch.testing.assert_close(*denoised)
 
 
 def test_every_row_is_there_once_and_fillers_have_no_labels(examples):
