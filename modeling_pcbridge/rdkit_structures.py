@@ -20,7 +20,8 @@ def etkdg_conformers(mol: Chem.Mol, num_conformers: int, seed: int, timeout: flo
     With a `timeout` in seconds the conformers that are found in time.
 
     Raises:
-        KeyboardInterrupt: as usual, which RDKit alone would keep to itself.
+        KeyboardInterrupt: as usual, which RDKit alone would keep to itself; what comes while it looks for patterns, a
+            small part of its time, is lost.
     """
     mol = Chem.Mol(mol)
     parameters = rdDistGeom.ETKDGv3()
