@@ -53,8 +53,8 @@ it."""
 _LIMITS = """\
 - Elements other than H, C, N, O, F, P, S, Cl, Br, I; total charges beyond -2 to +2. Iodine has GFN2-xTB labels only,
   so its energies at B3LYP/6-31G* are far off.
-- Of the molecules below, 20 of 213 have worse bonds after mean shift than before (MMFF94), 10 after relaxing on E beside,
-  9 after the correction of GFN2-xTB minima.
+- Of the molecules below, 20 of 213 have worse bonds after mean shift than before (MMFF94), 10 after relaxing on E
+  besides, 9 after the correction of GFN2-xTB minima.
 - The smallest molecules (water, HF, methane): mean shift takes their bonds off by hundredths of an angstrom, relaxation
   on E does not.
 - Zwitterions of amino acids. Allenes that MMFF94 has turned stay turned, which the checks refuse.

@@ -9,8 +9,8 @@ bundled configuration or a folder that `dataset_scripts.prepare` wrote. One shar
 so that a killed run goes on with the next. Structures of other levels, and those that do not pass `StructureChecks`
 afterwards, are left out and counted.
 
-`--by relax` relaxes them on the model's own energy instead: where labels are wanted, at any level, if E is to be trusted
-there (`label_generation --geometries given` of the shards).
+`--by relax` relaxes them on the model's own energy instead: where labels are wanted, at any level, if E is to be
+trusted there (`label_generation --geometries given` of the shards).
 """
 
 import argparse
