@@ -106,7 +106,8 @@ def load_source(
     num_processes: int = 0,
 ) -> Sequence[Example]:
     """The examples of one source: of bundled data in memory, graph features computed once; else read from
-    its shards as they are asked for. With `num_processes` all are made now, by so many, if they can be kept.
+    its shards as they are asked for. With `num_processes` those of the training split are made now, if they can be
+    kept.
 
     Molecules that alone have more than `max_pairs` pairs of atoms are left out, with a warning that counts them; labels
     of other levels of theory than those count as absent, with another.
@@ -133,7 +134,7 @@ def load_source(
         num_too_large, label_levels = examples.num_too_large, examples.label_levels
         if source.max_rows is not None:
             examples = list(islice(examples, source.max_rows))
-        elif num_processes:
+        elif num_processes and split == "train":  # of others a run asks for few
             examples.parse_all(num_processes)
     else:
         raise InputError(
