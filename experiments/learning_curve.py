@@ -1,0 +1,201 @@
+"""What more DFT labels of fragments are worth, and what cheap labels beside them: errors of E by number of labels.
+
+    python -m experiments.learning_curve              # 1.5 hours of one core for each seed
+    python -m experiments.learning_curve --report     # only the table, of what is there
+
+E alone is trained on B3LYP/6-31G* energies and forces of 100, 300, 1,000 and all bundled `fragments`, molecules in random
+order, with and without GFN2-xTB labels of fragments (`data/fragments_gfn2`, which docs/training.md makes) for the second
+head. All runs have as many updates. Errors are of unseen fragments and of `large_labelled`, molecules of 12 to 20 heavy
+atoms. What is finished is not done again. Runs are in outputs/learning_curve/, table and plot in experiments/results/.
+"""
+
+import argparse
+import json
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from dataset_scripts.bundled import parquet_path
+from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB
+from experiments.extensive import DATA, RESULTS, ROOT
+from modeling_pcbridge import LossSettings
+from pcbridge.evaluation.batches import energies_and_forces
+from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
+from pcbridge.training.data import load_source
+from pcbridge.training.run import initial_model, make_accelerator
+from pcbridge.training.stage import train_stage
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+_COUNTS = [100, 300, 1000, None]  # labels; None: all
+_TITLES = {False: "B3LYP/6-31G* alone", True: "with GFN2-xTB of fragments"}
+_TESTS = {
+    "unseen fragments": [("fragments", "validation"), ("fragments", "test")],
+    "large": [("large_labelled", "test")],
+}
+_TARGETS = {"unseen fragments": 0.05, "large": 0.08}  # eV/angstrom
+_EVALUATION_BATCH = 16
+
+
+def write_labels(count: int | None, seed: int, folder: Path) -> int:
+    """At least `count` labels of random molecules, all for None, as a source in `folder`; returns their number."""
+    rows = pq.read_table(parquet_path("fragments", "train"))
+    names = rows["molecule_id"].to_pylist()
+    places = defaultdict(list)
+    for place, name in enumerate(names):
+        places[name].append(place)
+    molecules = sorted(places)
+    random.Random(seed).shuffle(molecules)
+    chosen: list[int] = []
+    for molecule in molecules:
+        if count is None or len(chosen) < count:
+            chosen += places[molecule]
+    path = folder / "train" / "labels.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(rows.take(pa.array(sorted(chosen))), path)
+    return len(chosen)
+
+
+def settings_of(labels: Path, cheap: bool, updates: int, seed: int, output: Path) -> TrainingConfig:
+    """A stage of energies and forces alone, otherwise as in configs/drug_like.yaml, of the preset's width."""
+    sources = [SourceConfig(str(labels), structures=False)]
+    if cheap:
+        sources.append(SourceConfig(str(DATA / "fragments_gfn2"), weight=3, structures=False))
+    losses = LossSettings(energy_weight=1.0, force_weight=0.5, force_form="norm", denoising_weight=0.0)
+    return TrainingConfig(
+        StageConfig(updates, 4e-3, 100, sources, losses),
+        stage2=None,
+        preset="drug_like",
+        model={"energy_levels_of_theory": [B3LYP_6_31GD, GFN2_XTB] if cheap else [B3LYP_6_31GD]},
+        output_dir=str(output),
+        batch_size=32,
+        optimizer="muon",
+        weight_decay=0.01,
+        seed=seed,
+        cpu=True,
+        evaluation=None,
+    )
+
+
+def run(count: int | None, cheap: bool, updates: int, seed: int, runs: Path) -> dict:
+    """Train with so many labels and evaluate: errors of energies (eV) and force components (eV/angstrom)."""
+    labels = runs / f"labels_{count}_{seed}"
+    number = write_labels(count, seed, labels)
+    config = settings_of(labels, cheap, updates, seed, runs / "training")
+    torch.manual_seed(seed)
+    model, data = initial_model(config)
+    assert config.stage1 is not None
+    train_stage("stage1", model, data, config.stage1, config, make_accelerator(config))
+    model.eval()
+    errors = {}
+    for title, parts in _TESTS.items():
+        examples = [
+            e for name, split in parts for e in load_source(SourceConfig(name), split, [B3LYP_6_31GD], None, True)
+        ]
+        graphs, structures = [e.graph for e in examples], [e.positions for e in examples]
+        energies, forces = energies_and_forces(model, graphs, structures, _EVALUATION_BATCH)
+        of_forces = [np.abs(force - e.forces).mean() for force, e in zip(forces, examples, strict=True)]
+        errors[title] = {
+            "structures": len(examples),
+            "energy_mae": float(
+                np.mean([abs(energy - e.energy) for energy, e in zip(energies, examples, strict=True)])
+            ),
+            "force_mae": float(np.mean(of_forces)),
+            "force_median": float(np.median(of_forces)),
+        }
+    return {"labels": number, "gfn2": cheap, "updates": updates, "seed": seed, "errors": errors}
+
+
+def report(results: list[dict]) -> str:
+    """A Markdown table of the means over seeds."""
+    first = results[0]["errors"]
+    text = [
+        "# What more DFT labels are worth",
+        "",
+        f"E alone, {results[0]['updates']} updates by batches of 32, against B3LYP/6-31G*: mean and standard deviation "
+        f"over seeds of errors of {first['unseen fragments']['structures']} structures of unseen fragments (up to 9 heavy "
+        f"atoms) and {first['large']['structures']} minima of 12 to 20 heavy atoms; eV per molecule, eV/angstrom. With "
+        "GFN2-xTB a quarter of each batch is at B3LYP/6-31G*. Written by `python -m experiments.learning_curve`.",
+        "",
+        "| training labels | B3LYP/6-31G* labels | seeds | forces, fragments | median | forces, large "
+        "| energies, fragments | energies, large |",
+        "|---" * 8 + "|",
+    ]
+    columns = [("unseen fragments", "force_mae"), ("unseen fragments", "force_median"), ("large", "force_mae")]
+    columns += [("unseen fragments", "energy_mae"), ("large", "energy_mae")]
+    for (cheap, labels), runs in _groups(results).items():
+        cells = [_shown([r["errors"][title][key] for r in runs]) for title, key in columns]
+        text.append(f"| {_TITLES[cheap]} | {labels:,} | {len(runs)} | {' | '.join(cells)} |")
+    return "\n".join([*text, ""])
+
+
+def _groups(results: list[dict]) -> dict[tuple[bool, int], list[dict]]:
+    """Runs of one kind, by whether GFN2-xTB helps and by the mean number of labels."""
+    groups = defaultdict(list)
+    for result in results:
+        groups[result["gfn2"], result["asked"]].append(result)
+    named = {(cheap, round(np.mean([r["labels"] for r in runs]))): runs for (cheap, _), runs in groups.items()}
+    return dict(sorted(named.items()))
+
+
+def _shown(values: list[float]) -> str:
+    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"
+
+
+def plot(results: list[dict], path: Path) -> None:
+    """Force errors by number of labels, one line for each way to train."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
+    groups = _groups(results)
+    for axis, (title, target) in zip(axes, _TARGETS.items(), strict=True):
+        for cheap, name in _TITLES.items():
+            lines = {
+                n: [r["errors"][title]["force_mae"] for r in runs] for (c, n), runs in groups.items() if c == cheap
+            }
+            spread = [np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in lines.values()]
+            axis.errorbar(list(lines), [np.mean(values) for values in lines.values()], spread, marker="o", label=name)
+        axis.axhline(target, color="grey", linestyle=":", label="wanted")
+        axis.set(xscale="log", yscale="log", xlabel="B3LYP/6-31G* labels", ylabel="force MAE, eV/angstrom")
+        axis.set_title("unseen fragments" if title != "large" else "12 to 20 heavy atoms")
+    axes[0].legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--updates", type=int, default=4000)
+    parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "learning_curve")
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS / "learning_curve", help="table and plot, without ending"
+    )
+    parser.add_argument("--report", action="store_true", help="compute nothing")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    if not arguments.report:
+        for seed in arguments.seeds:
+            for cheap in (True, False):
+                for count in _COUNTS:
+                    path = arguments.runs / f"{'with' if cheap else 'without'}_{count or 'all'}_{seed}.json"
+                    if not path.exists():
+                        result = run(count, cheap, arguments.updates, seed, arguments.runs)
+                        path.write_text(json.dumps({"asked": count or 0, **result}, indent=1) + "\n")
+    results = [json.loads(path.read_text()) for path in sorted(arguments.runs.glob("*.json"))]
+    text = report(results)
+    arguments.output.with_suffix(".md").write_text(text)
+    arguments.output.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    plot(results, arguments.output.with_suffix(".png"))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
