@@ -190,6 +190,9 @@ def of_model(model: PCBridgeModel, molecules: Sequence[Molecule]) -> dict[str, d
     start = time.perf_counter()
     shifted = mean_shifted(model, graphs, [m.mmff for m in taken])
     results = {f"mean shift {MEAN_SHIFT_STEPS}": measured(taken, shifted, time.perf_counter() - start)}
+    stepped = moved(model, graphs, shifted, _BATCH_SIZE, partial(model.relax, num_steps=1))
+    name = f"mean shift {MEAN_SHIFT_STEPS}, one step on E"
+    results[name] = measured(taken, stepped, time.perf_counter() - start)
     after = moved(model, graphs, shifted, _BATCH_SIZE, relaxed)
     results["mean shift, relaxed on E"] = measured(taken, after, time.perf_counter() - start)
     if GFN2 in model.config.energy_levels_of_theory[1:]:

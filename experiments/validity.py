@@ -34,7 +34,7 @@ from modeling_pcbridge.graph_batch import pad_graphs
 from modeling_pcbridge.molecular_graph import MolecularGraph, conformer_from_positions, graph_from_mol
 from modeling_pcbridge.rdkit_structures import rdkit_structures
 from modeling_pcbridge.structure_checks import StructureChecks
-from pcbridge.evaluation.batches import moved
+from pcbridge.evaluation.batches import moved, refined
 from pcbridge.evaluation.metrics import heavy_atom_rmsd
 from pcbridge.evaluation.perception import has_perceived_bonds, has_perceived_stereo
 from pcbridge.evaluation.validity import checks
@@ -78,8 +78,7 @@ def line_of(model: PCBridgeModel, molecule: Molecule) -> dict:
     graph = graph_from_mol(molecule.mol, model.config.resonance_invariant)
     mols = rdkit_structures(molecule.mol, max(NUM_CONFORMERS), _EMBEDDING_SECONDS)
     minima = [mol.GetConformer().GetPositions() for mol in mols]
-    shift = partial(model.mean_shift, num_steps=model.config.num_mean_shift_steps)
-    refined = moved(model, [graph] * len(minima), minima, _BATCH_SIZE, shift)
+    after = moved(model, [graph] * len(minima), minima, _BATCH_SIZE, partial(refined, model))
     # As `pcbridge predict --method ddim` draws.
     drawn = model.predict_structure(
         **pad_graphs([graph]),
@@ -91,10 +90,10 @@ def line_of(model: PCBridgeModel, molecule: Molecule) -> dict:
     structures = {
         DFT: [molecule.reference],
         RDKIT: minima[:NUM_JUDGED],
-        REFINED: refined[:NUM_JUDGED],
+        REFINED: after[:NUM_JUDGED],
         NOISE: list(drawn.double().numpy()),
     }
-    conformers = {RDKIT: minima, REFINED: [x for x in refined if not own.faults(x)]}
+    conformers = {RDKIT: minima, REFINED: [x for x in after if not own.faults(x)]}
     return {
         "name": molecule.name,
         "heavy_atoms": int((graph.atomic_numbers > 1).sum()),

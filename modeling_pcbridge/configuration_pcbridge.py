@@ -103,6 +103,8 @@ class PCBridgeConfig(PreTrainedConfig):
         mean_shift_timesteps: from which t, down to which, mean shift falls. Beginning with more noise moves torsions,
             which shows in large molecules; with less, bonds stay as they came. None, as in checkpoints from before
             this field: from `refinement_timestep` to 3.
+        num_relaxation_steps: quasi-Newton steps down E at the end of mean shift, unless told otherwise. One averages
+            what the two decoders say of stiff bonds and angles and leaves the conformer.
         energy_levels_of_theory: the methods whose total electronic energies the model predicts, each by a head and
             reference energies of its own; the first is the model's own, by which it relaxes, ranks and teaches.
         has_learned_forces: whether forces were among the labels. False: the gradient of E is no force, so that
@@ -140,6 +142,7 @@ class PCBridgeConfig(PreTrainedConfig):
     denoising_timestep: int = 550
     refinement_timestep: int = 30
     mean_shift_timesteps: list[int] | None = None
+    num_relaxation_steps: int = 0
     energy_levels_of_theory: list[str] = field(default_factory=lambda: ["B3LYP/6-31G*"])
     has_learned_forces: bool | None = None
     training_coverage: dict | None = None
@@ -191,6 +194,8 @@ class PCBridgeConfig(PreTrainedConfig):
                 f"mean_shift_timesteps must be two, falling, in 1..num_train_timesteps ({self.num_train_timesteps}), "
                 f"not {falling}"
             )
+        if self.num_relaxation_steps < 0:
+            raise InputError(f"num_relaxation_steps must not be negative, but is {self.num_relaxation_steps}")
         levels = self.energy_levels_of_theory
         if not levels or len(set(levels)) < len(levels):
             raise InputError(f"energy_levels_of_theory must be one or more different names, not {levels}")

@@ -37,6 +37,7 @@ from .sampling import (
     SamplingSettings,
     check_num_steps,
     default_num_steps,
+    default_relaxation_steps,
     sample_structures,
 )
 from .structure_decoder import StructureDecoder
@@ -423,7 +424,7 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         generator: torch.Generator | None = None,
         max_attempts: int = 5,
         mean_shift_steps: int = 0,
-        relaxation_steps: int = 0,
+        relaxation_steps: int | None = None,
         relax: bool = False,
         allow_unlearned_forces: bool = False,
         positions: Tensor | None = None,
@@ -452,16 +453,17 @@ class PCBridgeModel(PCBridgePreTrainedModel):
                 so many attempts are used up, as RDKit's embedding does; the last one is kept. 1 draws once.
             mean_shift_steps: steps of mean shift after the other methods, see `mean_shift`; 10 take the noise out of
                 samples of "ddim" and keep their conformers.
-            relaxation_steps: quasi-Newton steps down the model's own energy at the end, see `relax`; 4 go most of the
-                way.
+            relaxation_steps: quasi-Newton steps down the model's own energy at the end, see `relax`. By default as many
+                as `config.num_relaxation_steps` after "mean_shift", if the model has learned forces, and none after
+                the others or before `relax`.
             relax: whether structures are then relaxed on the model's own energy until they have converged, as by
                 `relax_structure`.
             allow_unlearned_forces: relax also with a model that has learned no forces.
             positions: (B, N, 3), angstrom; where "refine", "mean_shift" and "correct" start, ignored by the others.
-            on_step: called with (rows, step, positions) for the start (step 0) and after each step of "ddim", "refine"
-                and "mean_shift", for instance to show them; positions (len(rows), N, 3), angstrom, are those of samples
-                `rows % num_samples` of molecules `rows // num_samples`, `rows` on the CPU. Samples drawn again begin at
-                0 again; what it raises ends the sampling.
+            on_step: called with (rows, step, positions) for the start (step 0), after each step of "ddim", "refine" and
+                "mean_shift" and after all `relaxation_steps`, for instance to show them; positions (len(rows), N, 3),
+                angstrom, are those of samples `rows % num_samples` of molecules `rows // num_samples`, `rows` on the
+                CPU. Samples drawn again begin at 0 again; what it raises ends the sampling.
 
         Returns:
             `.positions` (B, num_samples, N, 3), angstrom, `.is_sound` (B, num_samples), `.faults`, and
@@ -474,6 +476,8 @@ class PCBridgeModel(PCBridgePreTrainedModel):
         """
         if num_inference_steps is None:
             num_inference_steps = default_num_steps(method, self.config)
+        if relaxation_steps is None:
+            relaxation_steps = 0 if relax else default_relaxation_steps(method, self.config)
         settings = SamplingSettings(
             method, num_inference_steps, num_samples, eta, max_attempts, mean_shift_steps, relaxation_steps, relax
         )

@@ -61,6 +61,11 @@ def default_num_steps(method: str, config: PCBridgeConfig) -> int:
     return config.num_mean_shift_steps if method == "mean_shift" else SamplingSettings.num_inference_steps
 
 
+def default_relaxation_steps(method: str, config: PCBridgeConfig) -> int:
+    """The quasi-Newton steps on E that end `method` where none are asked for."""
+    return config.num_relaxation_steps if method == "mean_shift" and config.has_learned_forces is not False else 0
+
+
 def check_num_steps(method: str, num_steps: int, num_timesteps: int) -> None:
     """Whether `method` can do with `num_steps` model evaluations over `num_timesteps` time steps.
 
@@ -169,12 +174,14 @@ def draw_structures(
         starts: (B, N, 3), angstrom, centred.
         on_step: called with (step, positions).
     """
+    num_steps = 1
     if settings.method in _METHODS_WITHOUT_NOISE:
         assert starts is not None
         if settings.method == "correct":
             structures = model.correct(graph, starts)
         else:
-            structures = model.mean_shift(graph, starts, settings.num_inference_steps, on_step)
+            num_steps = settings.num_inference_steps
+            structures = model.mean_shift(graph, starts, num_steps, on_step)
     else:
         scheduler, timesteps = _reverse_schedule(model, settings.method, settings.num_inference_steps)
         num_draws = 1 if settings.eta == 0 else 1 + len(timesteps)
@@ -184,11 +191,14 @@ def draw_structures(
             noisy = noise[0] * model.config.length_unit
             structures = model.denoise(graph, noisy, _full_timesteps(noisy, model.config.denoising_timestep))
         else:
+            num_steps = len(timesteps)
             structures = _reverse(model, graph, starts, noise, scheduler, timesteps, settings.eta, on_step)
         if settings.mean_shift_steps > 0:
             structures = model.mean_shift(graph, structures, settings.mean_shift_steps)
     if settings.relaxation_steps > 0:
         structures = model.relax(graph, structures, settings.relaxation_steps)
+        if on_step is not None:
+            on_step(num_steps + 1, structures)
     if settings.relax:
         relaxed = relax(model.detached_energy_and_forces, graph, structures, MAX_FORCE, MAX_EVALUATIONS)
         structures = centre(relaxed.positions, graph.atom_mask)

@@ -134,6 +134,7 @@ def test_checkpoints_from_before_the_cutoff_have_none(name):
         ({"mean_shift_timesteps": [3, 30]}, "mean_shift_timesteps"),
         ({"mean_shift_timesteps": [30]}, "mean_shift_timesteps"),
         ({"mean_shift_timesteps": [1001, 3]}, "mean_shift_timesteps"),
+        ({"num_relaxation_steps": -1}, "num_relaxation_steps"),
         ({"hidden_size": 30}, "hidden_size"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"beta_start": 0.5, "beta_end": 0.1}, "beta_start"),

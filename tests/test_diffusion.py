@@ -209,6 +209,9 @@ def test_each_step_is_told_with_its_samples(processor):
     graph["positions"] = torch.randn(*graph["atomic_numbers"].shape, 3, generator=torch.Generator().manual_seed(0))
     output = sample(method="mean_shift", on_step=on_step)
     assert torch.equal(told[:, 3].unflatten(0, (2, 8)), output.positions) and calls == [(16, k) for k in range(4)]
+    told = torch.full_like(told[:, :1].expand(-1, 5, -1, -1), torch.nan).contiguous()
+    output = sample(method="mean_shift", relaxation_steps=2, on_step=on_step)
+    assert torch.equal(told[:, 4].unflatten(0, (2, 8)), output.positions) and not torch.equal(told[:, 3], told[:, 4])
 
     def stop(rows, step, positions):
         raise TimeoutError("enough")

@@ -128,6 +128,20 @@ def test_consistency_and_relaxation_bring_bonds_closer_to_dft(refined):
     assert refined["multi-task, 4 steps"] <= refined["consistency, 0 steps"]
 
 
+def test_the_drug_like_model_ends_mean_shift_by_a_step_on_its_energy():
+    model = PCBridgeModel.from_pretrained(CHECKPOINTS / "drug_like")
+    processor = PCBridgeProcessor.from_pretrained(CHECKPOINTS / "drug_like")
+    inputs = processor(["CC(=O)Nc1ccc(O)cc1", "O"], embed=True)
+
+    def largest_forces(**options):
+        positions = model.predict_structure(**inputs, method="mean_shift", **options).positions[:, 0]
+        return model.predict_energy(**{**inputs, "positions": positions}).forces.norm(dim=-1).amax(-1)
+
+    assert torch.equal(largest_forces(), largest_forces(relaxation_steps=1))
+    assert (largest_forces() < 0.8 * largest_forces(relaxation_steps=0)).all()
+    assert torch.equal(largest_forces(relax=True), largest_forces(relax=True, relaxation_steps=0))
+
+
 def test_relaxation_lowers_the_forces_and_zero_steps_change_nothing():
     model = PCBridgeModel.from_pretrained(CHECKPOINTS / "consistency")
     inputs = PCBridgeProcessor.from_pretrained(CHECKPOINTS / "consistency")(["CCO", "c1ccoc1"])

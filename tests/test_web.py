@@ -103,7 +103,7 @@ def test_the_page_makes_the_ensemble_that_the_command_makes(client, predictor):
     assert len(molecule["symbols"]) == 33 and len(molecule["bonds"]) == 33
     assert molecule["level_of_theory"] == "B3LYP/6-31G*" and molecule["notes"] == [] and molecule["beyond"] == []
     assert [(event["type"], event["step"], event["num_steps"]) for event in progress] == [
-        ("progress", step, 5) for step in range(6)
+        ("progress", step, 6) for step in range(7)
     ]
     record = Molecule("line 1", "", IBUPROFEN, mol_from_smiles(IBUPROFEN))
     [(expected, _)] = predict(predictor.pipeline, [record], PredictionSettings(num_conformers=5), batch_size=64)
@@ -136,7 +136,7 @@ def test_the_frames_lead_from_the_structure_of_rdkit(client):
     starts = [distances(s.GetConformer().GetPositions()) for s in rdkit_structures(mol_from_smiles(IBUPROFEN), 3, 10)]
     for conformer in result["conformers"]:
         first, *_, last = conformer["frames"]
-        assert len(conformer["frames"]) == 6
+        assert len(conformer["frames"]) == 7
         assert min(np.abs(distances(first) - start).max() for start in starts) < 1e-3
         assert 0 < conformer["moved"] < 0.1
         mol = mol_of(conformer)

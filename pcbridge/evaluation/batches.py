@@ -36,6 +36,11 @@ def moved(
     ]
 
 
+def refined(model: PCBridgeModel, graph: GraphBatch, positions: torch.Tensor) -> torch.Tensor:
+    """`positions` (B, N, 3), angstrom, refined as users do it, by the defaults of the model's config."""
+    return model.predict_structure(method="mean_shift", positions=positions, **graph.inputs).positions[:, 0]
+
+
 def energies_and_forces(
     model: PCBridgeModel,
     graphs: Sequence[MolecularGraph],

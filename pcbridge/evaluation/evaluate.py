@@ -16,7 +16,7 @@ from dataset_scripts.collator import example_from_row
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.molecular_graph import MolecularGraph, stereo_is_right
 from modeling_pcbridge.sampling import SamplingMethod
-from pcbridge.evaluation.batches import energies_and_forces, moved, padded_batches, unpadded
+from pcbridge.evaluation.batches import energies_and_forces, moved, padded_batches, refined, unpadded
 from pcbridge.evaluation.config import EvaluationConfig
 from pcbridge.evaluation.metrics import (
     bond_angle_error,
@@ -108,11 +108,9 @@ def evaluate_model(model: PCBridgeModel, evaluation: EvaluationConfig, seed: int
         return _by_molecule(samples, moved(model, *_flat(graphs, samples), size, move))
 
     relax = partial(model.relax, num_steps=RELAXATION_STEPS)
-    for name, before, steps in (
-        ("mean_shift", starts, model.config.num_mean_shift_steps),
-        ("ddim_mean_shift", structures["ddim"], _MEAN_SHIFT_STEPS_OF_DDIM),
-    ):
-        structures[name] = all_moved(before, partial(model.mean_shift, num_steps=steps))
+    structures["mean_shift"] = all_moved(starts, partial(refined, model))
+    sharpen = partial(model.mean_shift, num_steps=_MEAN_SHIFT_STEPS_OF_DDIM)
+    structures["ddim_mean_shift"] = all_moved(structures["ddim"], sharpen)
     structures["refine_relaxed"] = all_moved(structures["refine"], relax)
     relaxed = all_moved(structures["ddim"], relax)
 

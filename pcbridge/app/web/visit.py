@@ -14,6 +14,7 @@ from modeling_pcbridge.beyond_training import atoms_beyond_training
 from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
 from modeling_pcbridge.errors import CalculationError, InputError
 from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles
+from modeling_pcbridge.sampling import default_relaxation_steps
 
 from ..molecule_files import Molecule, Prediction, sdf_of
 from ..predict_records import load_pipeline, predict
@@ -80,7 +81,8 @@ class Predictor:
         smiles = canonical_smiles(mol)
         reference = self.references.get(smiles)
         emit(self._describe(mol, smiles, reference))
-        num_steps = self.pipeline.model.config.num_mean_shift_steps
+        config = self.pipeline.model.config
+        num_steps = config.num_mean_shift_steps + min(default_relaxation_steps("mean_shift", config), 1)
         frames = np.zeros((num_conformers, num_steps + 1, mol.GetNumAtoms(), 3))
 
         def on_step(rows: torch.Tensor, step: int, positions: torch.Tensor) -> None:
