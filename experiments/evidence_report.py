@@ -330,8 +330,9 @@ def _ablation_tables(ablations: dict[str, Evaluations], found: dict[str, Evaluat
 
 
 def _last_setting(found: dict[str, Evaluations]) -> str:
-    """The data setting with the most labels that has been run."""
-    return [name for name in DATA_SETTINGS if name in found and SETTINGS[name].fine_tunes is None][-1]
+    """The data setting with the most labels that has been run, with E as in the others."""
+    others = ("local", "fine_tuned")
+    return [name for name in DATA_SETTINGS if name in found and name not in others][-1]
 
 
 def _main_table(evaluations: Evaluations, references: dict[str, dict]) -> list[str]:
