@@ -4,8 +4,9 @@
 
 The file holds DFT minima with the columns `name`, `mapped_smiles`, `positions`, and `mmff` and `gfn2`, the minima of
 these methods below the DFT structure (angstrom; null where there is none). Each model refines the MMFF94 minima by mean
-shift, relaxes what comes out on its own energy, and, where it has a head for GFN2-xTB, corrects the GFN2-xTB minima.
-Tables, a plot and all numbers of each molecule go to `--output` (default: experiments/results/outside.*).
+shift and then by a step on its own energy, relaxes the structures of mean shift on that energy, and, with a head for
+GFN2-xTB, corrects the GFN2-xTB minima. Tables, a plot and all numbers of each molecule go to `--output` (default:
+experiments/results/outside.*).
 """
 
 import argparse
@@ -44,6 +45,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "outside"
 GFN2 = "GFN2-xTB"
 MEAN_SHIFT_STEPS = 5  # evaluations of the model per structure
+REFINED = f"mean shift {MEAN_SHIFT_STEPS}, one step on E"  # as `predict_structure` does it by default
 MAX_EVALUATIONS = 100  # of E, in a relaxation
 _BATCH_SIZE = 8
 _SIZES = [(8, 14), (15, 19), (20, 24), (25, 60)]  # heavy atoms
@@ -191,8 +193,7 @@ def of_model(model: PCBridgeModel, molecules: Sequence[Molecule]) -> dict[str, d
     shifted = mean_shifted(model, graphs, [m.mmff for m in taken])
     results = {f"mean shift {MEAN_SHIFT_STEPS}": measured(taken, shifted, time.perf_counter() - start)}
     stepped = moved(model, graphs, shifted, _BATCH_SIZE, partial(model.relax, num_steps=1))
-    name = f"mean shift {MEAN_SHIFT_STEPS}, one step on E"
-    results[name] = measured(taken, stepped, time.perf_counter() - start)
+    results[REFINED] = measured(taken, stepped, time.perf_counter() - start)
     after = moved(model, graphs, shifted, _BATCH_SIZE, relaxed)
     results["mean shift, relaxed on E"] = measured(taken, after, time.perf_counter() - start)
     if GFN2 in model.config.energy_levels_of_theory[1:]:
@@ -271,14 +272,29 @@ def plot(results: dict[str, dict], heavy_atoms: dict[str, int], path: Path) -> N
     plt.close(figure)
 
 
-def write_report(results: dict[str, dict], molecules: Sequence[Molecule], source: str, output: Path) -> None:
+def evaluate(molecules: Sequence[Molecule], checkpoints: Sequence[str]) -> dict[str, dict]:
+    """What was measured of the cheap minima and of all methods of each checkpoint, by name."""
+    results = {
+        "MMFF94": measured(molecules, [m.mmff for m in molecules], None),
+        GFN2: measured(molecules, [m.gfn2 for m in molecules], None),
+    }
+    for checkpoint in checkpoints:
+        model = PCBridgeModel.from_pretrained(checkpoint).eval()
+        for method, result in of_model(model, molecules).items():
+            results[f"{'/'.join(Path(checkpoint).parts[-2:])}, {method}"] = result
+    return results
+
+
+def write_report(
+    results: dict[str, dict], molecules: Sequence[Molecule], title: str, introduction: str, output: Path
+) -> None:
     """All numbers, the tables and the plot, at `output` with the endings .json, .md and .png."""
     heavy_atoms = {m.name: int((m.graph.atomic_numbers > 1).sum()) for m in molecules}
     lines = [
-        "# Outside DFT structures of drug-like molecules",
+        f"# {title}",
         "",
-        f"{len(molecules)} molecules of {source}. Starts are the MMFF94 minima below the DFT structures. "
-        "Means over the molecules that a method serves. Written by `python -m experiments.outside`.",
+        f"{introduction} Starts are the MMFF94 minima below the DFT structures. Means over the molecules that a method "
+        "serves.",
         "",
         *table(results, results["MMFF94"]),
         "",
@@ -306,15 +322,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     molecules = read(arguments.file)
-    results = {
-        "MMFF94": measured(molecules, [m.mmff for m in molecules], None),
-        GFN2: measured(molecules, [m.gfn2 for m in molecules], None),
-    }
-    for checkpoint in arguments.checkpoints:
-        model = PCBridgeModel.from_pretrained(checkpoint).eval()
-        for method, result in of_model(model, molecules).items():
-            results[f"{'/'.join(Path(checkpoint).parts[-2:])}, {method}"] = result
-    write_report(results, molecules, arguments.file.name, arguments.output)
+    title = "Outside DFT structures of drug-like molecules"
+    introduction = f"{len(molecules)} molecules of {arguments.file.name}, by `python -m experiments.outside`."
+    write_report(evaluate(molecules, arguments.checkpoints), molecules, title, introduction, arguments.output)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.drug_like_release import ROW
-from experiments.outside import GFN2, MEAN_SHIFT_STEPS
+from experiments.outside import GFN2, REFINED
 from experiments.qm9_report import RELEASED
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +56,7 @@ def test_the_readme_is_short_and_its_results_are_the_measured_ones():
             medians = [qm9[f"{start}, same conformer{what}"]["median"] for what in ("", ", refined")]
             return [[found["bond_length_error"], found["bond_angle_error"]] for found in medians]
         if checkpoint == "drug_like":
-            way = "GFN2-xTB corrected" if start == GFN2 else f"mean shift {MEAN_SHIFT_STEPS}"
+            way = "GFN2-xTB corrected" if start == GFN2 else REFINED
             records = [outside[name]["records"].values() for name in (start, f"{ROW}, {way}")]
             return [[float(np.mean([r[key] for r in some])) for key in ("bonds", "angles")] for some in records]
         way = "generated, DDIM and mean shift" if start == "noise" else f"refined from {start}, mean shift"
