@@ -2,20 +2,22 @@
 
     python -m experiments.new_environments flexisol_validation.parquet [--checkpoint checkpoints/drug_like]
 
-The file is that of `experiments.outside`. The model refines the MMFF94 minima by mean shift; errors of all bonds are
+The file is that of `experiments.outside`. The model refines the MMFF94 minima as users do; errors of all bonds are
 averaged by whether one of their atoms is new, and whether any atom of their molecule is.
 """
 
 import argparse
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from experiments.outside import mean_shifted, read, taken_by
+from experiments.outside import BATCH_SIZE, read, taken_by
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.atom_environments import environments_of_graph
 from modeling_pcbridge.training_coverage import ENVIRONMENT_RADIUS
+from pcbridge.evaluation.batches import moved, refined
 
 
 def main() -> None:
@@ -28,8 +30,8 @@ def main() -> None:
     errors: dict[str, list[tuple[float, float]]] = defaultdict(list)
     num_new, num_heavy = [], 0
     taken, graphs = taken_by(model, read(arguments.structures))
-    structures = mean_shifted(model, graphs, [molecule.mmff for molecule in taken])
-    for molecule, graph, refined in zip(taken, graphs, structures, strict=True):
+    structures = moved(model, graphs, [m.mmff for m in taken], BATCH_SIZE, partial(refined, model))
+    for molecule, graph, structure in zip(taken, graphs, structures, strict=True):
         heavy = np.flatnonzero(graph.atomic_numbers > 1).tolist()
         hashes = environments_of_graph(graph, [ENVIRONMENT_RADIUS])[ENVIRONMENT_RADIUS]
         new = {atom for atom, environment in zip(heavy, hashes, strict=True) if environment not in known}
@@ -37,7 +39,7 @@ def main() -> None:
         num_heavy += len(heavy)
         for i, j in np.argwhere(np.triu(graph.bonded)).tolist():
             kind = "of new atoms" if {i, j} & new else "others, same molecules" if new else "other molecules"
-            length, before, after = (np.linalg.norm(x[i] - x[j]) for x in (molecule.reference, molecule.mmff, refined))
+            length, before, after = (np.linalg.norm(x[i] - x[j]) for x in (molecule.reference, molecule.mmff, structure))
             errors[kind].append((abs(before - length), abs(after - length)))
     some = sum(number > 0 for number in num_new)
     print(f"{some} of {len(num_new)} molecules have new atoms, {sum(num_new)} of {num_heavy} heavy atoms")

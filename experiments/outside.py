@@ -47,7 +47,7 @@ GFN2 = "GFN2-xTB"
 MEAN_SHIFT_STEPS = 5  # evaluations of the model per structure
 REFINED = f"mean shift {MEAN_SHIFT_STEPS}, one step on E"  # as `predict_structure` does it by default
 MAX_EVALUATIONS = 100  # of E, in a relaxation
-_BATCH_SIZE = 8
+BATCH_SIZE = 8
 _SIZES = [(8, 14), (15, 19), (20, 24), (25, 60)]  # heavy atoms
 # What molecules may contain, as SMARTS with the least number of matches.
 _GROUPS = {
@@ -174,7 +174,7 @@ def taken_by(model: PCBridgeModel, molecules: Sequence[Molecule]) -> tuple[list[
 
 def mean_shifted(model: PCBridgeModel, graphs: Sequence[MolecularGraph], starts: list[np.ndarray]) -> list[np.ndarray]:
     """The structures (N, 3), angstrom, after `MEAN_SHIFT_STEPS` evaluations."""
-    return moved(model, graphs, starts, _BATCH_SIZE, partial(model.mean_shift, num_steps=MEAN_SHIFT_STEPS))
+    return moved(model, graphs, starts, BATCH_SIZE, partial(model.mean_shift, num_steps=MEAN_SHIFT_STEPS))
 
 
 def of_model(model: PCBridgeModel, molecules: Sequence[Molecule]) -> dict[str, dict]:
@@ -192,14 +192,14 @@ def of_model(model: PCBridgeModel, molecules: Sequence[Molecule]) -> dict[str, d
     start = time.perf_counter()
     shifted = mean_shifted(model, graphs, [m.mmff for m in taken])
     results = {f"mean shift {MEAN_SHIFT_STEPS}": measured(taken, shifted, time.perf_counter() - start)}
-    stepped = moved(model, graphs, shifted, _BATCH_SIZE, partial(model.relax, num_steps=1))
+    stepped = moved(model, graphs, shifted, BATCH_SIZE, partial(model.relax, num_steps=1))
     results[REFINED] = measured(taken, stepped, time.perf_counter() - start)
-    after = moved(model, graphs, shifted, _BATCH_SIZE, relaxed)
+    after = moved(model, graphs, shifted, BATCH_SIZE, relaxed)
     results["mean shift, relaxed on E"] = measured(taken, after, time.perf_counter() - start)
     if GFN2 in model.config.energy_levels_of_theory[1:]:
         for name, move in (("GFN2-xTB corrected", corrected), ("GFN2-xTB relaxed on E", relaxed)):
             start = time.perf_counter()
-            after = moved(model, graphs, [m.gfn2 for m in taken], _BATCH_SIZE, move)
+            after = moved(model, graphs, [m.gfn2 for m in taken], BATCH_SIZE, move)
             results[name] = measured(taken, after, time.perf_counter() - start)
     return results
 
