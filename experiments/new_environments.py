@@ -39,7 +39,9 @@ def main() -> None:
         num_heavy += len(heavy)
         for i, j in np.argwhere(np.triu(graph.bonded)).tolist():
             kind = "of new atoms" if {i, j} & new else "others, same molecules" if new else "other molecules"
-            length, before, after = (np.linalg.norm(x[i] - x[j]) for x in (molecule.reference, molecule.mmff, structure))
+            length, before, after = (
+                np.linalg.norm(x[i] - x[j]) for x in (molecule.reference, molecule.mmff, structure)
+            )
             errors[kind].append((abs(before - length), abs(after - length)))
     some = sum(number > 0 for number in num_new)
     print(f"{some} of {len(num_new)} molecules have new atoms, {sum(num_new)} of {num_heavy} heavy atoms")
