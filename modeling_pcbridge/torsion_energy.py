@@ -49,8 +49,9 @@ class TorsionEnergy(nn.Module):
 
         ends = atoms_of(self.end(node_features), atoms[:, ::3])  # (B, 2, K, C), of i and l
         axes = atoms_of(self.axis(node_features), atoms[:, 1:3])  # of j and k
-        halves = axes + ends + self.axis_type(axis_types).unsqueeze(1)
-        weights = self._of_levels(halves[:, 0] * halves[:, 1], levels).to(positions.dtype)
+        one, other = (axes + ends).unbind(1)
+        shared = self.axis_type(axis_types)
+        weights = self._of_levels((one + shared) * (other + shared), levels).to(positions.dtype)
         terms = (weights * smooth_cosines(atoms_of(positions, atoms))).sum(-1)
         return (terms * is_real).sum(-1)
 
@@ -68,10 +69,10 @@ def smooth_cosines(corners: Tensor) -> Tensor:
     s = sin(i-j-k) sin(j-k-l) is zero where three atoms are in line and phi jumps, so that these, which are polynomials
     in the directions of the three bonds, are smooth everywhere.
     """
-    first, axis, last = (corners[:, 1:] - corners[:, :-1]).unbind(1)
-    first, axis, last = (v * (v.square().sum(-1, keepdim=True) + _LENGTH_EPS).rsqrt() for v in (first, axis, last))
-    normal, other_normal = torch.linalg.cross(first, axis), torch.linalg.cross(axis, last)
-    cos = (normal * other_normal).sum(-1)
-    squared = normal.square().sum(-1) * other_normal.square().sum(-1)
+    bonds = corners[:, 1:] - corners[:, :-1]
+    bonds = bonds * (bonds.square().sum(-1, keepdim=True) + _LENGTH_EPS).rsqrt()
+    one, other = torch.linalg.cross(bonds[:, :-1], bonds[:, 1:]).unbind(1)
+    cos = (one * other).sum(-1)
+    squared = one.square().sum(-1) * other.square().sum(-1)
     # cos(2 phi) = 2 cos^2 - 1, cos(3 phi) = 4 cos^3 - 3 cos, each times its power of s
     return torch.stack([cos, 2 * cos.square() - squared, (4 * cos.square() - 3 * squared) * cos], dim=-1)
