@@ -36,7 +36,7 @@ from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES, PM6
 from dataset_scripts.splits import SPLITS, constitution_of, split_of
 from dataset_scripts.tables import write_rows
 from modeling_pcbridge.errors import InputError
-from modeling_pcbridge.molecular_graph import mol_from_positions, mol_from_smiles
+from modeling_pcbridge.rdkit_molecules import mol_from_positions, mol_from_smiles
 
 logger = logging.getLogger(__name__)
 

@@ -3,10 +3,11 @@
     python -m experiments.learning_curve              # 1.5 hours of one core for each seed
     python -m experiments.learning_curve --report     # only the table, of what is there
 
-E alone is trained on B3LYP/6-31G* energies and forces of 100, 300, 1,000 and all bundled `fragments`, molecules in random
-order, with and without GFN2-xTB labels of fragments (`data/fragments_gfn2`, which docs/training.md makes) for the second
-head. All runs have as many updates. Errors are of unseen fragments and of `large_labelled`, molecules of 12 to 20 heavy
-atoms. What is finished is not done again. Runs are in outputs/learning_curve/, table and plot in experiments/results/.
+E alone is trained on B3LYP/6-31G* energies and forces of 100, 300, 1,000 and all bundled `fragments`, molecules in
+random order, with and without GFN2-xTB labels of fragments (`data/fragments_gfn2`, which docs/training.md makes) for
+the second head. All runs have as many updates. Errors are of unseen fragments and of `large_labelled`, molecules of 12
+to 20 heavy atoms. What is finished is not done again. Runs are in outputs/learning_curve/, table and plot in
+experiments/results/.
 """
 
 import argparse
@@ -120,8 +121,8 @@ def report(results: list[dict]) -> str:
         "# What more DFT labels are worth",
         "",
         f"E alone, {results[0]['updates']} updates by batches of 32, against B3LYP/6-31G*: mean and standard deviation "
-        f"over seeds of errors of {first['unseen fragments']['structures']} structures of unseen fragments (up to 9 heavy "
-        f"atoms) and {first['large']['structures']} minima of 12 to 20 heavy atoms; eV per molecule, eV/angstrom. With "
+        f"over seeds of errors of {first['unseen fragments']['structures']} structures of unseen fragments (up to 9 "
+        f"heavy atoms) and {first['large']['structures']} minima of 12 to 20 heavy atoms; eV per molecule, eV/angstrom. With "
         "GFN2-xTB a quarter of each batch is at B3LYP/6-31G*. Written by `python -m experiments.learning_curve`.",
         "",
         "| training labels | B3LYP/6-31G* labels | seeds | forces, fragments | median | forces, large "

@@ -31,7 +31,8 @@ from experiments.outside import ROOT, Molecule, read
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.graph_batch import pad_graphs
-from modeling_pcbridge.molecular_graph import MolecularGraph, conformer_from_positions, graph_from_mol
+from modeling_pcbridge.molecular_graph import MolecularGraph, graph_from_mol
+from modeling_pcbridge.rdkit_molecules import conformer_from_positions
 from modeling_pcbridge.rdkit_structures import rdkit_structures
 from modeling_pcbridge.structure_checks import StructureChecks
 from pcbridge.evaluation.batches import moved

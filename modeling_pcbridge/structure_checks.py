@@ -10,13 +10,8 @@ from functools import cached_property
 import numpy as np
 from rdkit import Chem
 
-from .molecular_graph import (
-    PAIR_BONDS,
-    PAIR_PATH_OF_2,
-    MolecularGraph,
-    conformer_from_positions,
-    stereo_marks,
-)
+from .molecular_graph import PAIR_BONDS, PAIR_PATH_OF_2, MolecularGraph, stereo_marks
+from .rdkit_molecules import covalent_radii, with_conformers
 
 _SINGLE, _DOUBLE, _TRIPLE, _AROMATIC = PAIR_BONDS.values()
 # Shortest and longest bonds, in sums of the covalent radii.
@@ -42,7 +37,7 @@ class StructureChecks:
         self.graph = graph
         table = Chem.GetPeriodicTable()
         self._symbols = [table.GetElementSymbol(int(z)) for z in graph.atomic_numbers]
-        radii = np.array([table.GetRcovalent(int(z)) for z in graph.atomic_numbers])
+        radii = covalent_radii(graph.atomic_numbers)
         self._radii = radii[:, None] + radii[None]
         self._bonded = graph.bonded
         self._neighbours = [np.flatnonzero(row).tolist() for row in self._bonded]
@@ -102,8 +97,7 @@ class StructureChecks:
         """By RDKit's perception of the structure, which shares no code with what the model obeys marks by."""
         if not self.graph.has_stereo:
             return []
-        mol = Chem.Mol(self._skeleton)
-        mol.AddConformer(conformer_from_positions(positions))
+        mol = with_conformers(self._skeleton, positions)
         Chem.AssignAtomChiralTagsFromStructure(mol)
         Chem.DetectBondStereochemistry(mol)
         Chem.SetBondStereoFromDirections(mol)

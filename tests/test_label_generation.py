@@ -25,7 +25,7 @@ from dataset_scripts.labelling import check_same_molecule, label, starting_struc
 from dataset_scripts.own_data import own_source
 from dataset_scripts.prepare import prepare
 from dataset_scripts.schema import FEATURES
-from modeling_pcbridge.molecular_graph import mol_from_smiles, with_structure
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles, with_structure
 
 RAW_LABELS = parquet_path("pm6", "test").parents[1] / "raw_labels" / "b3lyp_7_heavy_atoms.jsonl"
 

@@ -26,7 +26,7 @@ from dataset_scripts.schema import B3LYP_6_31G2DFP, FEATURES
 from dataset_scripts.sharded import ShardedExamples
 from dataset_scripts.splits import SPLITS, constitution_of, split_of
 from dataset_scripts.tables import write_rows
-from modeling_pcbridge.molecular_graph import mol_from_smiles
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 
 DATA = Path(__file__).parent / "data"
 QM9 = SOURCES["qm9"]

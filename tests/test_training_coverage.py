@@ -22,7 +22,8 @@ from modeling_pcbridge import LossSettings, PCBridgeConfig, PCBridgeModel, PCBri
 from modeling_pcbridge.ase_calculator import PCBridgeCalculator
 from modeling_pcbridge.atom_environments import environments_of_graph, environments_of_mol
 from modeling_pcbridge.beyond_training import atoms_beyond_training
-from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles
+from modeling_pcbridge.molecular_graph import graph_from_mol
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 from modeling_pcbridge.training_coverage import ENVIRONMENT_RADIUS, TrainingCoverage
 from pcbridge.app.command_line import main
 from pcbridge.training.config import SourceConfig, StageConfig

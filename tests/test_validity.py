@@ -5,7 +5,7 @@ import pytest
 from rdkit import Chem
 
 from experiments import validity as experiment
-from modeling_pcbridge.molecular_graph import conformer_from_positions, mol_from_smiles
+from modeling_pcbridge.rdkit_molecules import conformer_from_positions, mol_from_smiles
 from modeling_pcbridge.rdkit_structures import rdkit_structures
 from pcbridge.app.command_line import main
 from pcbridge.evaluation.perception import has_perceived_bonds, has_perceived_stereo

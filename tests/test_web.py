@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from modeling_pcbridge import PCBridgeConfig
 from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
-from modeling_pcbridge.molecular_graph import mol_from_smiles
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 from modeling_pcbridge.rdkit_structures import rdkit_structures
 from pcbridge.app.default_model import find_model
 from pcbridge.app.molecule_files import Molecule
