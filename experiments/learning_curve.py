@@ -122,8 +122,9 @@ def report(results: list[dict]) -> str:
         "",
         f"E alone, {results[0]['updates']} updates by batches of 32, against B3LYP/6-31G*: mean and standard deviation "
         f"over seeds of errors of {first['unseen fragments']['structures']} structures of unseen fragments (up to 9 "
-        f"heavy atoms) and {first['large']['structures']} minima of 12 to 20 heavy atoms; eV per molecule, eV/angstrom. With "
-        "GFN2-xTB a quarter of each batch is at B3LYP/6-31G*. Written by `python -m experiments.learning_curve`.",
+        f"heavy atoms) and {first['large']['structures']} minima of 12 to 20 heavy atoms; eV per molecule, "
+        "eV/angstrom. With GFN2-xTB a quarter of each batch is at B3LYP/6-31G*. Written by "
+        "`python -m experiments.learning_curve`.",
         "",
         "| training labels | B3LYP/6-31G* labels | seeds | forces, fragments | median | forces, large "
         "| energies, fragments | energies, large |",

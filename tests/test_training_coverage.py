@@ -210,7 +210,7 @@ def test_relaxation_by_a_model_without_forces_is_refused_unless_forced():
         model.relax_structure(**inputs)
     assert model.relax_structure(**inputs, max_evaluations=1, allow_unlearned_forces=True).positions.isfinite().all()
     options = {"method": "mean_shift", "num_inference_steps": 1, "relaxation_steps": 1}
-    with pytest.raises(ValueError, match=r"\(relax or relaxation_steps\) needs forces"):
+    with pytest.raises(ValueError, match=r"\(relaxation_steps\) needs forces"):
         model.predict_structure(**inputs, **options)
     assert model.predict_structure(**inputs, **options, allow_unlearned_forces=True).positions.isfinite().all()
     model.predict_structure(**inputs, method="mean_shift", num_inference_steps=1)

@@ -182,7 +182,7 @@ def _shared_options(settings: PredictionSettings) -> dict:
     """Options of the pipeline, whatever structures are made from."""
     return {
         "level_of_theory": settings.level_of_theory,
-        "relax": settings.relax,
+        "relaxation_steps": None if settings.relax else 0,
         "allow_unlearned_forces": settings.allow_unlearned_forces,
     }
 
