@@ -28,7 +28,7 @@ MAX_PATH_LENGTH = 9  # longer paths share the last code
 NUM_PAIR_TYPES = PAIR_PATH_OF_2 + MAX_PATH_LENGTH - 1
 
 # Codes of `stereo_pair_types`: two substituents on opposite ends of a stereo double bond.
-STEREO_NONE, STEREO_CIS, STEREO_TRANS = 0, 1, 2
+STEREO_CIS, STEREO_TRANS = 1, 2  # 0 for all other pairs
 NUM_STEREO_PAIR_TYPES = 3
 
 _CIS_TAGS = (Chem.BondStereo.STEREOZ, Chem.BondStereo.STEREOCIS)
