@@ -17,7 +17,7 @@ data card):
 
 from pathlib import Path
 
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, load_dataset
 
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.splits import SPLITS
@@ -66,8 +66,6 @@ def files_of_source(name: str, split: str) -> list[Path]:
     return files
 
 
-def load_bundled(name: str, split: str, streaming: bool = False) -> Dataset | IterableDataset:
-    """One configuration and split as a `datasets` object, in the columns of `dataset_scripts.schema.FEATURES`."""
-    return load_dataset(
-        "parquet", data_files=str(parquet_path(name, split)), split="train", features=FEATURES, streaming=streaming
-    )
+def load_bundled(name: str, split: str) -> Dataset:
+    """One configuration and split, in the columns of `dataset_scripts.schema.FEATURES`."""
+    return load_dataset("parquet", data_files=str(parquet_path(name, split)), split="train", features=FEATURES)

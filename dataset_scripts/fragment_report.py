@@ -1,7 +1,6 @@
 """What chosen fragments cover of a library and what they do not: as JSON and as a picture."""
 
 import heapq
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,7 +59,7 @@ def uncovered_environments(
 def draw_report(counts: LibraryCounts, chosen: Sequence[ChosenFragment], path: Path) -> None:
     """A picture: coverage against the number of fragments, and the most frequent environments without any."""
     from matplotlib.figure import Figure
-    from rdkit.Chem.Draw import rdMolDraw2D
+    from rdkit.Chem import Draw
 
     figure = Figure(figsize=(11, 8), layout="constrained")
     grid = figure.add_gridspec(2, 1)
@@ -81,15 +80,6 @@ def draw_report(counts: LibraryCounts, chosen: Sequence[ChosenFragment], path: P
         place.axis("off")
         if count is not None:
             mol = Chem.MolFromSmiles(count.smiles)
-            canvas = rdMolDraw2D.MolDraw2DCairo(500, 300)
-            rdMolDraw2D.PrepareAndDrawMolecule(canvas, mol, highlightAtoms=[count.atom])
-            canvas.FinishDrawing()
-            place.imshow(_read_png(canvas.GetDrawingText()))
+            place.imshow(Draw.MolToImage(mol, size=(500, 300), highlightAtoms=[count.atom]))
             place.set_title(f"{100 * count.num_atoms / counts.num_atoms:.2f}% of atoms", fontsize=9)
     figure.savefig(path, dpi=110)
-
-
-def _read_png(content: bytes):
-    from matplotlib.image import imread
-
-    return imread(io.BytesIO(content), format="png")

@@ -78,14 +78,6 @@ class LibraryInput:
         }
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Of a library: molecules, and those of them that failed or lack structures."""
-
-    num_records: int
-    num_failed: int
-
-
 def predict_library(
     library: LibraryInput,
     output: Path,
@@ -93,7 +85,7 @@ def predict_library(
     shard_size: int,
     workers: int,
     scheduler: str | None = None,
-) -> Counts:
+) -> tuple[int, int]:
     """Predict all records that are not in the folder yet; their structures and their failures go there.
 
     Args:
@@ -102,6 +94,9 @@ def predict_library(
         task: what is done with a shard.
         shard_size: records of a shard.
         workers, scheduler: as of `dataset_scripts.parallel.results_of`.
+
+    Returns:
+        How many molecules there are, and how many of them failed or lack structures.
 
     Raises:
         InputError: no record, or a folder of another run.
@@ -117,7 +112,7 @@ def predict_library(
         tqdm(total=num_records, unit="molecule", file=sys.stderr, smoothing=0.05) as bar,
     ):
         num_failed = _predict_missing(folder, library.records(), task, shard_size, workers, scheduler, bar)
-    return Counts(num_records, num_failed)
+    return num_records, num_failed
 
 
 def _predict_missing(
