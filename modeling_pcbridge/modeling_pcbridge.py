@@ -71,8 +71,7 @@ class PCBridgeModel(PCBridgeFunctions):
         """
         if positions is None:
             raise InputError("energies, forces and losses need positions; for structures call predict_structure")
-        batch = GraphBatch.of_inputs(graph)
-        batch.check_positions(positions)
+        batch = GraphBatch.of_inputs(graph, positions)
         if energy is None and forces is None and is_equilibrium is None:
             predicted_energy, predicted_forces = self.energy_and_forces(batch, positions)
             output = PCBridgeOutput(energy=predicted_energy, forces=predicted_forces)
@@ -117,8 +116,7 @@ class PCBridgeModel(PCBridgeFunctions):
         """
         if positions is None:
             raise InputError("predict_energy needs positions; give the processor molecules that have a conformer")
-        batch = GraphBatch.of_inputs(graph)
-        batch.check_positions(positions)
+        batch = GraphBatch.of_inputs(graph, positions)
         rows = torch.arange(len(positions), device=positions.device)
         turns = [
             self.energy_and_forces(batch[some], positions[some], level_of_theory)
@@ -154,8 +152,7 @@ class PCBridgeModel(PCBridgeFunctions):
             raise InputError("relax_structure needs positions; give the processor molecules that have a conformer")
         require(max_force > 0, "max_force", "positive", max_force)
         require(max_evaluations >= 1, "max_evaluations", "at least 1", max_evaluations)
-        batch = GraphBatch.of_inputs(graph)
-        batch.check_positions(positions)
+        batch = GraphBatch.of_inputs(graph, positions)
         starts = centre(positions.to(self.geometry_dtype), batch.atom_mask)
         found = relax(self.detached_energy_and_forces, batch, starts, max_force, max_evaluations)
         return RelaxationOutput(
@@ -180,8 +177,7 @@ class PCBridgeModel(PCBridgeFunctions):
         Raises:
             InputError: the model has not learned that level, or it is its own; or positions that are not (B, N, 3).
         """
-        batch = GraphBatch.of_inputs(graph)
-        batch.check_positions(positions)
+        batch = GraphBatch.of_inputs(graph, positions)
         return self.correct(batch, positions.to(self.geometry_dtype), level_of_theory)
 
     @torch.no_grad()
@@ -248,14 +244,12 @@ class PCBridgeModel(PCBridgeFunctions):
         check_num_steps(method, num_inference_steps, self.config.num_train_timesteps)
         if relaxation_steps != 0 and not allow_unlearned_forces:
             self.config.check_forces_are_learned("a relaxation (relaxation_steps)")
-        batch = GraphBatch.of_inputs(graph)
+        batch = GraphBatch.of_inputs(graph, positions)
         if not (generator is None or isinstance(generator, torch.Generator)):
             raise InputError(f"generator must be one, such as torch.Generator().manual_seed(0), not {generator!r}")
         from_positions = method in METHODS_FROM_POSITIONS
         if from_positions and positions is None:
             raise InputError(f"{method} needs positions; give the processor molecules that have a conformer")
-        if positions is not None:
-            batch.check_positions(positions)
         starts = positions if from_positions else None
         samples, faults = sample_structures(self, batch, settings, starts, generator, on_step)
         is_sound = torch.tensor([[not of_sample for of_sample in of_molecule] for of_molecule in faults])

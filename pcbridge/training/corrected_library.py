@@ -38,6 +38,7 @@ from pcbridge.evaluation.batches import padded_batches, unpadded
 
 _SPLITS = ("train", "validation")
 _BATCH_SIZE = {"cpu": 8, "cuda": 256}
+_NO_LABELS = dict.fromkeys(("energy", "forces", "energy_level_of_theory"))
 
 
 def read_minima(source: str, split: str) -> Dataset:
@@ -76,7 +77,8 @@ def corrected_rows(
             if has_faults:
                 left_out["is no longer a structure of its graph"] += 1
             else:
-                corrected.append(_corrected_row(row, structure, f"{own} by PCBridge from {level}"))
+                positions, at = structure.round(6).tolist(), f"{own} by PCBridge from {level}"
+                corrected.append(row | _NO_LABELS | {"positions": positions, "equilibrium_level_of_theory": at})
     return corrected, left_out
 
 
@@ -103,11 +105,6 @@ def _corrected_structures(
 def _faults(of_graph: tuple[MolecularGraph, np.ndarray]) -> bool:
     graph, structure = of_graph
     return bool(StructureChecks(graph).faults(structure))
-
-
-def _corrected_row(row: dict, structure: np.ndarray, level: str) -> dict:
-    unlabelled = dict.fromkeys(("energy", "forces", "energy_level_of_theory"))
-    return row | unlabelled | {"positions": structure.round(6).tolist(), "equilibrium_level_of_theory": level}
 
 
 def main() -> None:
