@@ -10,7 +10,7 @@ import numpy as np
 from rdkit import Chem
 
 from .errors import InputError
-from .resonance import CHARGE_UNITS, average_forms
+from .resonance import average_forms
 
 # Codes of `pair_types`: how two atoms are related in the graph. Bonds are told apart by order, other pairs by
 # the number of bonds on the shortest path between them.
@@ -69,6 +69,14 @@ class MolecularGraph:
     def has_stereo(self) -> bool:
         return len(self.stereo_quadruples) > 0 or bool(self.stereo_pair_types.any())
 
+    def marked_bond(self, i: int, j: int) -> tuple[int, int]:
+        """The bond from a neighbour of `i` to one of `j`, two atoms with a mark across it."""
+        bonded = self.bonded
+        between = np.argwhere(bonded & np.outer(bonded[i], bonded[j])).tolist()
+        # Between resonance forms it may be no double bond any more, so any other one has to do.
+        a, b = min(between, key=lambda ends: self.pair_types[tuple(ends)] != _DOUBLE_BOND)
+        return a, b
+
 
 def graph_from_mol(mol: Chem.Mol, resonance_invariant: bool = False) -> MolecularGraph:
     """The graph of a molecule whose hydrogens are explicit; the atom order is kept.
@@ -105,16 +113,10 @@ def graph_from_mol(mol: Chem.Mol, resonance_invariant: bool = False) -> Molecula
         atomic_numbers=np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], dtype=np.uint8),
         formal_charges=formal_charges,
         pair_types=pair_types,
-        stereo_pair_types=_stereo_pair_types(mol),
-        stereo_quadruples=_stereo_quadruples(mol),
+        stereo_pair_types=stereo_pair_types(mol),
+        stereo_quadruples=stereo_quadruples(mol),
         torsion_quadruples=_torsion_quadruples(mol, bonds),
     )
-
-
-def total_charge_of(graph: MolecularGraph, resonance_invariant: bool) -> int:
-    """In elementary charges, of a graph that was made so."""
-    units = CHARGE_UNITS if resonance_invariant else 1
-    return round(int(graph.formal_charges.sum(dtype=int)) / units)  # shares of a charge are rounded
 
 
 def charges_and_bonds(
@@ -133,7 +135,8 @@ def charges_and_bonds(
     return np.array([atom.GetFormalCharge() for atom in mol.GetAtoms()], dtype=np.int8), bonds
 
 
-def _stereo_pair_types(mol: Chem.Mol) -> np.ndarray:
+def stereo_pair_types(mol: Chem.Mol) -> np.ndarray:
+    """(N, N), of the marked double bonds of a molecule, see `MolecularGraph`."""
     types = np.zeros((mol.GetNumAtoms(), mol.GetNumAtoms()), dtype=np.uint8)
     for bond in mol.GetBonds():
         if bond.GetStereo() not in _CIS_TAGS + _TRANS_TAGS:
@@ -149,7 +152,8 @@ def _stereo_pair_types(mol: Chem.Mol) -> np.ndarray:
     return types
 
 
-def _stereo_quadruples(mol: Chem.Mol) -> np.ndarray:
+def stereo_quadruples(mol: Chem.Mol) -> np.ndarray:
+    """(M, 4), of the marked tetrahedral centres of a molecule, see `MolecularGraph`."""
     quadruples = []
     for atom in mol.GetAtoms():
         tag = atom.GetChiralTag()
@@ -201,11 +205,6 @@ def _sp_atoms(mol: Chem.Mol, bonds: dict[tuple[int, int], Chem.BondType]) -> lis
     ]
 
 
-def stereo_marks(mol: Chem.Mol) -> tuple[np.ndarray, np.ndarray]:
-    """`stereo_pair_types` (N, N) and `stereo_quadruples` (M, 4) of the marks of a molecule, see `MolecularGraph`."""
-    return _stereo_pair_types(mol), _stereo_quadruples(mol)
-
-
 def signed_volumes(positions: np.ndarray, quadruples: np.ndarray) -> np.ndarray:
     """det(b - a, c - a, d - a) of each quadruple; positive where the stereo mark is obeyed.
 
@@ -223,11 +222,8 @@ def signed_volumes(positions: np.ndarray, quadruples: np.ndarray) -> np.ndarray:
 def stereo_is_right(graph: MolecularGraph, positions: np.ndarray) -> np.ndarray:
     """Whether every stereo mark of the graph is obeyed by (S, N, 3) positions, (S,) bool; True without marks."""
     right = np.all(signed_volumes(positions, graph.stereo_quadruples) > 0, axis=-1)
-    bonded = graph.bonded
     for i, j in np.argwhere(np.triu(graph.stereo_pair_types)):
-        # Between resonance forms the bond may be no double bond any more, so it is found by its substituents.
-        between = np.argwhere(bonded & np.outer(bonded[i], bonded[j]))
-        a, b = min(between.tolist(), key=lambda ends: graph.pair_types[tuple(ends)] != _DOUBLE_BOND)
+        a, b = graph.marked_bond(i, j)
         axis = positions[:, b] - positions[:, a]
         normal_i = np.cross(positions[:, i] - positions[:, a], axis)
         normal_j = np.cross(positions[:, j] - positions[:, b], axis)

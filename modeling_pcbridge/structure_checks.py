@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from rdkit import Chem
 
-from .molecular_graph import PAIR_BONDS, PAIR_PATH_OF_2, MolecularGraph, stereo_marks
+from .molecular_graph import PAIR_BONDS, PAIR_PATH_OF_2, MolecularGraph, stereo_pair_types, stereo_quadruples
 from .rdkit_molecules import covalent_radii, with_conformers
 
 _SINGLE, _DOUBLE, _TRIPLE, _AROMATIC = PAIR_BONDS.values()
@@ -101,14 +101,13 @@ class StructureChecks:
         Chem.AssignAtomChiralTagsFromStructure(mol)
         Chem.DetectBondStereochemistry(mol)
         Chem.SetBondStereoFromDirections(mol)
-        perceived_pairs, perceived_corners = stereo_marks(mol)
-        parities = {frozenset(corners): _parity(corners) for corners in perceived_corners.tolist()}
+        parities = {frozenset(corners): _parity(corners) for corners in stereo_quadruples(mol).tolist()}
         found = []
         for corners in self.graph.stereo_quadruples.tolist():
             if parities.get(frozenset(corners)) != _parity(corners):
                 found.append(f"the stereo centre among {self._name(*corners)} has the wrong handedness")
-        wrong = (self.graph.stereo_pair_types != 0) & (perceived_pairs != self.graph.stereo_pair_types)
-        bonds = {self._stereo_bond(i, j) for i, j in np.argwhere(np.triu(wrong)).tolist()}
+        wrong = (self.graph.stereo_pair_types != 0) & (stereo_pair_types(mol) != self.graph.stereo_pair_types)
+        bonds = {tuple(sorted(self.graph.marked_bond(i, j))) for i, j in np.argwhere(np.triu(wrong)).tolist()}
         found += [f"the double bond {self._name(*bond)} is not as its E/Z mark says" for bond in sorted(bonds)]
         return found
 
@@ -157,7 +156,8 @@ class StructureChecks:
             atom = Chem.Atom(z)
             atom.SetNoImplicit(True)
             mol.AddAtom(atom)
-        marked = {self._stereo_bond(i, j) for i, j in np.argwhere(np.triu(self.graph.stereo_pair_types)).tolist()}
+        marks = np.argwhere(np.triu(self.graph.stereo_pair_types)).tolist()
+        marked = {tuple(sorted(self.graph.marked_bond(i, j))) for i, j in marks}
         for i, j in np.argwhere(np.triu(self._bonded)).tolist():
             mol.AddBond(i, j, Chem.BondType.DOUBLE if (i, j) in marked else Chem.BondType.SINGLE)
         mol.UpdatePropertyCache(strict=False)
@@ -214,12 +214,6 @@ class StructureChecks:
         return all(2 <= degree <= 3 for degree in degrees) and not any(
             len(ring) <= _SMALL_RING and set(axis[:2]) <= set(ring) for ring in self._rings
         )
-
-    def _stereo_bond(self, i: int, j: int) -> tuple[int, int]:
-        """The bond between the neighbours of `i` and `j`, two atoms with a mark across it."""
-        ends = [(a, b) for a in self._neighbours[i] for b in self._neighbours[j] if self._bonded[a, b]]
-        a, b = min(ends, key=lambda ends: self.graph.pair_types[ends] != _DOUBLE)
-        return min(a, b), max(a, b)
 
     def _name(self, *atoms: int) -> str:
         return "-".join(f"{self._symbols[atom]}{atom}" for atom in atoms)

@@ -180,8 +180,8 @@ def test_lines_become_training_data(tmp_path, springs):
     for row in pq.read_table(shard).to_pylist():
         line = expected[row["molecule_id"], row["energy"]]
         assert row["mapped_smiles"] == line["mapped_smiles"] and row["energy_level_of_theory"] == "springs"
-        np.testing.assert_array_equal(row["positions"], line["positions"])
-        np.testing.assert_array_equal(row["forces"], line["forces"])
+        np.testing.assert_array_equal(row["positions"], np.float32(line["positions"]))
+        np.testing.assert_array_equal(row["forces"], np.float32(line["forces"]))
     cut = _write(tmp_path / "cut.jsonl", output.read_text()[:-20])
     with pytest.raises(BadRowError, match="cut_000005: unparsable"):
         prepare(own_source(), [cut], tmp_path / "cut", split="train")
