@@ -1,6 +1,7 @@
 """What chosen fragments cover of a library and what they do not: as JSON and as a picture."""
 
 import heapq
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,15 @@ from dataset_scripts.library_counts import EnvironmentCount, LibraryCounts
 from modeling_pcbridge.atom_environments import environments_of_mol
 
 _UNCOVERED_EXAMPLES = 12
+
+
+def write_fragments(counts: LibraryCounts, chosen: Sequence[ChosenFragment], path: Path) -> dict:
+    """Write chosen fragments as SMILES, beside them the report (.json) and the picture (.png); returns the report."""
+    report = summarize(counts, chosen)
+    path.write_text("".join(f"{fragment.smiles} {fragment.name}\n" for fragment in chosen))
+    path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    draw_report(counts, chosen, path.with_suffix(".png"))
+    return report
 
 
 def summarize(counts: LibraryCounts, chosen: Sequence[ChosenFragment]) -> dict:
