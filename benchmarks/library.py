@@ -30,7 +30,7 @@ from rdkit import Chem, RDLogger
 
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.quantum_chemistry import xtb_minimum
-from modeling_pcbridge.molecular_graph import mol_from_smiles
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 from modeling_pcbridge.rdkit_structures import etkdg_conformers, mmff_minima
 
 _ROOT = Path(__file__).parents[1]

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from datasets import IterableDataset, load_dataset
 from rdkit import Chem, RDLogger
 
-from dataset_scripts.bundled import load_bundled
+from dataset_scripts.bundled import files_of_source, load_bundled
 from dataset_scripts.collator import mol_from_row
 from dataset_scripts.fragments import MAX_HEAVY_ATOMS, RADII
 from dataset_scripts.library import read_library
@@ -203,7 +203,7 @@ def streamed_rows(folder: Path) -> IterableDataset:
 def training_seconds(folder: Path) -> dict:
     """Wall time until training has its index of the shards, and its first batch after `RESUME_ROW` rows."""
     start = time.perf_counter()
-    examples = ShardedExamples(folder, "train", [B3LYP_6_31GD])
+    examples = ShardedExamples(files_of_source(str(folder), "train"), [B3LYP_6_31GD])
     indexed = time.perf_counter()
     sampler = MixtureBatchSampler(
         [examples.sizes], [1.0], 32, 10**9, seed=0, start_batch=RESUME_ROW // 32, shard_lengths=[examples.shard_lengths]

@@ -73,7 +73,8 @@ def _make(wheel: str) -> None:
     from rdkit import Chem, RDLogger
     from rdkit.Chem import AllChem
 
-    from modeling_pcbridge.molecular_graph import graph_from_mol, mapped_smiles, mol_from_positions
+    from modeling_pcbridge.molecular_graph import graph_from_mol
+    from modeling_pcbridge.rdkit_molecules import mapped_smiles, mol_from_positions
 
     RDLogger.DisableLog("rdApp.*")
     csv.field_size_limit(10**7)

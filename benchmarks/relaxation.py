@@ -28,7 +28,8 @@ from dataset_scripts.quantum_chemistry import gfn2_energy_and_forces
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
 from modeling_pcbridge.graph_batch import GraphBatch, pad_graphs, pad_positions
-from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles, with_structure
+from modeling_pcbridge.molecular_graph import graph_from_mol
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles, with_structure
 from modeling_pcbridge.relaxation import Potential, relax
 
 MAX_FORCE, MAX_EVALUATIONS = 0.02, 100

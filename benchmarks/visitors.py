@@ -23,7 +23,7 @@ from datetime import date
 from pathlib import Path
 
 from dataset_scripts.bundled import load_bundled
-from modeling_pcbridge.molecular_graph import mol_from_smiles
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 
 _ROOT = Path(__file__).parents[1]
 _RESULTS = Path(__file__).parent / "results"

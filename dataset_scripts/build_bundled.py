@@ -36,7 +36,7 @@ from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES, PM6
 from dataset_scripts.splits import SPLITS, constitution_of, split_of
 from dataset_scripts.tables import write_rows
 from modeling_pcbridge.errors import InputError
-from modeling_pcbridge.molecular_graph import mol_from_positions, mol_from_smiles
+from modeling_pcbridge.rdkit_molecules import mol_from_positions, mol_from_smiles
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,12 @@ _LABELLED_NAMES = ("pm6", "pm6_displaced", "dft_equilibrium")
 # What `label_generation` calls the structures of its lines, in the words of the bundled configurations.
 _GEOMETRY_NAMES = {"given": "pm6", "displaced": "pm6_displaced"}
 # What `label_generation` calls the levels of its lines, in the configurations that are such lines.
-_LEVELS = {"fragments": ("b3lyp",), "drug_like": ("gfn2", "gfn2_program"), "large_labelled": ("b3lyp",)}
+_LEVELS = {
+    _MINIMA_NAME: ("pm6",),
+    "fragments": ("b3lyp",),
+    "drug_like": ("gfn2", "gfn2_program"),
+    "large_labelled": ("b3lyp",),
+}
 _EXCLUDED = "a molecule that models are tested on"
 # Of the labels; of the molecules of QM9, ChEMBL's drugs and MOSES.
 _LICENSES = ["cc0-1.0", "cc-by-4.0", "cc-by-sa-3.0", "mit"]
@@ -134,29 +139,6 @@ def build(structures_path: Path, label_paths: list[Path], exclusion: Exclusion) 
     return _write(rows, "rejected", rejected, exclusion)
 
 
-def build_minima(path: Path, exclusion: Exclusion) -> dict:
-    """Write the Parquet files of `_MINIMA_NAME` and return what is new in bundled/summary.json.
-
-    Energies are left out: those of PM6 are heats of formation, which the model does not predict.
-
-    Raises:
-        ValueError: lines of another level than pm6.
-    """
-    lines = sorted(read_lines(path), key=lambda line: line["molecule_id"])
-    change = {"energy": None, "energy_level_of_theory": None}
-    return _build_lines(_MINIMA_NAME, path, lines, ("pm6",), change, exclusion)
-
-
-def build_drug_like(name: str, path: Path, exclusion: Exclusion) -> dict:
-    """Write the Parquet files of one of `_LEVELS`, and return what is new in bundled/summary.json.
-
-    Raises:
-        ValueError: lines of a level, or molecules of a split, that do not belong there.
-    """
-    lines = read_packed_labels(path) if path.suffix == ".parquet" else read_lines(path)
-    return _build_lines(name, path, lines, _LEVELS[name], {}, exclusion)
-
-
 def build_again(exclusion: Exclusion) -> dict:
     """Write all Parquet files from the rows that are in them, and return what is new in bundled/summary.json.
 
@@ -166,10 +148,17 @@ def build_again(exclusion: Exclusion) -> dict:
     return _write(rows, None, Counter(), exclusion)
 
 
-def _build_lines(
-    name: str, path: Path, lines: list[dict], levels: tuple[str, ...], change: dict, exclusion: Exclusion
-) -> dict:
-    """Write lines of `label_generation` as one configuration, split by constitution."""
+def build_lines(name: str, path: Path, exclusion: Exclusion) -> dict:
+    """Write lines of `label_generation` as one of `_LEVELS`, split by constitution, and return as `build` does.
+
+    Raises:
+        ValueError: lines of a level, or molecules of a split, that do not belong there.
+    """
+    lines = read_packed_labels(path) if path.suffix == ".parquet" else read_lines(path)
+    levels, change = _LEVELS[name], {}
+    if name == _MINIMA_NAME:  # energies of PM6 are heats of formation, which the model does not predict
+        lines.sort(key=lambda line: line["molecule_id"])
+        change = {"energy": None, "energy_level_of_theory": None}
     if others := {line["level"] for line in lines}.difference(levels):
         raise InputError(f"{path} has lines of another level than {' or '.join(levels)}: {others.pop()}")
     rows: dict[tuple[str, str], list[dict]] = {(name, split): [] for split in SPLITS_OF[name]}
@@ -245,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--structures", type=Path)
     parser.add_argument("--labels", type=Path, nargs="+")
-    parser.add_argument("--minima", type=Path)
+    parser.add_argument("--minima", type=Path, dest=_MINIMA_NAME)
     parser.add_argument("--fragments", type=Path)
     parser.add_argument("--drug_like", type=Path)
     parser.add_argument("--large_labelled", type=Path)
@@ -254,7 +243,7 @@ def main() -> None:
     arguments = parser.parse_args()
     inputs = {name: value for name, value in vars(arguments).items() if name != "exclude"}
     if (arguments.structures is None) != (arguments.labels is None) or not any(inputs.values()):
-        parser.error(f"give --structures with --labels, or --minima, --again, or --{', --'.join(_LEVELS)}, or several")
+        parser.error("give --structures with --labels, or another option but --exclude, or several")
     RDLogger.DisableLog("rdApp.*")
     exclusion = Exclusion.of_file(arguments.exclude)
     built = []
@@ -262,11 +251,9 @@ def main() -> None:
         built.append(build_again(exclusion))
     if arguments.structures is not None:
         built.append(build(arguments.structures, arguments.labels, exclusion))
-    if arguments.minima is not None:
-        built.append(build_minima(arguments.minima, exclusion))
     for name in _LEVELS:
         if (path := getattr(arguments, name)) is not None:
-            built.append(build_drug_like(name, path, exclusion))
+            built.append(build_lines(name, path, exclusion))
     print(json.dumps(built, indent=2))
 
 

@@ -17,7 +17,7 @@ data card):
 
 from pathlib import Path
 
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, load_dataset
 
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.splits import SPLITS
@@ -50,8 +50,22 @@ def parquet_path(name: str, split: str) -> Path:
     return _FOLDER / f"{name}-{split}.parquet"
 
 
-def load_bundled(name: str, split: str, streaming: bool = False) -> Dataset | IterableDataset:
-    """One configuration and split as a `datasets` object, in the columns of `dataset_scripts.schema.FEATURES`."""
-    return load_dataset(
-        "parquet", data_files=str(parquet_path(name, split)), split="train", features=FEATURES, streaming=streaming
-    )
+def files_of_source(name: str, split: str) -> list[Path]:
+    """The Parquet files of a split of a bundled configuration, or of a folder that `dataset_scripts.prepare` wrote.
+
+    Raises:
+        InputError: it is neither, or has no such split.
+    """
+    if name in CONFIG_NAMES:
+        return [parquet_path(name, split)]
+    if not (files := sorted(Path(name).glob(f"{split}/*.parquet"))):
+        raise InputError(
+            f"no data source {name!r}: neither a bundled configuration ({', '.join(CONFIG_NAMES)}) nor a folder with "
+            f"shards in {split}/, as dataset_scripts.prepare writes it"
+        )
+    return files
+
+
+def load_bundled(name: str, split: str) -> Dataset:
+    """One configuration and split, in the columns of `dataset_scripts.schema.FEATURES`."""
+    return load_dataset("parquet", data_files=str(parquet_path(name, split)), split="train", features=FEATURES)

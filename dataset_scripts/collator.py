@@ -11,7 +11,8 @@ from rdkit import Chem
 from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
 from modeling_pcbridge.loss_terms import LabelRows
-from modeling_pcbridge.molecular_graph import MolecularGraph, graph_from_mol, mol_from_smiles, with_structure
+from modeling_pcbridge.molecular_graph import MolecularGraph, graph_from_mol
+from modeling_pcbridge.rdkit_molecules import atomic_numbers_of, mol_from_smiles, with_structure
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def mol_from_row(row: dict) -> Chem.Mol:
         ValueError: SMILES, elements and positions do not fit each other.
     """
     mol = mol_from_smiles(row["mapped_smiles"])
-    if [atom.GetAtomicNum() for atom in mol.GetAtoms()] != list(row["atomic_numbers"]):
+    if atomic_numbers_of(mol) != list(row["atomic_numbers"]):
         raise InputError("atomic_numbers differ from mapped_smiles")
     return with_structure(mol, _vectors(row["positions"], mol.GetNumAtoms(), "positions"))
 

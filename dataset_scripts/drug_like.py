@@ -28,7 +28,7 @@ from rdkit.Chem.MolStandardize import rdMolStandardize
 
 from dataset_scripts.bad_rows import BadRowError
 from dataset_scripts.fragment_choice import ChosenFragment, choose_fragments
-from dataset_scripts.fragment_report import draw_report, summarize
+from dataset_scripts.fragment_report import write_fragments
 from dataset_scripts.library import (
     ELEMENTS,
     LibraryRecord,
@@ -163,9 +163,7 @@ def select(
     drawn = (LibraryRecord(name, smiles) for smiles, name in forms.items())
     counts = count_library(drawn, MAX_FRAGMENT_ATOMS, (1, 2), ELEMENTS, workers)
     chosen = [f for f in choose_fragments(counts, num) if Chem.MolFromSmiles(f.smiles) not in exclusion]
-    (output / "fragments.smi").write_text("".join(f"{f.smiles} {f.name}\n" for f in chosen))
-    (output / "fragments.json").write_text(json.dumps(summarize(counts, chosen), indent=1) + "\n")
-    draw_report(counts, chosen, output / "fragments.png")
+    write_fragments(counts, chosen, output / "fragments.smi")
 
     # What is named is not excluded: it is too small to be told from the fragments of any library.
     named = [(r.text, r.name) for r in read_library(first)] if first else []

@@ -1,7 +1,7 @@
 """What chosen fragments cover of a library and what they do not: as JSON and as a picture."""
 
 import heapq
-import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +12,15 @@ from dataset_scripts.library_counts import EnvironmentCount, LibraryCounts
 from modeling_pcbridge.atom_environments import environments_of_mol
 
 _UNCOVERED_EXAMPLES = 12
+
+
+def write_fragments(counts: LibraryCounts, chosen: Sequence[ChosenFragment], path: Path) -> dict:
+    """Write chosen fragments as SMILES, beside them the report (.json) and the picture (.png); returns the report."""
+    report = summarize(counts, chosen)
+    path.write_text("".join(f"{fragment.smiles} {fragment.name}\n" for fragment in chosen))
+    path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    draw_report(counts, chosen, path.with_suffix(".png"))
+    return report
 
 
 def summarize(counts: LibraryCounts, chosen: Sequence[ChosenFragment]) -> dict:
@@ -60,7 +69,7 @@ def uncovered_environments(
 def draw_report(counts: LibraryCounts, chosen: Sequence[ChosenFragment], path: Path) -> None:
     """A picture: coverage against the number of fragments, and the most frequent environments without any."""
     from matplotlib.figure import Figure
-    from rdkit.Chem.Draw import rdMolDraw2D
+    from rdkit.Chem import Draw
 
     figure = Figure(figsize=(11, 8), layout="constrained")
     grid = figure.add_gridspec(2, 1)
@@ -81,15 +90,6 @@ def draw_report(counts: LibraryCounts, chosen: Sequence[ChosenFragment], path: P
         place.axis("off")
         if count is not None:
             mol = Chem.MolFromSmiles(count.smiles)
-            canvas = rdMolDraw2D.MolDraw2DCairo(500, 300)
-            rdMolDraw2D.PrepareAndDrawMolecule(canvas, mol, highlightAtoms=[count.atom])
-            canvas.FinishDrawing()
-            place.imshow(_read_png(canvas.GetDrawingText()))
+            place.imshow(Draw.MolToImage(mol, size=(500, 300), highlightAtoms=[count.atom]))
             place.set_title(f"{100 * count.num_atoms / counts.num_atoms:.2f}% of atoms", fontsize=9)
     figure.savefig(path, dpi=110)
-
-
-def _read_png(content: bytes):
-    from matplotlib.image import imread
-
-    return imread(io.BytesIO(content), format="png")

@@ -18,7 +18,6 @@ tables of bounded length, from which the rarest go first (`library_counts`).
 import argparse
 import importlib
 import itertools
-import json
 import logging
 import sys
 from collections.abc import Iterable, Sequence
@@ -27,7 +26,7 @@ from pathlib import Path
 from rdkit import Chem
 
 from dataset_scripts.fragment_choice import choose_fragments
-from dataset_scripts.fragment_report import draw_report, summarize
+from dataset_scripts.fragment_report import write_fragments
 from dataset_scripts.library import ELEMENTS, LibraryRecord, read_library, sample_records
 from dataset_scripts.library_counts import count_library
 from dataset_scripts.options import underscored
@@ -72,11 +71,7 @@ def make_fragments(
     if not counts.num_molecules:
         raise InputError(f"no molecule of {', '.join(map(str, library))} can be used")
     chosen = choose_fragments(counts, num)
-    report = summarize(counts, chosen)
-    output.write_text("".join(f"{fragment.smiles} {fragment.name}\n" for fragment in chosen))
-    output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    draw_report(counts, chosen, output.with_suffix(".png"))
-    return report
+    return write_fragments(counts, chosen, output)
 
 
 def main() -> None:

@@ -15,14 +15,19 @@ and `dynamics`. All are the same for the same `molecule_id` on every run. Those 
 
 import hashlib
 import re
-from collections.abc import Sequence
 
 import numpy as np
 from rdkit import Chem
 
 from dataset_scripts.quantum_chemistry import gfn2_relaxed, gfn2_snapshot
 from modeling_pcbridge.errors import InputError
-from modeling_pcbridge.molecular_graph import check_bond_lengths, mapped_smiles, with_structure
+from modeling_pcbridge.rdkit_molecules import (
+    atomic_numbers_of,
+    check_bond_lengths,
+    covalent_radii,
+    mapped_smiles,
+    with_structure,
+)
 
 GEOMETRIES = ("given", "minimum", "displaced", "torsion", "dynamics")
 DISPLACEMENTS = (0.03, 0.06, 0.1)  # angstrom
@@ -88,7 +93,7 @@ def make_geometry(mol: Chem.Mol, molecule_id: str, geometry: str) -> np.ndarray:
     elif kind == "dynamics":
         rng = _generator(molecule_id, geometry)
         temperature = float(rng.choice(TEMPERATURES))
-        positions = gfn2_snapshot(_atomic_numbers(mol), positions, Chem.GetFormalCharge(mol), temperature, rng)
+        positions = gfn2_snapshot(atomic_numbers_of(mol), positions, Chem.GetFormalCharge(mol), temperature, rng)
     check_geometry(mol, positions)
     return positions
 
@@ -102,7 +107,7 @@ def check_geometry(mol: Chem.Mol, positions: np.ndarray) -> None:
             others.
     """
     check_bond_lengths(mol, positions, MAX_BOND_STRETCH)
-    radii = np.array([Chem.GetPeriodicTable().GetRcovalent(number) for number in _atomic_numbers(mol)])
+    radii = covalent_radii(atomic_numbers_of(mol))
     distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
     least = np.where(Chem.GetDistanceMatrix(mol) > 2, MAX_BOND_STRETCH, MIN_APPROACH)
     np.fill_diagonal(least, 0)
@@ -144,7 +149,7 @@ def twisted(mol: Chem.Mol, molecule_id: str, number: int = 1) -> np.ndarray:
     if len(held) == mol.GetNumAtoms():
         return positions
     check_bond_lengths(mol, positions, MAX_BOND_STRETCH)
-    return gfn2_relaxed(_atomic_numbers(mol), positions, Chem.GetFormalCharge(mol), sorted(held), RELAXATION_STEPS)
+    return gfn2_relaxed(atomic_numbers_of(mol), positions, Chem.GetFormalCharge(mol), sorted(held), RELAXATION_STEPS)
 
 
 def bonds_to_turn(mol: Chem.Mol, molecule_id: str) -> list[tuple[str, int, int]]:
@@ -212,10 +217,6 @@ def _turned(positions: np.ndarray, origin: np.ndarray, axis: np.ndarray, angle: 
     vectors = positions - origin
     parallel = (vectors @ along)[:, None] * along
     return origin + parallel + np.cos(angle) * (vectors - parallel) + np.sin(angle) * np.cross(along, vectors)
-
-
-def _atomic_numbers(mol: Chem.Mol) -> Sequence[int]:
-    return [atom.GetAtomicNum() for atom in mol.GetAtoms()]
 
 
 def _generator(molecule_id: str, purpose: str) -> np.random.Generator:

@@ -6,8 +6,8 @@
 
 Input: SMILES files (`SMILES name` a line), SDF, Parquet in `dataset_scripts.schema.FEATURES`, or the output of another
 run. What has no structure gets one from ETKDGv3 and MMFF94. Output: one JSON object a line, a row of the schema with
-its `geometry` and `level`; `load_labels` makes a `Dataset` of it. A molecule that fails is a line with the reason as
-its `error`. A killed run goes on where it stopped when it is started again.
+its `geometry` and `level`; `pcbridge data prepare own` takes it. A molecule that fails is a line with the reason as its
+`error`. A killed run goes on where it stopped when it is started again.
 
 What a label is: `labelling`; which structures there are: `geometries`. A level of your own: put a `labelling.Level`
 into a module and give `--level my_module:MY_LEVEL`. Programs: `quantum_chemistry`.
@@ -29,7 +29,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from datasets import Dataset
 from tqdm.auto import tqdm
 
 from dataset_scripts.file_lock import lock
@@ -37,7 +36,6 @@ from dataset_scripts.geometries import GEOMETRIES, parse_geometry
 from dataset_scripts.labelling import LEVELS, Level, empty_line, find_level, fingerprint, label
 from dataset_scripts.options import underscored
 from dataset_scripts.parallel import WorkerDiedError, results_of
-from dataset_scripts.schema import FEATURES
 from dataset_scripts.sdf import read_sdf
 from dataset_scripts.tables import read_parquet, read_smiles
 from dataset_scripts.text_files import open_text
@@ -99,12 +97,6 @@ def read_lines(path: Path) -> list[dict]:
             except ValueError as error:
                 raise InputError(f"{path}, line {number} is not JSON ({error})") from error
     return lines
-
-
-def load_labels(path: Path) -> Dataset:
-    """The rows of an output file, without its failures, as a `Dataset` in the columns of `schema.FEATURES`."""
-    rows = [line for line in read_lines(path) if "error" not in line]
-    return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
 
 
 def generate(

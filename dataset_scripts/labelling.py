@@ -25,9 +25,10 @@ from dataset_scripts.quantum_chemistry import (
 from dataset_scripts.rows import row_of_mol
 from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB, MMFF94, PM6
 from modeling_pcbridge.errors import CalculationError, InputError
-from modeling_pcbridge.molecular_graph import (
+from modeling_pcbridge.molecular_graph import graph_from_mol
+from modeling_pcbridge.rdkit_molecules import (
+    atomic_numbers_of,
     check_bond_lengths,
-    graph_from_mol,
     mapped_smiles,
     mol_from_smiles,
     with_structure,
@@ -148,7 +149,7 @@ def label(molecule: dict, geometry: str, level_name: str) -> dict:
 
 def _labelled_row(molecule: dict, geometry: str, level: Level) -> dict:
     mol = starting_structure(molecule)
-    atomic_numbers = [atom.GetAtomicNum() for atom in mol.GetAtoms()]
+    atomic_numbers = atomic_numbers_of(mol)
     total_charge = Chem.GetFormalCharge(mol)
     positions = mol.GetConformer().GetPositions()
     energy: float | None

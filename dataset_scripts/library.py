@@ -12,8 +12,8 @@ from rdkit import Chem
 
 from dataset_scripts.bad_rows import BadRowError
 from dataset_scripts.sdf import read_sdf
-from dataset_scripts.tables import read_csv_lines, read_parquet, read_smiles
-from dataset_scripts.text_files import open_binary
+from dataset_scripts.tables import read_csv, read_parquet, read_smiles
+from dataset_scripts.text_files import open_binary, open_text
 from modeling_pcbridge.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -61,17 +61,14 @@ def _records(path: Path) -> Iterator[tuple[str, str]]:
     kind = Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
     try:
         if kind in (".smi", ".smiles"):
-            with open_binary(path) as file:
-                lines = (line.decode("utf-8", errors="replace") for line in file)
-                yield from ((name, smiles) for _, smiles, name in read_smiles(lines))
+            with open_text(path) as file:
+                yield from ((name, smiles) for _, smiles, name in read_smiles(file))
         elif kind == ".sdf":
             with open_binary(path) as file:
                 for block in read_sdf(file, str(path)):
                     yield block.partition("\n")[0].strip(), block + "\n"
         elif kind == ".csv":
-            with open_binary(path) as file:
-                lines = (line.decode("utf-8-sig", errors="replace") for line in file)
-                yield from _of_table(path, read_csv_lines(lines, str(path)))
+            yield from _of_table(path, read_csv(path))
         elif kind == ".parquet":
             yield from _of_table(path, read_parquet(path))
         else:

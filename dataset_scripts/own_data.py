@@ -9,7 +9,7 @@ Angstrom, eV and eV/angstrom. What a record holds:
   `dataset_scripts.xyz` says, and `smiles`, if given.
 - .parquet, .csv: `smiles` and `positions`, and if given `atomic_numbers`, `energy`, `forces`, `molecule_id`,
   `equilibrium_level_of_theory`, `energy_level_of_theory`. Without `atomic_numbers` the atoms are in the order of
-  `molecular_graph.mol_from_smiles`: the map numbers, or RDKit's AddHs. In CSV, lists are JSON. An empty
+  `rdkit_molecules.mol_from_smiles`: the map numbers, or RDKit's AddHs. In CSV, lists are JSON. An empty
   `equilibrium_level_of_theory` says that the structure is no minimum.
 - .jsonl: such a record a line. Lines of `label_generation` that failed are counted.
 
@@ -45,7 +45,7 @@ from dataset_scripts.xyz import (
     text_of_frame,
 )
 from modeling_pcbridge.errors import InputError
-from modeling_pcbridge.molecular_graph import check_structure_fits, mol_from_smiles
+from modeling_pcbridge.rdkit_molecules import atomic_numbers_of, check_structure_fits, mol_from_smiles
 
 _LABELS = ("energy", "forces")
 _SDF_FIELD = re.compile(r"^>[^\n]*<([^>\n]+)>[^\n]*\n((?:[^\n]*\S[^\n]*\n)*)", re.MULTILINE)
@@ -161,7 +161,7 @@ def _from_table(name: str, record: dict) -> dict:
     numbers = cells.get("atomic_numbers")
     if numbers is None or record.get("mapped_smiles"):
         mol = mol_from_smiles(record.get("mapped_smiles") or record["smiles"])
-        if numbers is not None and list(numbers) != [atom.GetAtomicNum() for atom in mol.GetAtoms()]:
+        if numbers is not None and list(numbers) != atomic_numbers_of(mol):
             raise BadRowError(name, "atomic_numbers differ from mapped_smiles")
         if positions.shape == (mol.GetNumAtoms(), 3):  # else `make_row` refuses it
             check_structure_fits(mol, positions)

@@ -134,19 +134,13 @@ def b3lyp_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_ch
         ValueError: an element beyond krypton, for which there is no 6-31G*.
         ImportError: geometric is not installed.
     """
-    minimum, energy, _ = _b3lyp_optimised(atomic_numbers, positions, total_charge)
-    return minimum, energy
+    return b3lyp_optimised(atomic_numbers, positions, total_charge)[:2]
 
 
-def b3lyp_optimizer_steps(atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int) -> int:
-    """Gradients that `b3lyp_minimum` needs, and it raises the same."""
-    return _b3lyp_optimised(atomic_numbers, positions, total_charge)[2]
-
-
-def _b3lyp_optimised(
+def b3lyp_optimised(
     atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int
 ) -> tuple[np.ndarray, float, int]:
-    """The minimum, its energy in eV, and how many gradients it took."""
+    """As `b3lyp_minimum`: the minimum, its energy in eV, and how many gradients it took."""
     from pyscf import lib
     from pyscf.geomopt import geometric_solver
 

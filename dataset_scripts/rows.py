@@ -5,9 +5,10 @@ from rdkit import Chem
 from rdkit.Chem import rdDetermineBonds
 
 from dataset_scripts.bad_rows import BadRowError, ExcludedRowError
-from modeling_pcbridge.molecular_graph import (
+from modeling_pcbridge.molecular_graph import graph_from_mol
+from modeling_pcbridge.rdkit_molecules import (
+    atomic_numbers_of,
     conformer_from_positions,
-    graph_from_mol,
     mapped_smiles,
     mol_from_positions,
     mol_from_smiles,
@@ -74,7 +75,7 @@ def row_of_mol(
         "molecule_id": molecule_id,
         "smiles": Chem.MolToSmiles(Chem.RemoveHs(mol)),
         "mapped_smiles": mapped_smiles(mol),
-        "atomic_numbers": [atom.GetAtomicNum() for atom in mol.GetAtoms()],
+        "atomic_numbers": atomic_numbers_of(mol),
         "total_charge": Chem.GetFormalCharge(mol),
         "positions": np.asarray(positions, dtype=np.float64).tolist(),
         "equilibrium_level_of_theory": equilibrium_level_of_theory,
@@ -107,12 +108,7 @@ def mol_of_smiles_in_order(
         BadRowError: the numbers of atoms and positions differ, positions are not finite, or a bond has no atom.
         ExcludedRowError: RDKit refuses the SMILES, or the structure has another graph.
     """
-    if np.shape(positions) != (len(atomic_numbers), 3):
-        raise BadRowError(
-            molecule_id, "wrong number of positions", f"{np.shape(positions)}, {len(atomic_numbers)} atoms"
-        )
-    if not np.isfinite(positions).all():
-        raise BadRowError(molecule_id, "positions not finite")
+    _check(molecule_id, len(atomic_numbers), positions=positions)
     try:
         mol = mol_from_smiles(smiles)
     except ValueError as error:
@@ -120,7 +116,7 @@ def mol_of_smiles_in_order(
     if bonds is not None and not all(0 <= i < len(atomic_numbers) and 0 <= j < len(atomic_numbers) for i, j in bonds):
         raise BadRowError(molecule_id, "bonds of atoms that are not there")
     pattern = _skeleton(
-        [atom.GetAtomicNum() for atom in mol.GetAtoms()],
+        atomic_numbers_of(mol),
         [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in mol.GetBonds()],
     )
     for factor in _BOND_FACTORS if bonds is None else (None,):

@@ -1,4 +1,4 @@
-"""Examples of a data set in Parquet shards, read as they are asked for: also for sets that do not fit into memory."""
+"""Examples of a data set in Parquet files, read as they are asked for: also for sets that do not fit into memory."""
 
 from bisect import bisect_right
 from collections import Counter
@@ -13,8 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-
-from modeling_pcbridge.errors import InputError
 
 from .collator import Example, example_from_row
 
@@ -32,7 +30,7 @@ class _ShardIndex(NamedTuple):
         chosen: places of the rows that count.
         sizes: their numbers of atoms.
         num_too_large: how many others have too many atoms.
-        elements: atomic numbers of all rows.
+        elements: atomic numbers of the chosen rows.
         label_levels: how many of the chosen rows have labels at each level of theory, None for no label.
         minimum_levels: the levels of theory at which chosen rows are minima, None for no minimum.
     """
@@ -46,7 +44,12 @@ class _ShardIndex(NamedTuple):
 
     @classmethod
     def of(
-        cls, path: Path, levels_of_theory: Sequence[str], only_labelled: bool, max_atoms: int | None
+        cls,
+        path: Path,
+        levels_of_theory: Sequence[str],
+        only_labelled: bool,
+        max_atoms: int | None,
+        max_rows: int | None,
     ) -> "_ShardIndex":
         columns = pq.read_table(
             path, columns=["atomic_numbers", "energy", "energy_level_of_theory", "equilibrium_level_of_theory"]
@@ -57,16 +60,16 @@ class _ShardIndex(NamedTuple):
             known = pc.is_in(columns["energy_level_of_theory"], pa.array(levels_of_theory))
             counts &= pc.and_(columns["energy"].is_valid(), known).to_numpy()
         fits = sizes <= (np.inf if max_atoms is None else max_atoms)
-        chosen = np.flatnonzero(counts & fits).astype(np.uint32)
-        levels = columns.select(["energy_level_of_theory", "equilibrium_level_of_theory"]).take(chosen)
-        counted = levels["energy_level_of_theory"].value_counts().to_pylist()
+        chosen = np.flatnonzero(counts & fits)[:max_rows].astype(np.uint32)
+        taken = columns.take(chosen)
+        counted = taken["energy_level_of_theory"].value_counts().to_pylist()
         return cls(
             chosen,
             sizes[chosen],
             int((counts & ~fits).sum()),
-            set(pc.unique(pc.list_flatten(columns["atomic_numbers"])).to_pylist()),
+            set(pc.unique(pc.list_flatten(taken["atomic_numbers"])).to_pylist()),
             Counter({entry["values"]: entry["counts"] for entry in counted}),
-            set(levels["equilibrium_level_of_theory"].unique().to_pylist()),
+            set(taken["equilibrium_level_of_theory"].unique().to_pylist()),
         )
 
 
@@ -84,13 +87,13 @@ def _example_at(index: int) -> Example:
 
 
 class ShardedExamples(Sequence[Example]):
-    """The rows of `FOLDER/SPLIT/*.parquet`, as `dataset_scripts.prepare` writes them, as a sequence of examples.
+    """The rows of Parquet files, in the columns of `schema.FEATURES`, as a sequence of examples.
 
     Only the numbers of atoms, and whether there are labels, are read at the beginning: six bytes per row are kept.
 
     Attributes:
         sizes: (rows,) numbers of atoms.
-        elements: atomic numbers that occur, also in rows that do not count.
+        elements: atomic numbers that occur in rows that count.
         shard_lengths: rows that count, by shard.
         num_too_large: rows that `max_atoms` left out.
         label_levels: rows that count by the level of theory of their labels, None for no label.
@@ -98,39 +101,38 @@ class ShardedExamples(Sequence[Example]):
         has_structures: whether any row that counts is a minimum that serves as a structure.
 
     Args:
-        folder, split: where the shards are.
+        paths: the files, at least one; see `files_of_source`.
         levels_of_theory, resonance_invariant, structures: see `example_from_row`.
         only_labelled: count rows with an energy at one of these levels only.
         max_atoms: count molecules with at most so many atoms only.
-
-    Raises:
-        ValueError: no shards, or no row that counts.
+        max_rows: count only the first so many of these rows.
     """
 
     def __init__(
         self,
-        folder: Path,
-        split: str,
+        paths: Sequence[Path],
         levels_of_theory: Sequence[str],
         only_labelled: bool = False,
         max_atoms: int | None = None,
         resonance_invariant: bool = False,
         structures: bool = True,
+        max_rows: int | None = None,
     ):
         self.levels_of_theory, self.resonance_invariant = tuple(levels_of_theory), resonance_invariant
         self.structures = structures
-        self.paths = sorted((folder / split).glob("*.parquet"))
-        if not self.paths:
-            raise InputError(f"no Parquet shards in {folder / split}; dataset_scripts.prepare makes them")
-        shards = [_ShardIndex.of(path, self.levels_of_theory, only_labelled, max_atoms) for path in self.paths]
+        shards: list[_ShardIndex] = []
+        left = max_rows
+        for path in paths:
+            shards.append(_ShardIndex.of(path, self.levels_of_theory, only_labelled, max_atoms, left))
+            if left is not None:
+                left -= len(shards[-1].sizes)
+                if not left:
+                    break
+        self.paths = paths[: len(shards)]
         self._chosen = [shard.chosen for shard in shards]
         self.sizes = np.concatenate([shard.sizes for shard in shards])
         self.shard_lengths = [len(shard.sizes) for shard in shards]
         self._ends = list(accumulate(self.shard_lengths))
-        if not len(self.sizes):
-            raise InputError(
-                f"no row of {folder / split} counts (labels at {' or '.join(self.levels_of_theory)}, sizes)"
-            )
         self.num_too_large = sum(shard.num_too_large for shard in shards)
         self.elements: set[int] = set().union(*(shard.elements for shard in shards))
         self.label_levels: Counter[str | None] = sum((shard.label_levels for shard in shards), Counter())
@@ -165,15 +167,15 @@ class ShardedExamples(Sequence[Example]):
             self._parsed = dict(enumerate(pool.imap(_example_at, range(len(self)), chunksize=64)))
 
     def molecules(self) -> set[tuple[str, bool, bool]]:
-        """SMILES of the rows that count, with whether such a row is labelled, and whether it is a minimum."""
+        """SMILES of the rows that count, with whether such a row is labelled, and whether it serves as a structure."""
         found: set[tuple[str, bool, bool]] = set()
         known = pa.array(self.levels_of_theory)
         for table in self._columns("smiles", "energy_level_of_theory", "equilibrium_level_of_theory"):
             smiles, label_level, minimum_level = table.columns
             # Forces at a minimum are zero, see `example_from_row`.
             labelled = pc.or_(pc.is_in(label_level, known), pc.is_in(minimum_level, known))
-            minimum = minimum_level.is_valid()
-            found.update(zip(smiles.to_pylist(), labelled.to_pylist(), minimum.to_pylist(), strict=True))
+            structure = pc.and_(minimum_level.is_valid(), self.structures)
+            found.update(zip(smiles.to_pylist(), labelled.to_pylist(), structure.to_pylist(), strict=True))
         return found
 
     def has_forces(self) -> bool:

@@ -17,7 +17,7 @@ from dataset_scripts.rows import make_row
 from dataset_scripts.schema import WB97M_D3BJ_DEF2_TZVPPD
 from modeling_pcbridge.constants import BOHR_TO_ANGSTROM, HARTREE_PER_BOHR_TO_EV_PER_ANGSTROM, HARTREE_TO_EV
 from modeling_pcbridge.errors import InputError
-from modeling_pcbridge.molecular_graph import mol_from_smiles
+from modeling_pcbridge.rdkit_molecules import atomic_numbers_of, mol_from_smiles
 
 if TYPE_CHECKING:
     import h5py
@@ -94,7 +94,7 @@ def _molecule(path: Path, name: str) -> Molecule:
             raise BadRowError(name, f"{dataset} not in {unit}", group[dataset].attrs.get("units"))
         values[dataset] = group[dataset][()].astype(np.float64) * factor
     mol = mol_from_smiles(group["smiles"].asstr()[0])
-    if [atom.GetAtomicNum() for atom in mol.GetAtoms()] != group["atomic_numbers"][()].tolist():
+    if atomic_numbers_of(mol) != group["atomic_numbers"][()].tolist():
         raise BadRowError(name, "atomic_numbers differ from the SMILES")
     return Molecule(
         mol=mol,

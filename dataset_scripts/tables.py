@@ -19,17 +19,16 @@ csv.field_size_limit(2**24)
 
 
 def read_csv(path: Path) -> Iterator[dict[str, str]]:
-    """The records of a CSV file with a header, as texts."""
-    with open_text(path) as file:
-        yield from read_csv_lines(file, str(path))
+    """The records of a CSV file with a header, as texts.
 
-
-def read_csv_lines(lines: Iterable[str], name: str) -> Iterator[dict[str, str]]:
-    """The records of the lines of a CSV file with a header, as texts; `name` is the file's, for errors."""
+    Raises:
+        BadRowError: the file is damaged.
+    """
     try:
-        yield from csv.DictReader(lines)
+        with open_text(path) as file:
+            yield from csv.DictReader(file)
     except csv.Error as error:
-        raise BadRowError(name, "damaged CSV file", error) from error
+        raise BadRowError(str(path), "damaged CSV file", error) from error
 
 
 def read_smiles(lines: Iterable[str]) -> Iterator[tuple[int, str, str]]:

@@ -20,10 +20,11 @@ from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import example_from_row
 from dataset_scripts.schema import B3LYP_6_31GD
 from experiments.evidence_release import FILES
+from experiments.measured_values import measured_values
 from experiments.outside import RESULTS, ROOT
 from modeling_pcbridge import PCBridgeModel
 from pcbridge.evaluation.batches import energies_and_forces
-from pcbridge.training.card import losses_section, measured_values, render_card
+from pcbridge.training.card import losses_section, render_card
 from pcbridge.training.config import StageConfig
 from train_accelerate import parse
 

@@ -27,7 +27,8 @@ from rdkit import Chem
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.graph_batch import GraphBatch
-from modeling_pcbridge.molecular_graph import MolecularGraph, graph_from_mol, mol_from_smiles
+from modeling_pcbridge.molecular_graph import MolecularGraph, graph_from_mol
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 from pcbridge.evaluation.batches import moved
 from pcbridge.evaluation.metrics import (
     bond_angle_error,

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from dataset_scripts.label_generation import read_lines
-from dataset_scripts.quantum_chemistry import b3lyp_optimizer_steps
+from dataset_scripts.quantum_chemistry import b3lyp_optimised
 from experiments.dft_check import DFT, Structures, compute, whole_molecules
 from experiments.qm9_benchmark import DATA, RESULTS, ROOT, RUN
 from experiments.qm9_evaluation import refine
@@ -57,7 +57,7 @@ def count_steps(table: Structures) -> None:
         for name, title, elements, positions in tqdm([task for task in tasks if task[:2] not in done], desc="steps"):
             line: dict = {"molecule_id": name, "structure": title}
             try:
-                line["steps"] = b3lyp_optimizer_steps(elements, positions, 0)
+                line["steps"] = b3lyp_optimised(elements, positions, 0)[2]
             except RuntimeError as error:
                 line["error"] = str(error)
             output.write(json.dumps(line) + "\n")

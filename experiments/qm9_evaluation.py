@@ -15,10 +15,11 @@ from tqdm.auto import tqdm
 from experiments.qm9_molecules import STARTS, CheapStructures
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.graph_batch import pad_graphs
+from modeling_pcbridge.rdkit_structures import etkdg_conformers
 from pcbridge.evaluation.batches import energies_and_forces, moved
 from pcbridge.evaluation.evaluate import structure_record
 from pcbridge.evaluation.metrics import distances_to_others
-from pcbridge.evaluation.references import ReferenceMolecule, etkdg_structures, graphs_for, mmff_structures
+from pcbridge.evaluation.references import ReferenceMolecule, graphs_for, mmff_structures
 
 # Structures of a batch, and the steps of each reverse process.
 _BATCH = 200
@@ -50,7 +51,10 @@ def from_graph(
         that RDKit cannot do are missing in its rows. And the most central `DDIM` structures by molecule.
     """
     generator = torch.Generator().manual_seed(seed)
-    rdkit = {ETKDG_SAMPLES: etkdg_structures(num_samples, seed), MMFF_SAMPLES: mmff_structures(num_samples, seed)}
+    rdkit = {
+        ETKDG_SAMPLES: lambda r: etkdg_conformers(r.mol, num_samples, seed),
+        MMFF_SAMPLES: mmff_structures(num_samples, seed),
+    }
     records: dict[str, Records] = defaultdict(dict)
     structures: dict[str, np.ndarray] = {}
     for reference in tqdm(references, desc="from the graph", unit="molecule"):

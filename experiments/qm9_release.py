@@ -11,11 +11,12 @@ from huggingface_hub import EvalResult, ModelCard
 
 from experiments.dft_check import DFT
 from experiments.evidence_release import FILES
+from experiments.measured_values import measured_values
 from experiments.qm9_benchmark import CHECKPOINTS, RESULTS, ROOT
 from experiments.qm9_dft import energies_above
 from experiments.qm9_evaluation import DDIM, central
 from experiments.qm9_report import RELEASED
-from pcbridge.training.card import losses_section, measured_values, render_card
+from pcbridge.training.card import losses_section, render_card
 from pcbridge.training.config import StageConfig
 from pcbridge.training.run import STAGE1
 from train_accelerate import parse

@@ -11,7 +11,8 @@ from rdkit import Chem
 
 from dataset_scripts.labelling import starting_structure
 from dataset_scripts.quantum_chemistry import gfn2_energy_and_forces, gfn2_minimum
-from modeling_pcbridge.molecular_graph import graph_from_mol, with_structure
+from modeling_pcbridge.molecular_graph import graph_from_mol
+from modeling_pcbridge.rdkit_molecules import with_structure
 
 # SMILES, a SMARTS of the torsion i, j, k, l, and how far it is turned, degrees.
 _SCANS = {

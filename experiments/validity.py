@@ -23,20 +23,21 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from rdkit import Chem, RDLogger
+from rdkit import RDLogger
 from tqdm.auto import tqdm
 
 from dataset_scripts.label_generation import read_lines
 from experiments.outside import ROOT, Molecule, read
+from experiments.perception import has_perceived_bonds, has_perceived_stereo
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.graph_batch import pad_graphs
-from modeling_pcbridge.molecular_graph import MolecularGraph, conformer_from_positions, graph_from_mol
+from modeling_pcbridge.molecular_graph import MolecularGraph, graph_from_mol
+from modeling_pcbridge.rdkit_molecules import with_conformers
 from modeling_pcbridge.rdkit_structures import rdkit_structures
 from modeling_pcbridge.structure_checks import StructureChecks
 from pcbridge.evaluation.batches import moved, refined
 from pcbridge.evaluation.metrics import heavy_atom_rmsd
-from pcbridge.evaluation.perception import has_perceived_bonds, has_perceived_stereo
 from pcbridge.evaluation.validity import checks
 
 matplotlib.use("Agg")
@@ -58,12 +59,7 @@ _SIZES = {"up to 15": (1, 15), "16 to 25": (16, 25), "above 25": (26, 10_000)}  
 
 def judged(molecule: Molecule, graph: MolecularGraph, structures: np.ndarray) -> list[dict]:
     """Of each structure (N, 3) whether `StructureChecks` calls it sound, and the other checks that it fails."""
-    mols = []
-    for positions in structures:
-        mol = Chem.Mol(molecule.mol)
-        mol.RemoveAllConformers()
-        mol.AddConformer(conformer_from_positions(positions))
-        mols.append(mol)
+    mols = [with_conformers(molecule.mol, positions) for positions in structures]
     own = StructureChecks(graph)
     records = []
     for mol, positions, found in zip(mols, structures, checks(mols), strict=True):

@@ -9,8 +9,8 @@ from .beyond_training import warn_if_beyond
 from .errors import InputError
 from .graph_batch import GraphBatch
 from .modeling_pcbridge import PCBridgeModel
-from .molecular_graph import check_structure_fits, mol_from_positions, mol_from_smiles
 from .processing_pcbridge import PCBridgeProcessor, describe
+from .rdkit_molecules import check_structure_fits, mol_from_positions, mol_from_smiles
 
 
 class PCBridgeCalculator(Calculator):

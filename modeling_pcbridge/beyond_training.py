@@ -8,7 +8,8 @@ from rdkit import Chem
 
 from .atom_environments import environments_of_graph
 from .configuration_pcbridge import PCBridgeConfig
-from .molecular_graph import MolecularGraph, total_charge_of
+from .molecular_graph import MolecularGraph
+from .resonance import CHARGE_UNITS
 from .training_coverage import ENVIRONMENT_RADIUS
 
 
@@ -29,7 +30,8 @@ def beyond_training(config: PCBridgeConfig, graph: MolecularGraph) -> list[str] 
     largest = {"structures": coverage.largest_structure, "labels": coverage.largest_labelled}
     if exceeded := [f"{of} up to {size}" for of, size in largest.items() if len(heavy) > size]:
         found.append(f"it has {len(heavy)} heavy atoms, training {' and '.join(exceeded)}")
-    total_charge = total_charge_of(graph, config.resonance_invariant)
+    charge_units = CHARGE_UNITS if config.resonance_invariant else 1
+    total_charge = round(int(graph.formal_charges.sum(dtype=int)) / charge_units)  # shares of a charge are rounded
     if total_charge not in coverage.total_charges:
         found.append(f"no training molecule had its total charge of {total_charge:+d}")
     if not heavy:

@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .dispersion import with_d3bj
-from .errors import InputError
+from .errors import InputError, require
 from .training_coverage import TrainingCoverage
 
 # The sizes of Ren et al., Appendix B.2, and the elements of PubChemQC's CHNOPSFClNaKMgCa subset. Sizes only: unlike the
@@ -166,14 +166,11 @@ class PCBridgeConfig(PreTrainedConfig):
             "num_train_timesteps",
         )
         for name in sizes:
-            if not getattr(self, name) >= 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        heads = self.num_attention_heads
         for name in ("hidden_size", "vector_size"):
-            if getattr(self, name) % self.num_attention_heads:
-                raise InputError(
-                    f"{name} ({getattr(self, name)}) must be a multiple of num_attention_heads "
-                    f"({self.num_attention_heads})"
-                )
+            size = getattr(self, name)
+            require(size % heads == 0, name, f"a multiple of num_attention_heads ({heads})", size)
         if self.initializer_range is None:
             self.initializer_range = _INITIALIZER_RANGE * (_ITS_HIDDEN_SIZE / self.hidden_size) ** 0.5
         if not 0 < self.beta_start <= self.beta_end < 1:
@@ -182,27 +179,24 @@ class PCBridgeConfig(PreTrainedConfig):
         optional = ("position_std", "attention_cutoff", "structure_cutoff")
         positive += [name for name in optional if getattr(self, name) is not None]
         for name in positive:
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{name} must be positive and finite, not {getattr(self, name)}")
+            number = getattr(self, name)
+            require(0 < number < float("inf"), name, "positive and finite", number)
+        last = self.num_train_timesteps
         for name in ("denoising_timestep", "refinement_timestep"):
-            if not 1 <= getattr(self, name) <= self.num_train_timesteps:
-                raise InputError(f"{name} must lie in 1..num_train_timesteps, not {getattr(self, name)}")
-        if (falling := self.mean_shift_timesteps) is not None and not (
-            len(falling) == 2 and self.num_train_timesteps >= falling[0] >= falling[1] >= 1
-        ):
-            raise InputError(
-                f"mean_shift_timesteps must be two, falling, in 1..num_train_timesteps ({self.num_train_timesteps}), "
-                f"not {falling}"
-            )
-        if self.num_relaxation_steps < 0:
-            raise InputError(f"num_relaxation_steps must not be negative, but is {self.num_relaxation_steps}")
+            timestep = getattr(self, name)
+            require(1 <= timestep <= last, name, f"in 1..num_train_timesteps ({last})", timestep)
+        if (falling := self.mean_shift_timesteps) is not None:
+            is_right = len(falling) == 2 and last >= falling[0] >= falling[1] >= 1
+            require(is_right, "mean_shift_timesteps", f"two, falling, in 1..num_train_timesteps ({last})", falling)
+        require(self.num_relaxation_steps >= 0, "num_relaxation_steps", "at least 0", self.num_relaxation_steps)
         levels = self.energy_levels_of_theory
-        if not levels or len(set(levels)) < len(levels):
-            raise InputError(f"energy_levels_of_theory must be one or more different names, not {levels}")
+        are_different = 0 < len(levels) == len(set(levels))
+        require(are_different, "energy_levels_of_theory", "one or more different names", levels)
         if self.dispersion is not None:
             with_d3bj(levels[0])  # refuses a level that it has no parameters for
-        if not self.supported_elements or not all(1 <= z <= 118 for z in self.supported_elements):
-            raise InputError(f"supported_elements must be atomic numbers in 1..118, not {self.supported_elements}")
+        elements = self.supported_elements
+        are_elements = bool(elements) and all(1 <= z <= 118 for z in elements)
+        require(are_elements, "supported_elements", "atomic numbers in 1..118", elements)
         if self.supported_total_charges is not None and not self.supported_total_charges:
             raise InputError("supported_total_charges must name at least one charge, or be null")
         _ = self.coverage  # refuses one that is damaged

@@ -9,13 +9,6 @@ from torch import Tensor
 from .float64_buffers import Float64Buffers
 
 
-def sigmoid_alphas_cumprod(num_train_timesteps: int, beta_start: float, beta_end: float) -> Tensor:
-    """abar_t for t = 0..T, (T + 1,) float64, of the sigmoid schedule (beta_t over sigmoid of -6..6)."""
-    ramp = torch.sigmoid(torch.linspace(-6, 6, num_train_timesteps, dtype=torch.float64, device="cpu"))
-    betas = beta_start + ramp * (beta_end - beta_start)
-    return torch.cat([torch.ones(1, dtype=torch.float64, device="cpu"), torch.cumprod(1 - betas, dim=0)])
-
-
 def centre(positions: Tensor, atom_mask: Tensor) -> Tensor:
     """Move the centroid of the real atoms to the origin; padding becomes zero.
 
@@ -80,7 +73,10 @@ class DiffusionSchedule(Float64Buffers):
         self.register_buffer("alphas_cumprod", self.compute_alphas_cumprod())
 
     def compute_alphas_cumprod(self) -> Tensor:
-        return sigmoid_alphas_cumprod(self.num_train_timesteps, self.beta_start, self.beta_end)
+        """abar_t for t = 0..T, (T + 1,) float64, of the sigmoid schedule (beta_t over sigmoid of -6..6)."""
+        ramp = torch.sigmoid(torch.linspace(-6, 6, self.num_train_timesteps, dtype=torch.float64, device="cpu"))
+        betas = self.beta_start + ramp * (self.beta_end - self.beta_start)
+        return torch.cat([torch.ones(1, dtype=torch.float64, device="cpu"), torch.cumprod(1 - betas, dim=0)])
 
     def alpha_bar(self, timesteps: Tensor) -> Tensor:
         """abar_t as float64, with the two trailing axes that broadcast over (B, N, 3)."""

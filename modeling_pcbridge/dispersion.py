@@ -63,8 +63,6 @@ def d3bj_energy_and_gradient(level_of_theory: str, atomic_numbers: Tensor, posit
 @cache
 def _reference(device: torch.device, dtype: torch.dtype):
     """The C6 coefficients of reference systems, which tad-dftd3 reads from a file."""
-    try:
-        from tad_dftd3.reference import Reference
-    except ImportError as error:
-        raise ImportError("dispersion needs tad-dftd3: pip install 'pcbridge[dispersion]'") from error
+    from tad_dftd3.reference import Reference
+
     return Reference(device=device, dtype=dtype)

@@ -39,18 +39,22 @@ class GraphBatch:
     torsion_quadruples: Tensor
 
     @classmethod
-    def of_inputs(cls, inputs: dict[str, Tensor]) -> "GraphBatch":
-        """The batch in the keyword arguments of a model's method.
+    def of_inputs(cls, inputs: dict[str, Tensor], positions: Tensor | None = None) -> "GraphBatch":
+        """The batch in the keyword arguments of a model's method, with which `positions` have to go, if there are any.
 
         Raises:
             TypeError: an argument that is neither an option of the method nor a tensor of the processor, or one of
                 these is missing.
+            InputError: positions that are not (B, N, 3).
         """
         if unknown := sorted(set(inputs) - set(GRAPH_KEYS)):
             raise TypeError(f"there is no option {unknown[0]!r}")
         if missing := [key for key in GRAPH_KEYS if key not in inputs]:
             raise TypeError(f"no {missing[0]}; give what the processor returns, with **")
-        return cls(**inputs)
+        batch = cls(**inputs)
+        if positions is not None:
+            batch.check_positions(positions)
+        return batch
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -119,34 +123,31 @@ GRAPH_KEYS = tuple(field.name for field in fields(GraphBatch))
 
 def pad_graphs(graphs: Sequence[MolecularGraph]) -> dict[str, Tensor]:
     """Stack `MolecularGraph`s into the tensors of `GraphBatch`, padded to the largest molecule."""
-    batch_size = len(graphs)
-    num_atoms = max(graph.num_atoms for graph in graphs)
-    num_quadruples = max(len(graph.stereo_quadruples) for graph in graphs)
-    num_torsions = max(len(graph.torsion_quadruples) for graph in graphs)
-    batch = {
-        "atomic_numbers": torch.zeros(batch_size, num_atoms, dtype=torch.int64),
-        "formal_charges": torch.zeros(batch_size, num_atoms, dtype=torch.int64),
-        "atom_mask": torch.zeros(batch_size, num_atoms, dtype=torch.bool),
-        "pair_types": torch.zeros(batch_size, num_atoms, num_atoms, dtype=torch.uint8),
-        "stereo_pair_types": torch.zeros(batch_size, num_atoms, num_atoms, dtype=torch.uint8),
-        "stereo_quadruples": torch.full((batch_size, num_quadruples, 4), -1, dtype=torch.int64),
-        "torsion_quadruples": torch.full((batch_size, num_torsions, 4), -1, dtype=torch.int64),
+
+    def stacked(name: str, dtype: torch.dtype = torch.int64, padding: int = 0) -> Tensor:
+        return _stacked([getattr(graph, name) for graph in graphs], dtype, padding)
+
+    atomic_numbers = stacked("atomic_numbers")
+    return {
+        "atomic_numbers": atomic_numbers,
+        "formal_charges": stacked("formal_charges"),
+        "atom_mask": atomic_numbers > 0,
+        "pair_types": stacked("pair_types", torch.uint8),
+        "stereo_pair_types": stacked("stereo_pair_types", torch.uint8),
+        "stereo_quadruples": stacked("stereo_quadruples", padding=-1),
+        "torsion_quadruples": stacked("torsion_quadruples", padding=-1),
     }
-    for i, graph in enumerate(graphs):
-        n = graph.num_atoms
-        batch["atomic_numbers"][i, :n] = torch.from_numpy(graph.atomic_numbers)
-        batch["formal_charges"][i, :n] = torch.from_numpy(graph.formal_charges)
-        batch["atom_mask"][i, :n] = True
-        batch["pair_types"][i, :n, :n] = torch.from_numpy(graph.pair_types)
-        batch["stereo_pair_types"][i, :n, :n] = torch.from_numpy(graph.stereo_pair_types)
-        batch["stereo_quadruples"][i, : len(graph.stereo_quadruples)] = torch.from_numpy(graph.stereo_quadruples)
-        batch["torsion_quadruples"][i, : len(graph.torsion_quadruples)] = torch.from_numpy(graph.torsion_quadruples)
-    return batch
 
 
 def pad_positions(positions: Sequence[np.ndarray]) -> Tensor:
     """Stack (N_i, 3) arrays into (B, N, 3) float32, zero on padding."""
-    padded = torch.zeros(len(positions), max(len(array) for array in positions), 3)
-    for i, array in enumerate(positions):
-        padded[i, : len(array)] = torch.as_tensor(array)
-    return padded
+    return _stacked(positions, torch.float32, 0)
+
+
+def _stacked(arrays: Sequence[np.ndarray], dtype: torch.dtype, padding: int) -> Tensor:
+    """Arrays of as many axes, each padded at the end of its axes to the longest."""
+    shape = np.max([array.shape for array in arrays], axis=0).tolist()
+    whole = torch.full((len(arrays), *shape), padding, dtype=dtype)
+    for row, array in zip(whole, arrays, strict=True):
+        row[tuple(map(slice, array.shape))] = torch.as_tensor(array)
+    return whole

@@ -24,6 +24,7 @@ from .losses import (
     reduce_mean,
     score_consistency_loss,
 )
+from .outputs import PCBridgeOutput
 
 
 class LabelRows(NamedTuple):
@@ -76,6 +77,57 @@ class LossInputs:
     positions: Tensor
     mask: Tensor
     count: Tensor | None = None
+
+
+def add_label_losses(
+    model,
+    output: PCBridgeOutput,
+    graph: GraphBatch,
+    positions: Tensor,
+    labels: Labels,
+    rows: slice,
+    settings: LossSettings,
+    counts: dict[str, Tensor],
+) -> None:
+    """Eq. 7, first term, and Eq. 12, from one evaluation of E on `rows`, and its energies and forces."""
+    part, at = graph[rows], positions[rows]
+    levels = None if labels.levels is None else labels.levels[rows]
+    # They go off in float64, before the difference is rounded.
+    references = model.energy_decoder.reference_energies(part.atomic_numbers, levels)
+    everywhere = part.atom_mask[:, 0]
+    if labels.forces is None:
+        interaction = model.interaction_energy(part, at, levels)
+    else:
+        interaction, gradient = model.interaction_energy_and_gradient(part, at, levels)
+        mask = everywhere if labels.has_forces is None else labels.has_forces[rows]
+        inputs = LossInputs(part, at, mask, counts.get("forces"))
+        output.force_loss = force_term(inputs, -gradient, labels.forces[rows], settings)
+        output.forces = torch.full_like(positions, torch.nan, dtype=gradient.dtype)
+        output.forces[rows] = -gradient.detach()
+    if labels.energy is not None:
+        mask = everywhere if labels.has_energy is None else labels.has_energy[rows]
+        inputs = LossInputs(part, at, mask, counts.get("energy"))
+        output.energy_loss = energy_term(inputs, interaction, labels.energy[rows] - references)
+    output.energy = torch.full_like(positions[:, 0, 0], torch.nan, dtype=torch.float64)
+    output.energy[rows] = interaction.detach().double() + references
+
+
+def add_structure_losses(
+    model,
+    output: PCBridgeOutput,
+    inputs: LossInputs,
+    settings: LossSettings,
+    generator: torch.Generator | None,
+) -> None:
+    """Eq. 7, second term, both consistency losses, and the distillation."""
+    if settings.denoising_weight > 0:
+        output.denoising_loss = denoising_term(model, inputs, settings, generator, settings.data_precision)
+    if settings.optimality_weight > 0:
+        output.optimality_consistency_loss = optimality_term(model, inputs, settings, generator)
+    if settings.score_weight > 0:
+        output.score_consistency_loss = score_term(model, inputs, settings, generator)
+    if settings.distillation_weight > 0:
+        output.distillation_loss = distillation_term(model, inputs, settings, generator)
 
 
 def energy_term(inputs: LossInputs, interaction: Tensor, label: Tensor) -> Tensor:

@@ -4,16 +4,13 @@ The graph holds what the model is conditioned on: elements, formal charges, bond
 distances, and the stereo marks (tetrahedral centres, double bonds). Hydrogens are always explicit atoms.
 """
 
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from rdkit import Chem
-from rdkit.Chem import rdDetermineBonds
 
 from .errors import InputError
-from .resonance import CHARGE_UNITS, average_forms
+from .resonance import average_forms
 
 # Codes of `pair_types`: how two atoms are related in the graph. Bonds are told apart by order, other pairs by
 # the number of bonds on the shortest path between them.
@@ -31,12 +28,8 @@ MAX_PATH_LENGTH = 9  # longer paths share the last code
 NUM_PAIR_TYPES = PAIR_PATH_OF_2 + MAX_PATH_LENGTH - 1
 
 # Codes of `stereo_pair_types`: two substituents on opposite ends of a stereo double bond.
-STEREO_NONE, STEREO_CIS, STEREO_TRANS = 0, 1, 2
+STEREO_CIS, STEREO_TRANS = 1, 2  # 0 for all other pairs
 NUM_STEREO_PAIR_TYPES = 3
-
-# What a structure may look like far from its minimum; displacements of .1 angstrom a coordinate keep well within.
-MAX_STRETCH = 1.6  # of the sum of the covalent radii
-MIN_DISTANCE = 0.5  # angstrom; the shortest bond, H-H, has 0.74
 
 _CIS_TAGS = (Chem.BondStereo.STEREOZ, Chem.BondStereo.STEREOCIS)
 _TRANS_TAGS = (Chem.BondStereo.STEREOE, Chem.BondStereo.STEREOTRANS)
@@ -76,6 +69,14 @@ class MolecularGraph:
     def has_stereo(self) -> bool:
         return len(self.stereo_quadruples) > 0 or bool(self.stereo_pair_types.any())
 
+    def marked_bond(self, i: int, j: int) -> tuple[int, int]:
+        """The bond from a neighbour of `i` to one of `j`, two atoms with a mark across it."""
+        bonded = self.bonded
+        between = np.argwhere(bonded & np.outer(bonded[i], bonded[j])).tolist()
+        # Between resonance forms it may be no double bond any more, so any other one has to do.
+        a, b = min(between, key=lambda ends: self.pair_types[tuple(ends)] != _DOUBLE_BOND)
+        return a, b
+
 
 def graph_from_mol(mol: Chem.Mol, resonance_invariant: bool = False) -> MolecularGraph:
     """The graph of a molecule whose hydrogens are explicit; the atom order is kept.
@@ -112,16 +113,10 @@ def graph_from_mol(mol: Chem.Mol, resonance_invariant: bool = False) -> Molecula
         atomic_numbers=np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], dtype=np.uint8),
         formal_charges=formal_charges,
         pair_types=pair_types,
-        stereo_pair_types=_stereo_pair_types(mol),
-        stereo_quadruples=_stereo_quadruples(mol),
+        stereo_pair_types=stereo_pair_types(mol),
+        stereo_quadruples=stereo_quadruples(mol),
         torsion_quadruples=_torsion_quadruples(mol, bonds),
     )
-
-
-def total_charge_of(graph: MolecularGraph, resonance_invariant: bool) -> int:
-    """In elementary charges, of a graph that was made so."""
-    units = CHARGE_UNITS if resonance_invariant else 1
-    return round(int(graph.formal_charges.sum(dtype=int)) / units)  # shares of a charge are rounded
 
 
 def charges_and_bonds(
@@ -140,7 +135,8 @@ def charges_and_bonds(
     return np.array([atom.GetFormalCharge() for atom in mol.GetAtoms()], dtype=np.int8), bonds
 
 
-def _stereo_pair_types(mol: Chem.Mol) -> np.ndarray:
+def stereo_pair_types(mol: Chem.Mol) -> np.ndarray:
+    """(N, N), of the marked double bonds of a molecule, see `MolecularGraph`."""
     types = np.zeros((mol.GetNumAtoms(), mol.GetNumAtoms()), dtype=np.uint8)
     for bond in mol.GetBonds():
         if bond.GetStereo() not in _CIS_TAGS + _TRANS_TAGS:
@@ -156,7 +152,8 @@ def _stereo_pair_types(mol: Chem.Mol) -> np.ndarray:
     return types
 
 
-def _stereo_quadruples(mol: Chem.Mol) -> np.ndarray:
+def stereo_quadruples(mol: Chem.Mol) -> np.ndarray:
+    """(M, 4), of the marked tetrahedral centres of a molecule, see `MolecularGraph`."""
     quadruples = []
     for atom in mol.GetAtoms():
         tag = atom.GetChiralTag()
@@ -208,11 +205,6 @@ def _sp_atoms(mol: Chem.Mol, bonds: dict[tuple[int, int], Chem.BondType]) -> lis
     ]
 
 
-def stereo_marks(mol: Chem.Mol) -> tuple[np.ndarray, np.ndarray]:
-    """`stereo_pair_types` (N, N) and `stereo_quadruples` (M, 4) of the marks of a molecule, see `MolecularGraph`."""
-    return _stereo_pair_types(mol), _stereo_quadruples(mol)
-
-
 def signed_volumes(positions: np.ndarray, quadruples: np.ndarray) -> np.ndarray:
     """det(b - a, c - a, d - a) of each quadruple; positive where the stereo mark is obeyed.
 
@@ -230,180 +222,11 @@ def signed_volumes(positions: np.ndarray, quadruples: np.ndarray) -> np.ndarray:
 def stereo_is_right(graph: MolecularGraph, positions: np.ndarray) -> np.ndarray:
     """Whether every stereo mark of the graph is obeyed by (S, N, 3) positions, (S,) bool; True without marks."""
     right = np.all(signed_volumes(positions, graph.stereo_quadruples) > 0, axis=-1)
-    bonded = graph.bonded
     for i, j in np.argwhere(np.triu(graph.stereo_pair_types)):
-        # Between resonance forms the bond may be no double bond any more, so it is found by its substituents.
-        between = np.argwhere(bonded & np.outer(bonded[i], bonded[j]))
-        a, b = min(between.tolist(), key=lambda ends: graph.pair_types[tuple(ends)] != _DOUBLE_BOND)
+        a, b = graph.marked_bond(i, j)
         axis = positions[:, b] - positions[:, a]
         normal_i = np.cross(positions[:, i] - positions[:, a], axis)
         normal_j = np.cross(positions[:, j] - positions[:, b], axis)
         is_cis = (normal_i * normal_j).sum(-1) > 0
         right &= is_cis == (graph.stereo_pair_types[i, j] == STEREO_CIS)
     return right
-
-
-def mol_from_smiles(smiles: str) -> Chem.Mol:
-    """Parse SMILES into a molecule with explicit hydrogens, in the order of `Chem.AddHs`.
-
-    Atom-mapped SMILES in which every atom, hydrogens included, carries a map number 1..N (as in SPICE and in this
-    project's data) give the atoms in that order.
-
-    Raises:
-        ValueError: the SMILES is empty, not ASCII or cannot be parsed.
-    """
-    if not smiles or not smiles.strip():
-        raise InputError("the SMILES is empty")
-    if not smiles.isascii():  # RDKit takes what follows such a character for a name
-        raise InputError("the SMILES has characters that are not ASCII")
-    parameters = Chem.SmilesParserParams()
-    parameters.removeHs = False  # type: ignore[assignment]  # RDKit's stub is wrong
-    mol = Chem.MolFromSmiles(smiles, parameters)
-    if mol is None:
-        raise InputError(f"RDKit cannot parse the SMILES{_problem_of_smiles(smiles)}")
-    mol.RemoveAllConformers()  # of a drawing, in a CXSMILES extension
-    map_numbers = [atom.GetAtomMapNum() for atom in mol.GetAtoms()]
-    has_all_hydrogens = all(atom.GetTotalNumHs() == 0 for atom in mol.GetAtoms())
-    if has_all_hydrogens and sorted(map_numbers) == list(range(1, mol.GetNumAtoms() + 1)):
-        return _without_map_numbers(Chem.RenumberAtoms(mol, [int(i) for i in np.argsort(map_numbers)]))
-    # Other numbers are those of a reaction, say; they mean nothing here.
-    mol = Chem.MolFromSmiles(smiles)
-    mol.RemoveAllConformers()
-    return Chem.AddHs(_without_map_numbers(mol))
-
-
-def _problem_of_smiles(smiles: str) -> str:
-    """What RDKit says of the chemistry of a SMILES whose syntax is right, in brackets."""
-    mol = Chem.MolFromSmiles(smiles, sanitize=False)
-    problems = [] if mol is None else Chem.DetectChemistryProblems(mol)
-    return f" ({problems[0].Message()})" if problems else ""
-
-
-def _without_map_numbers(mol: Chem.Mol) -> Chem.Mol:
-    if any(atom.GetAtomMapNum() for atom in mol.GetAtoms()):
-        for atom in mol.GetAtoms():
-            atom.SetAtomMapNum(0)
-        # Numbers tell equal neighbours apart; without them a mark between such is none.
-        Chem.AssignStereochemistry(mol, cleanIt=True, force=True)
-    return mol
-
-
-def mol_from_positions(
-    atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int = 0, timeout: float = 10.0
-) -> Chem.Mol:
-    """A molecule from elements and a structure; bonds and stereo marks are perceived by RDKit's DetermineBonds.
-
-    Args:
-        atomic_numbers: (N,).
-        positions: (N, 3), angstrom.
-        total_charge: elementary charges.
-        timeout: seconds; the time that bond orders take grows exponentially with nitro groups and the like.
-
-    Raises:
-        ValueError: no graph of that charge fits the structure, or none was found in time.
-    """
-    mol = Chem.RWMol()
-    for atomic_number in atomic_numbers:
-        mol.AddAtom(Chem.Atom(int(atomic_number)))
-    mol.AddConformer(conformer_from_positions(positions))
-    try:
-        if len(atomic_numbers) > 1:
-            mol = _with_bonds(mol, int(total_charge), timeout)
-        else:
-            mol.GetAtomWithIdx(0).SetFormalCharge(int(total_charge))
-            Chem.SanitizeMol(mol)
-    except InputError:
-        raise
-    except (ValueError, RuntimeError) as error:
-        hint = "" if total_charge else "; if it is an ion, state its total charge"
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise InputError(f"no bonds of total charge {total_charge} fit the positions ({reason}){hint}") from error
-    Chem.AssignStereochemistryFrom3D(mol)
-    return mol.GetMol()
-
-
-def _with_bonds(mol: Chem.RWMol, total_charge: int, timeout: float) -> Chem.RWMol:
-    """`mol` with bonds by RDKit, which can neither be interrupted nor told a time, but a number of iterations."""
-    start, iterations = time.monotonic(), 10_000
-    while True:
-        candidate, begun = Chem.RWMol(mol), time.monotonic()
-        try:
-            rdDetermineBonds.DetermineBonds(candidate, charge=total_charge, maxIterations=iterations)
-            return candidate
-        except RuntimeError as error:
-            if "Max Iterations" not in str(error):
-                raise
-        now = time.monotonic()
-        in_time_left = int(iterations * (timeout - (now - start)) / max(now - begun, 1e-3))
-        if in_time_left < iterations:
-            raise InputError(f"bond orders were not found within {timeout:g} s; give a SMILES or an SDF record instead")
-        iterations = min(4 * iterations, in_time_left)
-
-
-def conformer_from_positions(positions: np.ndarray) -> Chem.Conformer:
-    """An RDKit conformer with these (N, 3) coordinates in angstrom."""
-    conformer = Chem.Conformer(len(positions))
-    conformer.Set3D(True)
-    conformer.SetPositions(np.ascontiguousarray(positions, dtype=np.float64))
-    return conformer
-
-
-def check_structure_fits(mol: Chem.Mol, positions: np.ndarray) -> None:
-    """Whether (N, 3) positions in angstrom can belong to the atoms of `mol`, in its order.
-
-    Raises:
-        ValueError: two bonded atoms are far apart, an atom is closer to another than to those it is bonded to, or two
-            atoms coincide.
-    """
-    if mol.GetNumAtoms() == 1:
-        return
-    check_bond_lengths(mol, positions, MAX_STRETCH)
-    radii = _covalent_radii(mol)
-    distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
-    np.fill_diagonal(distances, np.inf)
-    nearest = (distances / (radii[:, None] + radii[None])).argmin(1)
-    for atom, other in enumerate(nearest.tolist()):
-        pair = f"{_label(mol, atom)} and {_label(mol, other)} are only {distances[atom, other]:.2f} angstrom apart"
-        if distances[atom, other] < MIN_DISTANCE:
-            raise InputError(pair)
-        if mol.GetBondBetweenAtoms(atom, other) is None:
-            raise InputError(f"{pair}, but not bonded; the first has its bonds with other atoms")
-
-
-def check_bond_lengths(mol: Chem.Mol, positions: np.ndarray, max_stretch: float) -> None:
-    """Raises ValueError if (N, 3) positions make a bond longer than `max_stretch` times the sum of covalent radii."""
-    radii = _covalent_radii(mol)
-    for bond in mol.GetBonds():
-        i, j = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
-        length = np.linalg.norm(positions[i] - positions[j])
-        if length > max_stretch * (radii[i] + radii[j]):
-            raise InputError(f"{_label(mol, i)} and {_label(mol, j)} are bonded, but {length:.2f} angstrom apart")
-
-
-def _covalent_radii(mol: Chem.Mol) -> np.ndarray:
-    return np.array([Chem.GetPeriodicTable().GetRcovalent(atom.GetAtomicNum()) for atom in mol.GetAtoms()])
-
-
-def _label(mol: Chem.Mol, atom: int) -> str:
-    return f"{mol.GetAtomWithIdx(atom).GetSymbol()}{atom}"
-
-
-def mapped_smiles(mol: Chem.Mol) -> str:
-    """SMILES with explicit hydrogens whose map numbers are the 1-based atom indices; `mol_from_smiles` inverts it.
-
-    RDKit writes stereo marks that depend on each other (1,3-disubstituted cyclobutanes) as an equivalent choice for
-    unnumbered atoms, which is the other isomer of the numbered ones: where there is a structure, take marks from it.
-    """
-    mol = Chem.Mol(mol)
-    for atom in mol.GetAtoms():
-        atom.SetAtomMapNum(atom.GetIdx() + 1)
-    return Chem.MolToSmiles(mol)
-
-
-def with_structure(mol: Chem.Mol, positions: np.ndarray) -> Chem.Mol:
-    """A copy of `mol` whose only conformer is `positions` (N, 3), in angstrom, and whose stereo marks are its."""
-    mol = Chem.Mol(mol)
-    mol.RemoveAllConformers()
-    mol.AddConformer(conformer_from_positions(positions))
-    Chem.AssignStereochemistryFrom3D(mol)
-    return mol

@@ -9,7 +9,8 @@ from transformers import BatchFeature, ProcessorMixin
 from .configuration_pcbridge import PCBridgeConfig
 from .errors import InputError
 from .graph_batch import GRAPH_KEYS, pad_graphs, pad_positions
-from .molecular_graph import graph_from_mol, mol_from_positions, mol_from_smiles
+from .molecular_graph import graph_from_mol
+from .rdkit_molecules import atomic_numbers_of, mol_from_positions, mol_from_smiles
 from .rdkit_structures import rdkit_structures
 
 _EMBEDDING_SECONDS = 10.0  # per molecule
@@ -140,7 +141,7 @@ class PCBridgeProcessor(ProcessorMixin):
         )
 
     def _check(self, mol: Chem.Mol, coordinates: np.ndarray | None) -> None:
-        self._check_elements([atom.GetAtomicNum() for atom in mol.GetAtoms()])
+        self._check_elements(atomic_numbers_of(mol))
         self._check_total_charge(Chem.GetFormalCharge(mol))
         if coordinates is not None and not np.isfinite(coordinates).all():
             raise InputError("positions are not all finite")

@@ -8,7 +8,7 @@ from rdkit import Chem
 from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
 from .errors import CalculationError
-from .molecular_graph import conformer_from_positions
+from .rdkit_molecules import with_conformers
 
 _MAX_MMFF_STEPS = 2000
 _MAX_SEED = 2**20  # times the number of the conformer it is a C integer in RDKit
@@ -60,10 +60,7 @@ def mmff_minima(mol: Chem.Mol, starts: np.ndarray) -> np.ndarray | None:
     """The MMFF94 minima (S, N, 3) below (S, N, 3) structures; None where MMFF94 lacks parameters."""
     if not rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
         return None
-    mol = Chem.Mol(mol)
-    mol.RemoveAllConformers()
-    for start in starts:
-        mol.AddConformer(conformer_from_positions(start), assignId=True)
+    mol = with_conformers(mol, *starts)
     rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(mol, maxIters=_MAX_MMFF_STEPS)
     return np.array([conformer.GetPositions() for conformer in mol.GetConformers()])
 
@@ -100,10 +97,4 @@ def rdkit_structures(mol: Chem.Mol, num_structures: int, timeout: float, seed: i
             return []
         starts = conformers
     minima = mmff_minima(mol, starts)
-    structures = []
-    for positions in starts if minima is None else minima:
-        structure = Chem.Mol(mol)
-        structure.RemoveAllConformers()
-        structure.AddConformer(conformer_from_positions(positions))
-        structures.append(structure)
-    return structures
+    return [with_conformers(mol, positions) for positions in (starts if minima is None else minima)]

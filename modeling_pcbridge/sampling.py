@@ -38,14 +38,15 @@ class SamplingSettings:
     eta: float = 1.0
     max_attempts: int = 5
     mean_shift_steps: int = 0
-    relaxation_steps: int = 0
-    relax: bool = False
+    relaxation_steps: int | Literal["converged"] = 0
 
     def __post_init__(self):
         require_choices(self)
         at_least = {"num_inference_steps": 1, "num_samples": 1, "max_attempts": 1}
         for name, least in {**at_least, "mean_shift_steps": 0, "relaxation_steps": 0}.items():
             number = getattr(self, name)
+            if name == "relaxation_steps" and number == "converged":
+                continue
             is_right = isinstance(number, Integral) and int(number) >= least
             require(is_right, name, f"a whole number of at least {least}", repr(number))
         require(0 <= self.eta <= 1, "eta", "in 0..1", self.eta)
@@ -195,13 +196,13 @@ def draw_structures(
             structures = _reverse(model, graph, starts, noise, scheduler, timesteps, settings.eta, on_step)
         if settings.mean_shift_steps > 0:
             structures = model.mean_shift(graph, structures, settings.mean_shift_steps)
-    if settings.relaxation_steps > 0:
+    if settings.relaxation_steps == "converged":
+        relaxed = relax(model.detached_energy_and_forces, graph, structures, MAX_FORCE, MAX_EVALUATIONS)
+        structures = centre(relaxed.positions, graph.atom_mask)
+    elif settings.relaxation_steps > 0:
         structures = model.relax(graph, structures, settings.relaxation_steps)
         if on_step is not None:
             on_step(num_steps + 1, structures)
-    if settings.relax:
-        relaxed = relax(model.detached_energy_and_forces, graph, structures, MAX_FORCE, MAX_EVALUATIONS)
-        structures = centre(relaxed.positions, graph.atom_mask)
     return structures
 
 

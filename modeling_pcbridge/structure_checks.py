@@ -10,13 +10,8 @@ from functools import cached_property
 import numpy as np
 from rdkit import Chem
 
-from .molecular_graph import (
-    PAIR_BONDS,
-    PAIR_PATH_OF_2,
-    MolecularGraph,
-    conformer_from_positions,
-    stereo_marks,
-)
+from .molecular_graph import PAIR_BONDS, PAIR_PATH_OF_2, MolecularGraph, stereo_pair_types, stereo_quadruples
+from .rdkit_molecules import covalent_radii, with_conformers
 
 _SINGLE, _DOUBLE, _TRIPLE, _AROMATIC = PAIR_BONDS.values()
 # Shortest and longest bonds, in sums of the covalent radii.
@@ -42,7 +37,7 @@ class StructureChecks:
         self.graph = graph
         table = Chem.GetPeriodicTable()
         self._symbols = [table.GetElementSymbol(int(z)) for z in graph.atomic_numbers]
-        radii = np.array([table.GetRcovalent(int(z)) for z in graph.atomic_numbers])
+        radii = covalent_radii(graph.atomic_numbers)
         self._radii = radii[:, None] + radii[None]
         self._bonded = graph.bonded
         self._neighbours = [np.flatnonzero(row).tolist() for row in self._bonded]
@@ -102,19 +97,17 @@ class StructureChecks:
         """By RDKit's perception of the structure, which shares no code with what the model obeys marks by."""
         if not self.graph.has_stereo:
             return []
-        mol = Chem.Mol(self._skeleton)
-        mol.AddConformer(conformer_from_positions(positions))
+        mol = with_conformers(self._skeleton, positions)
         Chem.AssignAtomChiralTagsFromStructure(mol)
         Chem.DetectBondStereochemistry(mol)
         Chem.SetBondStereoFromDirections(mol)
-        perceived_pairs, perceived_corners = stereo_marks(mol)
-        parities = {frozenset(corners): _parity(corners) for corners in perceived_corners.tolist()}
+        parities = {frozenset(corners): _parity(corners) for corners in stereo_quadruples(mol).tolist()}
         found = []
         for corners in self.graph.stereo_quadruples.tolist():
             if parities.get(frozenset(corners)) != _parity(corners):
                 found.append(f"the stereo centre among {self._name(*corners)} has the wrong handedness")
-        wrong = (self.graph.stereo_pair_types != 0) & (perceived_pairs != self.graph.stereo_pair_types)
-        bonds = {self._stereo_bond(i, j) for i, j in np.argwhere(np.triu(wrong)).tolist()}
+        wrong = (self.graph.stereo_pair_types != 0) & (stereo_pair_types(mol) != self.graph.stereo_pair_types)
+        bonds = {tuple(sorted(self.graph.marked_bond(i, j))) for i, j in np.argwhere(np.triu(wrong)).tolist()}
         found += [f"the double bond {self._name(*bond)} is not as its E/Z mark says" for bond in sorted(bonds)]
         return found
 
@@ -163,7 +156,8 @@ class StructureChecks:
             atom = Chem.Atom(z)
             atom.SetNoImplicit(True)
             mol.AddAtom(atom)
-        marked = {self._stereo_bond(i, j) for i, j in np.argwhere(np.triu(self.graph.stereo_pair_types)).tolist()}
+        marks = np.argwhere(np.triu(self.graph.stereo_pair_types)).tolist()
+        marked = {tuple(sorted(self.graph.marked_bond(i, j))) for i, j in marks}
         for i, j in np.argwhere(np.triu(self._bonded)).tolist():
             mol.AddBond(i, j, Chem.BondType.DOUBLE if (i, j) in marked else Chem.BondType.SINGLE)
         mol.UpdatePropertyCache(strict=False)
@@ -220,12 +214,6 @@ class StructureChecks:
         return all(2 <= degree <= 3 for degree in degrees) and not any(
             len(ring) <= _SMALL_RING and set(axis[:2]) <= set(ring) for ring in self._rings
         )
-
-    def _stereo_bond(self, i: int, j: int) -> tuple[int, int]:
-        """The bond between the neighbours of `i` and `j`, two atoms with a mark across it."""
-        ends = [(a, b) for a in self._neighbours[i] for b in self._neighbours[j] if self._bonded[a, b]]
-        a, b = min(ends, key=lambda ends: self.graph.pair_types[ends] != _DOUBLE)
-        return min(a, b), max(a, b)
 
     def _name(self, *atoms: int) -> str:
         return "-".join(f"{self._symbols[atom]}{atom}" for atom in atoms)

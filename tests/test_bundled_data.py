@@ -99,11 +99,8 @@ def test_units_by_known_molecules():
     assert np.mean(work) > np.mean(above)
 
 
-def test_streaming_gives_the_same_rows():
-    rows = load_bundled("pm6_displaced", "test")
-    streamed = list(load_bundled("pm6_displaced", "test", streaming=True))
-    assert rows.features == FEATURES
-    assert streamed == list(rows)
+def test_rows_have_the_columns_of_the_schema():
+    assert load_bundled("pm6_displaced", "test").features == FEATURES
 
 
 def test_unknown_names_are_refused():

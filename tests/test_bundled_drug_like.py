@@ -10,7 +10,7 @@ import pytest
 from rdkit import Chem
 
 from dataset_scripts import bundled
-from dataset_scripts.build_bundled import build_drug_like
+from dataset_scripts.build_bundled import build_lines
 from dataset_scripts.bundled import SPLITS_OF, load_bundled, parquet_path
 from dataset_scripts.collator import example_from_row
 from dataset_scripts.drug_like import Exclusion
@@ -153,7 +153,7 @@ def test_a_molecule_of_another_split_is_refused(tmp_path):
     line = {"molecule_id": "ethanol", "geometry": "given", "level": "b3lyp", "smiles": "CCO"}
     (tmp_path / "lines.jsonl").write_text(json.dumps(line) + "\n")
     with pytest.raises(ValueError, match="ethanol is of the split train, which large_labelled does not have"):
-        build_drug_like("large_labelled", tmp_path / "lines.jsonl", Exclusion(()))
+        build_lines("large_labelled", tmp_path / "lines.jsonl", Exclusion(()))
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_what_is_built_from_raw_labels_is_built_again_byte_for_byte(name, raw, f
     before = [path.read_bytes() for path in paths]
     for path in paths:
         path.unlink()
-    build_drug_like(name, RAW_LABELS / f"{raw}.parquet", Exclusion.of_file(EXCLUDED))
+    build_lines(name, RAW_LABELS / f"{raw}.parquet", Exclusion.of_file(EXCLUDED))
     assert [path.read_bytes() for path in paths] == before
     assert json.loads((folder / "summary.json").read_text()) == summary
 
@@ -183,14 +183,14 @@ def test_what_is_listed_is_left_out_and_counted(folder):
     for split in SPLITS:
         parquet_path("fragments", split).unlink()
     listed = Exclusion([constitution_hash(Chem.MolFromSmiles("O"))])
-    kept = build_drug_like("fragments", RAW_LABELS / "fragments_b3lyp.parquet", listed)
+    kept = build_lines("fragments", RAW_LABELS / "fragments_b3lyp.parquet", listed)
     assert (
         sum(file["rows"] for file in kept["files"].values())
         == sum(file["rows"] for name, file in summary["files"].items() if name.startswith("fragments-"))
         - kept["rejected_fragments"]["a molecule that models are tested on"]
     )
     with pytest.raises(ValueError, match="lines of another level than gfn2 or gfn2_program: b3lyp"):
-        build_drug_like("drug_like", RAW_LABELS / "fragments_b3lyp.parquet", listed)
+        build_lines("drug_like", RAW_LABELS / "fragments_b3lyp.parquet", listed)
 
 
 @pytest.mark.parametrize("name", ["fragments", "large"])

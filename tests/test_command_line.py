@@ -25,7 +25,8 @@ from dataset_scripts.options import underscored
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
 from modeling_pcbridge.dispersion import d3bj_energy_and_gradient
-from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles, stereo_is_right
+from modeling_pcbridge.molecular_graph import graph_from_mol, stereo_is_right
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 from modeling_pcbridge.rdkit_structures import rdkit_structures
 from pcbridge.app import default_model
 from pcbridge.app.command_line import main

@@ -8,7 +8,7 @@ from rdkit.Chem import rdDistGeom
 from modeling_pcbridge import LossSettings, PCBridgeConfig
 from modeling_pcbridge.dispersion import d3bj_energy, with_d3bj
 from modeling_pcbridge.graph_batch import GraphBatch
-from modeling_pcbridge.molecular_graph import mol_from_smiles
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 
 pytest.importorskip("tad_dftd3")
 OWN, CORRECTED = "B3LYP/6-31G*", "B3LYP-D3(BJ)/6-31G*"

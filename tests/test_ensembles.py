@@ -6,7 +6,7 @@ from rdkit import Chem
 from rdkit.Chem import rdDistGeom, rdForceFieldHelpers, rdMolTransforms
 
 from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
-from modeling_pcbridge.molecular_graph import conformer_from_positions, mol_from_smiles
+from modeling_pcbridge.rdkit_molecules import conformer_from_positions, mol_from_smiles
 from modeling_pcbridge.rdkit_structures import etkdg_conformers, mmff_minima
 from pcbridge.app.ensembles import ensemble
 from pcbridge.app.molecule_files import Molecule, Prediction

@@ -21,7 +21,8 @@ from experiments.evidence_report import (
 )
 from experiments.evidence_settings import ABLATIONS, QUICK_TRAINING, SETTINGS
 from experiments.statistics import compare
-from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles
+from modeling_pcbridge.molecular_graph import graph_from_mol
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 from modeling_pcbridge.rdkit_structures import rdkit_structures
 from pcbridge.evaluation.report import STRUCTURE_COLUMNS
 from train_accelerate import parse

@@ -16,7 +16,7 @@ from dataset_scripts.raw_sources import stream_source
 from dataset_scripts.tables import read_smiles
 from dataset_scripts.xyz import charge_of_frame
 from modeling_pcbridge import PCBridgePipeline, PCBridgeProcessor, extras
-from modeling_pcbridge.molecular_graph import mol_from_positions, mol_from_smiles
+from modeling_pcbridge.rdkit_molecules import mol_from_positions, mol_from_smiles
 from pcbridge.app.command_line import main
 from pcbridge.app.default_model import find_model
 from pcbridge.app.molecule_files import Failure, Molecule, read_records

@@ -12,7 +12,7 @@ from dataset_scripts import geometries as module
 from dataset_scripts.geometries import bonds_to_turn, check_geometry, displaced, make_geometry, parse_geometry, twisted
 from dataset_scripts.label_generation import generate, read_lines
 from dataset_scripts.labelling import label, starting_structure
-from modeling_pcbridge.molecular_graph import with_structure
+from modeling_pcbridge.rdkit_molecules import with_structure
 
 needs_tblite = pytest.mark.skipif(importlib.util.find_spec("tblite") is None, reason="needs the extra xtb")
 

@@ -5,7 +5,8 @@ import pytest
 from rdkit.Chem import rdDistGeom, rdMolTransforms
 from scipy.spatial.transform import Rotation
 
-from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles
+from modeling_pcbridge.molecular_graph import graph_from_mol
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 from pcbridge.evaluation.evaluate import mean_over_molecules
 from pcbridge.evaluation.metrics import (
     bond_angle_error,

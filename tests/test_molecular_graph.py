@@ -5,16 +5,8 @@ import pytest
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
-from modeling_pcbridge.molecular_graph import (
-    PAIR_PATH_OF_2,
-    graph_from_mol,
-    mapped_smiles,
-    mol_from_positions,
-    mol_from_smiles,
-    signed_volumes,
-    stereo_is_right,
-    with_structure,
-)
+from modeling_pcbridge.molecular_graph import PAIR_PATH_OF_2, graph_from_mol, signed_volumes, stereo_is_right
+from modeling_pcbridge.rdkit_molecules import mapped_smiles, mol_from_positions, mol_from_smiles, with_structure
 
 STEREO_SMILES = [
     "C[C@H](N)C(=O)O",

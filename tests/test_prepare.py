@@ -18,6 +18,7 @@ import pytest
 
 from dataset_scripts.archives import iterate_members
 from dataset_scripts.bad_rows import BadRowError
+from dataset_scripts.bundled import files_of_source
 from dataset_scripts.own_data import own_source
 from dataset_scripts.prepare import main, prepare
 from dataset_scripts.raw_sources import SOURCES, RawSource, stream_source
@@ -25,7 +26,7 @@ from dataset_scripts.schema import B3LYP_6_31G2DFP, FEATURES
 from dataset_scripts.sharded import ShardedExamples
 from dataset_scripts.splits import SPLITS, constitution_of, split_of
 from dataset_scripts.tables import write_rows
-from modeling_pcbridge.molecular_graph import mol_from_smiles
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 
 DATA = Path(__file__).parent / "data"
 QM9 = SOURCES["qm9"]
@@ -68,7 +69,7 @@ def test_shards_hold_the_streamed_rows_by_split(archive, tmp_path):
             assert split_of(constitution_of(mol_from_smiles(row["smiles"]))) == split
             assert row["mapped_smiles"] == streamed[row["molecule_id"]]["mapped_smiles"]
     assert pq.read_schema(next((tmp_path / "out" / "train").glob("*"))).names == list(FEATURES)
-    examples = ShardedExamples(tmp_path / "out", "train", [B3LYP_6_31G2DFP])
+    examples = ShardedExamples(files_of_source(str(tmp_path / "out"), "train"), [B3LYP_6_31G2DFP])
     assert [example.energy is not None for example in examples] == [True] * summary["rows"]["train"]
 
 

@@ -133,5 +133,5 @@ def test_fewer_optimiser_steps_from_a_better_structure():
     pytest.importorskip("geometric")
     minimum = np.array([[0.0, 0.0, 0.119], [0.0, 0.762, -0.476], [0.0, -0.762, -0.476]])  # B3LYP/6-31G*, .01 angstrom
     stretched = minimum * 1.2
-    steps = [quantum_chemistry.b3lyp_optimizer_steps([8, 1, 1], positions, 0) for positions in (minimum, stretched)]
+    steps = [quantum_chemistry.b3lyp_optimised([8, 1, 1], positions, 0)[2] for positions in (minimum, stretched)]
     assert 1 <= steps[0] < steps[1] <= 10

@@ -9,7 +9,7 @@ import pytest
 from rdkit.Chem import rdDistGeom
 
 from modeling_pcbridge import PCBridgeProcessor
-from modeling_pcbridge.molecular_graph import mol_from_smiles
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 from modeling_pcbridge.rdkit_structures import etkdg_conformers, rdkit_structures
 
 MACROLIDE = (  # erythromycin

@@ -6,7 +6,8 @@ import pytest
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
-from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles
+from modeling_pcbridge.molecular_graph import graph_from_mol
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 from modeling_pcbridge.structure_checks import StructureChecks
 from pcbridge.app.command_line import main
 

@@ -11,7 +11,8 @@ from rdkit.Chem import ResonanceFlags, ResonanceMolSupplier, rdDistGeom
 from rdkit.Chem import rdForceFieldHelpers as force_fields
 
 from modeling_pcbridge import PCBridgeConfig, PCBridgeProcessor
-from modeling_pcbridge.molecular_graph import PAIR_BONDS, graph_from_mol, mol_from_smiles
+from modeling_pcbridge.molecular_graph import PAIR_BONDS, graph_from_mol
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 from modeling_pcbridge.resonance import CHARGE_UNITS, average_forms
 
 SINGLE, DOUBLE, TRIPLE, AROMATIC = (Chem.BondType.names[n] for n in ("SINGLE", "DOUBLE", "TRIPLE", "AROMATIC"))

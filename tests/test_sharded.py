@@ -1,4 +1,4 @@
-"""Examples from Parquet shards: the same as in memory, whatever process reads them, and training on them."""
+"""Examples from Parquet files: those of the rows, whatever process reads them, and training on them."""
 
 import json
 import pickle
@@ -14,7 +14,7 @@ from conftest import small_model
 from test_training import small_config
 
 from dataset_scripts import sharded
-from dataset_scripts.bundled import load_bundled
+from dataset_scripts.bundled import files_of_source, load_bundled
 from dataset_scripts.collator import example_from_row
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sharded import ShardedExamples
@@ -44,7 +44,7 @@ def folder(rows, tmp_path_factory) -> Path:
 
 
 def test_rows_are_those_of_the_shards(rows, folder):
-    examples = ShardedExamples(folder, "train", [LEVEL])
+    examples = ShardedExamples(files_of_source(str(folder), "train"), [LEVEL])
     assert examples.shard_lengths == [25, 0, 25, 10]
     for got, row in zip(examples, rows, strict=True):
         expected = example_from_row(row, [LEVEL])
@@ -59,17 +59,21 @@ def test_rows_are_those_of_the_shards(rows, folder):
 
 def test_only_rows_that_count(rows, folder):
     labelled = [row["molecule_id"] for row in rows if row["energy"] is not None]
-    assert [e.molecule_id for e in ShardedExamples(folder, "train", [LEVEL], only_labelled=True)] == labelled
+    assert [
+        e.molecule_id for e in ShardedExamples(files_of_source(str(folder), "train"), [LEVEL], only_labelled=True)
+    ] == labelled
     assert 0 < len(labelled) < 60
-    small = ShardedExamples(folder, "train", [LEVEL], max_atoms=12)
+    small = ShardedExamples(files_of_source(str(folder), "train"), [LEVEL], max_atoms=12)
     assert [e.graph.num_atoms for e in small] == [n for n in map(len, (r["atomic_numbers"] for r in rows)) if n <= 12]
     assert small.num_too_large == 60 - len(small)
-    with pytest.raises(ValueError, match="no row of"):
-        ShardedExamples(folder, "train", ["CCSD(T)"], only_labelled=True)
-    with pytest.raises(ValueError, match="no Parquet shards"):
-        ShardedExamples(folder, "test", [LEVEL])
-    with pytest.raises(ValueError, match=r"no data source 'nowhere': neither a bundled configuration \(pm6"):
-        load_source(SourceConfig("nowhere"), "train", [LEVEL])
+    first = ShardedExamples(files_of_source(str(folder), "train"), [LEVEL], max_rows=30)
+    assert [e.molecule_id for e in first] == [row["molecule_id"] for row in rows[:30]]
+    assert first.shard_lengths == [25, 0, 5]
+    with pytest.raises(ValueError, match=r"has no rows at CCSD\(T\)"):
+        load_source(SourceConfig(str(folder), only_labelled=True), "train", ["CCSD(T)"])
+    for name, split in (("nowhere", "train"), (str(folder), "test")):
+        with pytest.raises(ValueError, match=rf"no data source '{name}': neither a bundled configuration \(pm6"):
+            load_source(SourceConfig(name), split, [LEVEL])
 
 
 def test_without_structures_minima_serve_their_labels_only(folder):
@@ -80,19 +84,19 @@ def test_without_structures_minima_serve_their_labels_only(folder):
         assert [(e.molecule_id, e.energy, e.level) for e in with_them] == [
             (e.molecule_id, e.energy, e.level) for e in without
         ]
-    assert not ShardedExamples(folder, "train", [LEVEL], structures=False).has_structures
+    assert not ShardedExamples(files_of_source(str(folder), "train"), [LEVEL], structures=False).has_structures
 
 
 def test_examples_in_memory_are_bounded_and_the_same(folder, monkeypatch):
     monkeypatch.setattr(sharded, "_EXAMPLES_IN_MEMORY", 7)
-    examples = ShardedExamples(folder, "train", [LEVEL])
+    examples = ShardedExamples(files_of_source(str(folder), "train"), [LEVEL])
     first, second = list(examples), list(examples)
     assert [a is b for a, b in zip(first, second, strict=True)] == [True] * 7 + [False] * 53
     assert [a.molecule_id for a in first] == [b.molecule_id for b in second]
 
 
 def test_all_rows_parsed_at_once_are_the_same(folder, tmp_path, monkeypatch):
-    lazily, at_once = (ShardedExamples(folder, "train", [LEVEL]) for _ in range(2))
+    lazily, at_once = (ShardedExamples(files_of_source(str(folder), "train"), [LEVEL]) for _ in range(2))
     at_once.parse_all(2)
     assert [pickle.dumps(example) for example in at_once] == [pickle.dumps(example) for example in lazily]
     monkeypatch.setattr(at_once, "_parse", None)  # nothing is left to parse
@@ -108,7 +112,7 @@ def test_all_rows_parsed_at_once_are_the_same(folder, tmp_path, monkeypatch):
 
 
 def test_losses_without_rows_are_told(rows, folder, tmp_path, caplog):
-    """Structures alone, labels alone, and labels at a level that is not the model's, from shards and in memory."""
+    """Structures alone, labels alone, labels at a level that is not the model's; of all rows and of the first ones."""
     bare = {"energy": None, "forces": None, "energy_level_of_theory": None}
     sets = {
         "unlabelled": [row | bare for row in rows[:5]],
@@ -128,7 +132,7 @@ def test_losses_without_rows_are_told(rows, folder, tmp_path, caplog):
             name: load_source(SourceConfig(str(tmp_path / name), max_rows=max_rows), "train", [LEVEL]) for name in sets
         }
         assert "labels of 5 rows are at PBE, not at B3LYP/6-31G*" in caplog.text
-        check_losses_have_rows(stage, sources.values())
+        check_losses_have_rows(stage, list(sources.values()))
         assert "losses that" not in caplog.text
         check_losses_have_rows(stage, [sources["unlabelled"]])
         assert "trains: energy_weight no energies or forces, force_weight no energies or forces" in caplog.text

@@ -48,7 +48,9 @@ def test_untrained_models_are_gentle_and_take_an_update_of_every_loss(preset, si
     )
     torch.manual_seed(config.seed)
     model, data = initial_model(config)
-    examples = [rows[i] for rows in data.examples(config.stage2.sources, "train") for i in (-1, -2, -3, -4)]
+    examples = [
+        rows[i] for rows in data.examples(config.stage2.sources, "train") for i in range(len(rows) - 4, len(rows))
+    ]
     [(batch, ids)] = collate_in_parts(examples, config.max_pairs)
     graph = {key: batch[key] for key in GRAPH_KEYS}
 

@@ -7,7 +7,8 @@ from rdkit.Chem import rdDistGeom, rdForceFieldHelpers, rdMolTransforms
 
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import mol_from_row
-from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles
+from modeling_pcbridge.molecular_graph import graph_from_mol
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 from modeling_pcbridge.structure_checks import StructureChecks
 
 

@@ -7,7 +7,8 @@ from conftest import FORMS, random_positions, small_model
 from rdkit import Chem
 from rdkit.Chem import rdMolTransforms
 
-from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles, with_structure
+from modeling_pcbridge.molecular_graph import graph_from_mol
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles, with_structure
 from modeling_pcbridge.torsion_energy import smooth_cosines
 
 

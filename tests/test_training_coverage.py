@@ -15,7 +15,6 @@ from test_ase_calculator import embedded
 from test_training import small_config
 
 from dataset_scripts.bundled import load_bundled
-from dataset_scripts.collator import example_from_row
 from dataset_scripts.coverage import coverage_of
 from dataset_scripts.schema import B3LYP_6_31GD, FEATURES, PM6
 from dataset_scripts.sharded import ShardedExamples
@@ -23,10 +22,12 @@ from modeling_pcbridge import LossSettings, PCBridgeConfig, PCBridgeModel, PCBri
 from modeling_pcbridge.ase_calculator import PCBridgeCalculator
 from modeling_pcbridge.atom_environments import environments_of_graph, environments_of_mol
 from modeling_pcbridge.beyond_training import atoms_beyond_training
-from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles
+from modeling_pcbridge.molecular_graph import graph_from_mol
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 from modeling_pcbridge.training_coverage import ENVIRONMENT_RADIUS, TrainingCoverage
 from pcbridge.app.command_line import main
 from pcbridge.training.config import SourceConfig, StageConfig
+from pcbridge.training.data import load_source
 from pcbridge.training.learned import main as learned
 from pcbridge.training.run import run
 
@@ -89,25 +90,29 @@ def test_what_is_beyond_is_named_by_atoms(model):
     assert unknown.beyond_training == [None]
 
 
-def test_rows_teach_the_same_from_shards_and_from_memory(rows, tmp_path):
-    (tmp_path / "train").mkdir()
-    for number, some in enumerate((rows[:30], rows[30:])):
-        pq.write_table(pa.Table.from_pylist(some, FEATURES.arrow_schema), tmp_path / f"train/{number}.parquet")
+def test_rows_teach_what_they_hold(rows, tmp_path):
+    paths = [tmp_path / f"{number}.parquet" for number in range(2)]
+    for path, some in zip(paths, (rows[:30], rows[30:]), strict=True):
+        pq.write_table(pa.Table.from_pylist(some, FEATURES.arrow_schema), path)
     labelled = [row["smiles"] for row in rows if row["energy"] is not None]
     assert 0 < len(labelled) < len(rows)
     for invariant in (False, True):
-        found = coverage_of([example_from_row(row, [B3LYP_6_31GD], invariant) for row in rows], invariant)
-        shards = ShardedExamples(tmp_path, "train", [B3LYP_6_31GD], resonance_invariant=invariant)
-        assert coverage_of(shards, invariant) == found
+        examples = ShardedExamples(paths, [B3LYP_6_31GD], resonance_invariant=invariant)
+        found = coverage_of(examples)
+        # The graphs that the model sees have the same surroundings.
+        graphs = [example.graph for example in examples if example.is_labelled]
+        hashes = [environments_of_graph(graph, [ENVIRONMENT_RADIUS])[ENVIRONMENT_RADIUS] for graph in graphs]
+        assert found.by_labels.labelled_environments == {each for of_graph in hashes for each in of_graph}
         expected = environments(*labelled, resonance_invariant=invariant)
         assert found.by_labels.labelled_environments == expected and not found.by_structures.labelled_environments
         assert found.by_structures.largest_structure >= found.by_labels.largest_labelled > 0
         assert found.has_forces and found.by_labels.total_charges == {0}
     # At the level of the minima forces are zeros, which say nothing of where energies fall.
-    for examples in ([example_from_row(row, [PM6]) for row in rows], ShardedExamples(tmp_path, "train", [PM6])):
-        found = coverage_of(examples, False)
-        assert not found.has_forces
-        assert found.by_labels.labelled_environments == environments(*(row["smiles"] for row in rows))
+    found = coverage_of(ShardedExamples(paths, [PM6]))
+    assert not found.has_forces
+    assert found.by_labels.labelled_environments == environments(*(row["smiles"] for row in rows))
+    # Minima that serve their labels only teach no structures.
+    assert coverage_of(ShardedExamples(paths, [PM6], structures=False)).by_structures == TrainingCoverage()
 
 
 def test_training_says_what_it_taught_and_fine_tuning_adds_to_it(tmp_path, rows, monkeypatch):
@@ -124,9 +129,7 @@ def test_training_says_what_it_taught_and_fine_tuning_adds_to_it(tmp_path, rows,
     assert first.coverage.largest_labelled == max(sum(z > 1 for z in row["atomic_numbers"]) for row in labelled)
     assert first.has_learned_forces is False
     second = trained("second", others, 0.5, init_from=str(tmp_path / "first/stage1"))
-    alone = coverage_of(
-        [example_from_row(load_bundled("pm6_displaced", "train")[k], [B3LYP_6_31GD]) for k in range(60)], False
-    )
+    alone = coverage_of(load_source(others, "train", [B3LYP_6_31GD]))
     assert second.coverage == first.coverage | alone.by_labels and second.coverage != first.coverage
     assert second.has_learned_forces is True
 
@@ -207,7 +210,7 @@ def test_relaxation_by_a_model_without_forces_is_refused_unless_forced():
         model.relax_structure(**inputs)
     assert model.relax_structure(**inputs, max_evaluations=1, allow_unlearned_forces=True).positions.isfinite().all()
     options = {"method": "mean_shift", "num_inference_steps": 1, "relaxation_steps": 1}
-    with pytest.raises(ValueError, match=r"\(relax or relaxation_steps\) needs forces"):
+    with pytest.raises(ValueError, match=r"\(relaxation_steps\) needs forces"):
         model.predict_structure(**inputs, **options)
     assert model.predict_structure(**inputs, **options, allow_unlearned_forces=True).positions.isfinite().all()
     model.config.num_relaxation_steps = 1  # which such a model leaves out

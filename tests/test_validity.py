@@ -5,18 +5,11 @@ import pytest
 from rdkit import Chem
 
 from experiments import validity as experiment
-from modeling_pcbridge.molecular_graph import conformer_from_positions, mol_from_smiles
+from experiments.perception import has_perceived_bonds, has_perceived_stereo
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles, with_conformers
 from modeling_pcbridge.rdkit_structures import rdkit_structures
 from pcbridge.app.command_line import main
-from pcbridge.evaluation.perception import has_perceived_bonds, has_perceived_stereo
 from pcbridge.evaluation.validity import checks, shares
-
-
-def with_positions(mol: Chem.Mol, positions: np.ndarray) -> Chem.Mol:
-    moved = Chem.Mol(mol)
-    moved.RemoveAllConformers()
-    moved.AddConformer(conformer_from_positions(positions))
-    return moved
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +23,7 @@ def broken(toluene) -> Chem.Mol:
     positions = toluene.GetConformer().GetPositions()
     normal = np.cross(positions[2] - positions[1], positions[3] - positions[1])
     positions[0] += 1.5 * normal / np.linalg.norm(normal)
-    return with_positions(toluene, positions)
+    return with_conformers(toluene, positions)
 
 
 def test_posebusters_passes_a_sound_structure_and_names_what_is_wrong_with_a_broken_one(toluene, broken):
@@ -49,16 +42,16 @@ def test_perceived_bonds_are_those_of_the_molecule_until_one_breaks(toluene, bro
 def test_perceived_stereo_of_a_mirror_image_is_wrong():
     alanine = rdkit_structures(mol_from_smiles("C[C@H](N)C(=O)O"), 1, timeout=10)[0]
     assert has_perceived_stereo(alanine)
-    mirrored = with_positions(alanine, alanine.GetConformer().GetPositions() * [1, 1, -1])
+    mirrored = with_conformers(alanine, alanine.GetConformer().GetPositions() * [1, 1, -1])
     assert not has_perceived_stereo(mirrored) and has_perceived_bonds(mirrored)
-    unmarked = with_positions(mol_from_smiles("CC(N)C(=O)O"), mirrored.GetConformer().GetPositions())
+    unmarked = with_conformers(mol_from_smiles("CC(N)C(=O)O"), mirrored.GetConformer().GetPositions())
     assert has_perceived_stereo(unmarked)
 
 
 def test_perceived_stereo_of_a_double_bond_is_told_apart():
     e, z = (rdkit_structures(mol_from_smiles(smiles), 1, timeout=10)[0] for smiles in ("F/C=C/F", "F/C=C\\F"))
     assert has_perceived_stereo(e) and has_perceived_stereo(z)
-    assert not has_perceived_stereo(with_positions(e, z.GetConformer().GetPositions()))
+    assert not has_perceived_stereo(with_conformers(e, z.GetConformer().GetPositions()))
 
 
 def test_the_command_names_structures_that_fail_and_records_that_cannot_be_read(toluene, broken, tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import inspect
 import json
 import re
 import threading
@@ -18,8 +17,9 @@ from starlette.testclient import TestClient
 
 from modeling_pcbridge import PCBridgeConfig
 from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
-from modeling_pcbridge.molecular_graph import mol_from_smiles
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 from modeling_pcbridge.rdkit_structures import rdkit_structures
+from pcbridge.app.command_line import main
 from pcbridge.app.default_model import find_model
 from pcbridge.app.molecule_files import Molecule
 from pcbridge.app.predict_records import predict
@@ -86,8 +86,12 @@ def test_frames_are_allowed_where_asked_for():
     assert "frame-ancestors https://huggingface.co" in TestClient(app).get("/").headers["content-security-policy"]
 
 
-def test_serving_is_for_this_machine_unless_asked_otherwise():
-    assert inspect.signature(server.serve).parameters["host"].default == "127.0.0.1"
+def test_serving_is_for_this_machine_unless_asked_otherwise(monkeypatch):
+    asked = []
+    monkeypatch.setattr(server, "create_app", Path)
+    monkeypatch.setattr(server, "run", lambda app, host, port: asked.append((app.name, host, port)))
+    assert main(["serve"]) == main(["serve", "--host", "0.0.0.0", "--port", "80"]) == 0
+    assert asked == [("drug_like", "127.0.0.1", 7860), ("drug_like", "0.0.0.0", 80)]
 
 
 def test_third_party_files_are_the_published_ones():

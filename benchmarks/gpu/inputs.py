@@ -11,7 +11,8 @@ from benchmarks import molecules as molecule_file
 from benchmarks.molecules import Molecule
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import Example
-from modeling_pcbridge.molecular_graph import graph_from_mol, mapped_smiles, mol_from_smiles, with_structure
+from modeling_pcbridge.molecular_graph import graph_from_mol
+from modeling_pcbridge.rdkit_molecules import mapped_smiles, mol_from_smiles, with_structure
 
 _NUM_DIFFERENT = 64
 _CARBONS = 66

@@ -11,7 +11,8 @@ from dataset_scripts.collator import Example, collate, example_from_row
 from modeling_pcbridge import PCBridgeConfig, PCBridgeModel
 from modeling_pcbridge.graph_batch import GRAPH_KEYS
 from modeling_pcbridge.losses import LossSettings
-from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles, with_structure
+from modeling_pcbridge.molecular_graph import graph_from_mol
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles, with_structure
 from pcbridge.training.compilation import compiled
 
 PEER_SIZES = {"hidden_size": 128, "intermediate_size": 128, "vector_size": 64, "num_hidden_layers": 4}

@@ -109,9 +109,9 @@ def _serve(arguments: argparse.Namespace, error) -> int:
     try:
         for package in ("starlette", "uvicorn"):
             require_extra("serve", package, "the web page")
-        from .web.server import serve
+        from .web.server import create_app, run
 
-        serve(find_model(arguments.model), host=arguments.host, port=arguments.port)
+        run(create_app(find_model(arguments.model)), arguments.host, arguments.port)
     except (OSError, ValueError) as problem:  # no extra, no model, or the port is taken
         error(str(problem))
     return 0

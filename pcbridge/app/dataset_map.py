@@ -13,7 +13,7 @@ from rdkit import rdBase
 
 from modeling_pcbridge.beyond_training import beyond_as_text
 from modeling_pcbridge.errors import InputError
-from modeling_pcbridge.molecular_graph import mol_from_smiles
+from modeling_pcbridge.rdkit_molecules import atomic_numbers_of, mol_from_smiles
 
 from .default_model import find_model
 from .molecule_files import PARQUET_FEATURES, Prediction, RawRecord
@@ -92,7 +92,7 @@ class BatchPredictor:
 
 def _columns(prediction: Prediction) -> dict[str, Any]:
     return {
-        "atomic_numbers": [atom.GetAtomicNum() for atom in prediction.molecule.mol.GetAtoms()],
+        "atomic_numbers": atomic_numbers_of(prediction.molecule.mol),
         "positions": prediction.positions,
         "energy": prediction.energy,
         "forces": prediction.forces,

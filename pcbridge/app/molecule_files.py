@@ -26,11 +26,7 @@ from dataset_scripts.xyz import atoms_of_frame, charge_of_frame, comment_of_fram
 from modeling_pcbridge.beyond_training import beyond_as_text
 from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
 from modeling_pcbridge.errors import InputError
-from modeling_pcbridge.molecular_graph import (
-    conformer_from_positions,
-    mol_from_positions,
-    mol_from_smiles,
-)
+from modeling_pcbridge.rdkit_molecules import mol_from_positions, mol_from_smiles, with_conformers
 
 STANDARD_STREAM = "-"
 # What Parquet holds: the project's row format and more columns, the last two null where there is no ensemble.
@@ -277,16 +273,15 @@ def _mol_from_frame(place: str, frame: str, timeout: float) -> Chem.Mol:
 
 def sdf_of(prediction: Prediction) -> str:
     """The SDF record of a predicted structure."""
-    mol = Chem.Mol(prediction.molecule.mol)
-    mol.RemoveAllConformers()
-    mol.AddConformer(conformer_from_positions(prediction.positions))
     properties = {
         "energy_eV": prediction.energy,
         "largest_force_eV_per_angstrom": np.linalg.norm(prediction.forces, axis=-1).max(),
         "level_of_theory": prediction.level_of_theory,
         **prediction.properties,
     }
-    return sdf_record(mol, prediction.molecule.name, properties)
+    return sdf_record(
+        with_conformers(prediction.molecule.mol, prediction.positions), prediction.molecule.name, properties
+    )
 
 
 def _write_sdf(stream: TextIO, predictions: Iterable[Prediction]) -> None:

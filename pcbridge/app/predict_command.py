@@ -264,7 +264,7 @@ def _predict_library(
         file_format=output_format,
         batch_size=arguments.batch_size,
     )
-    counts = predict_library(
+    num_records, num_failed = predict_library(
         LibraryInput(Path(arguments.input), input_format, arguments.smiles_column, arguments.timeout),
         Path(arguments.output),
         task,
@@ -272,9 +272,8 @@ def _predict_library(
         workers=arguments.workers or _default_workers(pipeline.device.type),
         scheduler=arguments.scheduler,
     )
-    done = counts.num_records - counts.num_failed
-    said = f"{done:,} of {counts.num_records:,} molecules done, {counts.num_failed:,} failed"
-    return said, counts.num_failed
+    said = f"{num_records - num_failed:,} of {num_records:,} molecules done, {num_failed:,} failed"
+    return said, num_failed
 
 
 def _default_workers(device_type: str) -> int:
@@ -308,12 +307,8 @@ def _not_negative(text: str) -> float:
 
 
 def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, not {text}")
+    if not (seconds := _not_negative(text)):
+        raise argparse.ArgumentTypeError("must be more than 0 seconds")
     return seconds
 
 

@@ -26,7 +26,7 @@ from modeling_pcbridge import PCBridgeModel, PCBridgePipeline
 from modeling_pcbridge.errors import InputError
 
 from .default_model import find_model
-from .library_folder import FailureRow, LibraryFolder, open_library
+from .library_folder import LibraryFolder, open_library
 from .molecule_files import Failure, Molecule, Record, open_writer, raw_records
 from .predict_records import load_pipeline, predict
 from .prediction_settings import PredictionSettings
@@ -78,14 +78,6 @@ class LibraryInput:
         }
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Of a library: molecules, and those of them that failed or lack structures."""
-
-    num_records: int
-    num_failed: int
-
-
 def predict_library(
     library: LibraryInput,
     output: Path,
@@ -93,7 +85,7 @@ def predict_library(
     shard_size: int,
     workers: int,
     scheduler: str | None = None,
-) -> Counts:
+) -> tuple[int, int]:
     """Predict all records that are not in the folder yet; their structures and their failures go there.
 
     Args:
@@ -102,6 +94,9 @@ def predict_library(
         task: what is done with a shard.
         shard_size: records of a shard.
         workers, scheduler: as of `dataset_scripts.parallel.results_of`.
+
+    Returns:
+        How many molecules there are, and how many of them failed or lack structures.
 
     Raises:
         InputError: no record, or a folder of another run.
@@ -117,7 +112,7 @@ def predict_library(
         tqdm(total=num_records, unit="molecule", file=sys.stderr, smoothing=0.05) as bar,
     ):
         num_failed = _predict_missing(folder, library.records(), task, shard_size, workers, scheduler, bar)
-    return Counts(num_records, num_failed)
+    return num_records, num_failed
 
 
 def _predict_missing(
@@ -148,7 +143,9 @@ def _predict_missing(
     def write(shard: int, some: list[Record], result: tuple[bytes, list[Failure]]) -> None:
         nonlocal num_failed
         contents, failures = result
-        folder.write(shard, contents, _failure_rows(shard * shard_size + 1, some, failures))
+        number = {record.place: k for k, record in enumerate(some, start=shard * shard_size + 1)}
+        rows = [(number[f.place], f.place, f.name, f.text, f.error) for f in failures]
+        folder.write(shard, contents, rows)
         num_failed += len(failures)
         bar.set_postfix(failed=num_failed, refresh=False)
         bar.update(len(some))
@@ -245,8 +242,3 @@ def _size(record: Record) -> int:
 
 def _seed_of_shard(seed: int, shard: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {shard}".encode()).digest()[:7], "big")
-
-
-def _failure_rows(first: int, records: list[Record], failures: list[Failure]) -> list[FailureRow]:
-    number = {record.place: first + k for k, record in enumerate(records)}
-    return [(number[f.place], f.place, f.name, f.text, f.error) for f in failures]

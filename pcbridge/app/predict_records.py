@@ -82,7 +82,8 @@ def predict(
                 all_found = by_rdkit(molecules, [settings.num_conformers] * len(molecules), on_step=on_step)
                 # Allenes for instance, which MMFF94 lets turn, come out of noise as they are.
                 empty = [place for place, (found, _) in enumerate(all_found) if not found]
-                drawn = _drawn(pipeline, [molecules[k] for k in empty], _last_resort(settings), batch_size, generator)
+                last_resort = replace(settings, method="ddim", num_samples=_LAST_RESORT_SAMPLES, steps=None)
+                drawn = _drawn(pipeline, [molecules[k] for k in empty], last_resort, batch_size, generator)
                 for place, more in zip(empty, drawn, strict=True):
                     all_found[place] = _both(all_found[place], more)
             else:
@@ -95,10 +96,6 @@ def predict(
                 predictions += structures
                 failures += failure
             yield predictions, failures
-
-
-def _last_resort(settings: PredictionSettings) -> PredictionSettings:
-    return replace(settings, method="ddim", num_samples=_LAST_RESORT_SAMPLES, steps=None)
 
 
 def _both(one: Found, other: Found) -> Found:
@@ -182,7 +179,7 @@ def _shared_options(settings: PredictionSettings) -> dict:
     """Options of the pipeline, whatever structures are made from."""
     return {
         "level_of_theory": settings.level_of_theory,
-        "relax": settings.relax,
+        "relaxation_steps": "converged" if settings.relax else None,
         "allow_unlearned_forces": settings.allow_unlearned_forces,
     }
 

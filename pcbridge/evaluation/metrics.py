@@ -4,11 +4,8 @@ import numpy as np
 from rdkit import Chem
 from rdkit.Chem import rdMolAlign
 
-from modeling_pcbridge.molecular_graph import (
-    PAIR_PATH_OF_2,
-    MolecularGraph,
-    conformer_from_positions,
-)
+from modeling_pcbridge.molecular_graph import PAIR_PATH_OF_2, MolecularGraph
+from modeling_pcbridge.rdkit_molecules import with_conformers
 
 
 def kabsch_align(positions: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -39,11 +36,7 @@ def heavy_atom_rmsd(
     """
 
     def heavy(conformers: np.ndarray) -> Chem.Mol:
-        copy = Chem.Mol(mol)
-        copy.RemoveAllConformers()
-        for coordinates in conformers:
-            copy.AddConformer(conformer_from_positions(coordinates), assignId=True)
-        return Chem.RemoveAllHs(copy, sanitize=False)
+        return Chem.RemoveAllHs(with_conformers(mol, *conformers), sanitize=False)
 
     probe, target = heavy(positions), heavy(reference[None])
     if probe.GetNumAtoms() == 0:  # H2

@@ -50,13 +50,8 @@ def pm6_structures(evaluation: EvaluationConfig) -> Callable[[ReferenceMolecule]
     return lambda reference: np.array([by_id[reference.example.molecule_id]])
 
 
-def etkdg_structures(num_samples: int, seed: int) -> Callable[[ReferenceMolecule], np.ndarray | None]:
-    """ETKDGv3 conformers from the graph with its stereo marks."""
-    return lambda reference: etkdg_conformers(reference.mol, num_samples, seed)
-
-
 def mmff_structures(num_samples: int, seed: int) -> Callable[[ReferenceMolecule], np.ndarray | None]:
-    """The conformers of `etkdg_structures` relaxed with MMFF94."""
+    """ETKDGv3 conformers from the graph with its stereo marks, relaxed with MMFF94."""
 
     def structures(reference: ReferenceMolecule) -> np.ndarray | None:
         conformers = etkdg_conformers(reference.mol, num_samples, seed)

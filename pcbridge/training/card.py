@@ -1,6 +1,6 @@
 """Model cards: one template for training runs and releases, and what a configuration says of the losses it trains."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -48,26 +48,6 @@ def render_card(
         level_of_theory=level_of_theory,
         **sections,
     )
-
-
-def measured_values(
-    values: Mapping[str, float], task_name: str, dataset_name: str, dataset_type: str, dataset_split: str | None = None
-) -> tuple[list[str], list[EvalResult]]:
-    """Measured values by their names, `what: metric (unit)`: lines of a Markdown table, and metadata."""
-    results = [
-        EvalResult(
-            task_type="graph-ml",
-            task_name=task_name,
-            dataset_name=dataset_name,
-            dataset_type=dataset_type,
-            dataset_split=dataset_split,
-            metric_type=name.rpartition(": ")[2].split(" (")[0],
-            metric_name=name,
-            metric_value=round(value, 4),
-        )
-        for name, value in values.items()
-    ]
-    return ["| | |", "|---|---|", *(f"| {name} | {value:.4f} |" for name, value in values.items())], results
 
 
 def card_of_run(

@@ -109,9 +109,8 @@ class TrainingConfig:
         max_pairs: a micro-batch with more pairs of atom slots (molecules x largest molecule squared) is computed in
             parts, with the same gradient; a molecule that has more alone is left out. Null: no limit.
         gradient_accumulation_steps: micro-batches per update.
-        num_workers: processes beside each training process that read and collate batches. Bundled data needs none;
-            rows of shards are parsed as they are read, which takes a worker or two, or all training rows at the
-            beginning if they are few enough to be kept.
+        num_workers: processes beside each training process that read and collate batches. Rows are parsed when a batch
+            first needs them, or with workers all training rows at the beginning if they are few enough to be kept.
         optimizer: "adam" as in the paper, or "muon" (torch.optim.Muon for the matrices of the layers, Adam for the
             rest), which needs fewer steps.
         weight_decay: decoupled.

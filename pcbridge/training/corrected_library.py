@@ -27,18 +27,18 @@ import torch
 from datasets import Dataset, load_dataset
 from tqdm.auto import tqdm
 
-from dataset_scripts.bundled import CONFIG_NAMES, load_bundled
+from dataset_scripts.bundled import files_of_source
 from dataset_scripts.collator import Example, example_from_row
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.tables import write_rows
 from modeling_pcbridge import PCBridgeModel
-from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.molecular_graph import MolecularGraph
 from modeling_pcbridge.structure_checks import StructureChecks
 from pcbridge.evaluation.batches import padded_batches, unpadded
 
 _SPLITS = ("train", "validation")
 _BATCH_SIZE = {"cpu": 8, "cuda": 256}
+_NO_LABELS = dict.fromkeys(("energy", "forces", "energy_level_of_theory"))
 
 
 def read_minima(source: str, split: str) -> Dataset:
@@ -47,16 +47,8 @@ def read_minima(source: str, split: str) -> Dataset:
     Raises:
         InputError: neither a bundled configuration nor a folder with that split.
     """
-    if source in CONFIG_NAMES:
-        rows = load_bundled(source, split)
-    else:
-        files = sorted(map(str, Path(source).glob(f"{split}/*.parquet")))
-        if not files:
-            raise InputError(
-                f"no data source {source!r}: neither a bundled configuration ({', '.join(CONFIG_NAMES)}) nor a folder "
-                f"with shards in {split}/"
-            )
-        rows = load_dataset("parquet", data_files=files, split="train", features=FEATURES)
+    files = list(map(str, files_of_source(source, split)))
+    rows = load_dataset("parquet", data_files=files, split="train", features=FEATURES)
     return rows.filter(lambda level: level is not None, input_columns="equilibrium_level_of_theory")
 
 
@@ -85,7 +77,8 @@ def corrected_rows(
             if has_faults:
                 left_out["is no longer a structure of its graph"] += 1
             else:
-                corrected.append(_corrected_row(row, structure, f"{own} by PCBridge from {level}"))
+                positions, at = structure.round(6).tolist(), f"{own} by PCBridge from {level}"
+                corrected.append(row | _NO_LABELS | {"positions": positions, "equilibrium_level_of_theory": at})
     return corrected, left_out
 
 
@@ -112,11 +105,6 @@ def _corrected_structures(
 def _faults(of_graph: tuple[MolecularGraph, np.ndarray]) -> bool:
     graph, structure = of_graph
     return bool(StructureChecks(graph).faults(structure))
-
-
-def _corrected_row(row: dict, structure: np.ndarray, level: str) -> dict:
-    unlabelled = dict.fromkeys(("energy", "forces", "energy_level_of_theory"))
-    return row | unlabelled | {"positions": structure.round(6).tolist(), "equilibrium_level_of_theory": level}
 
 
 def main() -> None:

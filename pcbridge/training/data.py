@@ -2,26 +2,23 @@
 
 import logging
 import signal
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
-from itertools import islice, pairwise
+from itertools import pairwise
 from math import isqrt
-from multiprocessing import Pool
-from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
 from torch.utils.data import ConcatDataset, DataLoader
 
-from dataset_scripts.bundled import CONFIG_NAMES, load_bundled
-from dataset_scripts.collator import Example, collate, example_from_row, order_rows
+from dataset_scripts.bundled import files_of_source
+from dataset_scripts.collator import Example, collate, order_rows
 from dataset_scripts.coverage import SourceCoverage, coverage_of
 from dataset_scripts.mixture import MixtureBatchSampler
-from dataset_scripts.reference_energies import fit_reference_energies
 from dataset_scripts.sharded import ShardedExamples
 from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
+from modeling_pcbridge.pair_features import NUM_ELEMENTS
 from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
 from pcbridge.training.few_shapes import in_few_shapes
 
@@ -58,10 +55,10 @@ class TrainingData:
         self.levels_of_theory = tuple(model.config.energy_levels_of_theory)
         self.resonance_invariant = model.config.resonance_invariant
         self.supported_elements = set(model.config.supported_elements)
-        self._examples: dict[tuple[SourceConfig, str], Sequence[Example]] = {}
+        self._examples: dict[tuple[SourceConfig, str], ShardedExamples] = {}
         self._coverage: dict[SourceConfig, SourceCoverage] = {}
 
-    def examples(self, sources: Iterable[SourceConfig], split: str) -> list[Sequence[Example]]:
+    def examples(self, sources: Iterable[SourceConfig], split: str) -> list[ShardedExamples]:
         """The examples of each source.
 
         Raises:
@@ -72,29 +69,21 @@ class TrainingData:
     def coverage(self, source: SourceConfig) -> SourceCoverage:
         """What the training rows of a source cover; raises as `examples`."""
         if source not in self._coverage:
-            self._coverage[source] = coverage_of(self._of_source(source, "train"), self.resonance_invariant)
+            self._coverage[source] = coverage_of(self._of_source(source, "train"))
         return self._coverage[source]
 
-    def _of_source(self, source: SourceConfig, split: str) -> Sequence[Example]:
+    def _of_source(self, source: SourceConfig, split: str) -> ShardedExamples:
         if (source, split) not in self._examples:
             examples = load_source(
                 source, split, self.levels_of_theory, self.max_pairs, self.resonance_invariant, self.num_processes
             )
-            unknown = sorted(elements_of(examples) - self.supported_elements)
-            if unknown:
+            if unknown := sorted(examples.elements - self.supported_elements):
                 raise InputError(
                     f"data source {source.name} has atomic numbers {unknown}, which the model does not support; leave "
                     "these molecules out, or train a new model with --model '{supported_elements: [...]}'"
                 )
             self._examples[source, split] = examples
         return self._examples[source, split]
-
-
-def elements_of(examples: Sequence[Example]) -> set[int]:
-    """Atomic numbers."""
-    if isinstance(examples, ShardedExamples):
-        return set(examples.elements)
-    return set().union(*(example.graph.atomic_numbers.tolist() for example in examples))
 
 
 def load_source(
@@ -104,10 +93,9 @@ def load_source(
     max_pairs: int | None = None,
     resonance_invariant: bool = False,
     num_processes: int = 0,
-) -> Sequence[Example]:
-    """The examples of one source: of bundled data in memory, graph features computed once; else read from
-    its shards as they are asked for. With `num_processes` those of the training split are made now, if they can be
-    kept.
+) -> ShardedExamples:
+    """The examples of one source, read as they are asked for. With `num_processes` those of the training split are made
+    now, if they can be kept.
 
     Molecules that alone have more than `max_pairs` pairs of atoms are left out, with a warning that counts them; labels
     of other levels of theory than those count as absent, with another.
@@ -116,40 +104,24 @@ def load_source(
         ValueError: an unknown source, or one without any row.
     """
     max_atoms = None if max_pairs is None else isqrt(max_pairs)
-    examples: Sequence[Example]
-    if source.name in CONFIG_NAMES:
-        examples, num_too_large, label_levels = _bundled_examples(
-            source, split, levels_of_theory, max_atoms, resonance_invariant, num_processes
-        )
-    elif Path(source.name).is_dir():
-        examples = ShardedExamples(
-            Path(source.name),
-            split,
-            levels_of_theory,
-            source.only_labelled,
-            max_atoms,
-            resonance_invariant,
-            source.structures,
-        )
-        num_too_large, label_levels = examples.num_too_large, examples.label_levels
-        if source.max_rows is not None:
-            examples = list(islice(examples, source.max_rows))
-        elif num_processes and split == "train":  # of others a run asks for few
-            examples.parse_all(num_processes)
-    else:
-        raise InputError(
-            f"no data source {source.name!r}: neither a bundled configuration ({', '.join(CONFIG_NAMES)}) nor a folder "
-            "that dataset_scripts.prepare wrote"
-        )
-    if num_too_large:
+    examples = ShardedExamples(
+        files_of_source(source.name, split),
+        levels_of_theory,
+        source.only_labelled,
+        max_atoms,
+        resonance_invariant,
+        source.structures,
+        source.max_rows,
+    )
+    if examples.num_too_large:
         logger.warning(
             "%s, %s: left out %d molecules of more than %d atoms (max_pairs)",
             source.name,
             split,
-            num_too_large,
+            examples.num_too_large,
             max_atoms,
         )
-    for level, count in label_levels.items():
+    for level, count in examples.label_levels.items():
         if level is not None and level not in levels_of_theory:
             logger.warning(
                 "%s, %s: the labels of %d rows are at %s, not at %s as the model's, and count as absent; "
@@ -162,64 +134,35 @@ def load_source(
             )
     if not examples:
         raise InputError(f"data source {source} has no rows at {' or '.join(levels_of_theory)}")
+    if num_processes and split == "train":  # of others a run asks for few
+        examples.parse_all(num_processes)
     return examples
-
-
-def _bundled_examples(
-    source: SourceConfig,
-    split: str,
-    levels_of_theory: Sequence[str],
-    max_atoms: int | None,
-    resonance_invariant: bool,
-    num_processes: int,
-) -> tuple[list[Example], int, Counter[str | None]]:
-    """Up to `source.max_rows` examples, how many molecules before the last of them were too large, levels of labels."""
-    rows: list[dict] = []
-    num_too_large = 0
-    label_levels: Counter[str | None] = Counter()
-    for row in load_bundled(source.name, split):
-        if len(rows) == source.max_rows:
-            break
-        has_energy = row["energy"] is not None and row["energy_level_of_theory"] in levels_of_theory
-        if source.only_labelled and not has_energy:
-            continue
-        if max_atoms is None or len(row["atomic_numbers"]) <= max_atoms:
-            rows.append(row)
-            label_levels[row["energy_level_of_theory"]] += 1
-        else:
-            num_too_large += 1
-    parse = partial(
-        example_from_row,
-        levels_of_theory=levels_of_theory,
-        resonance_invariant=resonance_invariant,
-        structures=source.structures,
-    )
-    if num_processes:
-        with Pool(num_processes) as pool:
-            return pool.map(parse, rows, chunksize=64), num_too_large, label_levels
-    return list(map(parse, rows)), num_too_large, label_levels
 
 
 def reference_energies_of(examples: Sequence[Example], level: int = 0) -> dict[int, float]:
     """Per-element energies in eV, by least squares over the energy labels of a level: atomic number -> energy; empty
     where no example has one.
     """
-    labelled = [
-        (e.graph.atomic_numbers.tolist(), e.energy) for e in examples if e.energy is not None and e.level == level
-    ]
+    labelled = [example for example in examples if example.energy is not None and example.level == level]
     if not labelled:
         return {}
-    return fit_reference_energies([numbers for numbers, _ in labelled], [energy for _, energy in labelled])
+    counts = np.array([np.bincount(example.graph.atomic_numbers, minlength=NUM_ELEMENTS) for example in labelled])
+    elements = np.flatnonzero(counts.any(axis=0))
+    # The least-norm solution, for elements that always come together.
+    solution = np.linalg.lstsq(counts[:, elements], np.array([example.energy for example in labelled]), rcond=None)[0]
+    return dict(zip(elements.tolist(), solution.tolist(), strict=True))
 
 
-def check_losses_have_rows(stage: StageConfig, sources: Iterable[Sequence[Example]]) -> None:
+def check_losses_have_rows(stage: StageConfig, sources: Sequence[ShardedExamples]) -> None:
     """Warns of losses in use that no row of the stage's sources trains.
 
     Raises:
         ValueError: there are no others.
     """
-    sources = list(sources)
-    there = {"energies or forces": any(map(_has_labels, sources)), "minima": any(map(_has_structures, sources))}
+    there = {
+        "energies or forces": any(source.has_labels for source in sources),
+        "minima": any(source.has_structures for source in sources),
+    }
     needs = dict.fromkeys(LABEL_LOSSES, "energies or forces")
     weighted = [name for name, weight in stage.losses.weights().items() if weight > 0]
     idle = {name: needs.get(name, "minima") for name in weighted if not there[needs.get(name, "minima")]}
@@ -228,14 +171,6 @@ def check_losses_have_rows(stage: StageConfig, sources: Iterable[Sequence[Exampl
         raise InputError(f"nothing to train: no row of the stage's sources serves a loss in use ({reasons})")
     if idle:
         logger.warning("losses that no row of the stage's sources trains: %s", reasons)
-
-
-def _has_labels(source: Sequence[Example]) -> bool:
-    return source.has_labels if isinstance(source, ShardedExamples) else any(row.is_labelled for row in source)
-
-
-def _has_structures(source: Sequence[Example]) -> bool:
-    return source.has_structures if isinstance(source, ShardedExamples) else any(row.is_equilibrium for row in source)
 
 
 def collate_in_parts(examples: list[Example], max_pairs: int | None) -> list[tuple[dict, list[str]]]:
@@ -278,10 +213,8 @@ def make_loader(
     check_losses_have_rows(stage, sources)
     batches_per_update = config.gradient_accumulation_steps * accelerator.num_processes
     sampler = MixtureBatchSampler(
-        sizes=[_sizes(source) for source in sources],
-        shard_lengths=[
-            source.shard_lengths if isinstance(source, ShardedExamples) else [len(source)] for source in sources
-        ],
+        sizes=[source.sizes for source in sources],
+        shard_lengths=[source.shard_lengths for source in sources],
         weights=[source.weight for source in stage.sources],
         batch_size=config.batch_size,
         num_batches=stage.num_steps * batches_per_update,
@@ -303,8 +236,3 @@ def make_loader(
 def _outlive_sigterm(worker: int) -> None:
     """Schedulers send SIGTERM to every process of a job, and workers are needed until the state is saved."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _sizes(source: Sequence[Example]) -> Sequence[int] | np.ndarray:
-    """Numbers of atoms."""
-    return source.sizes if isinstance(source, ShardedExamples) else [example.graph.num_atoms for example in source]

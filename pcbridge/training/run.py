@@ -24,7 +24,7 @@ from pcbridge.evaluation.checkpoints import evaluate_checkpoints
 from pcbridge.evaluation.report import plot_losses, results_markdown
 from pcbridge.training.card import card_of_run
 from pcbridge.training.config import StageConfig, TrainingConfig
-from pcbridge.training.data import TrainingData, elements_of, reference_energies_of, sample_rows
+from pcbridge.training.data import TrainingData, reference_energies_of, sample_rows
 from pcbridge.training.learned import record_learned
 from pcbridge.training.stage import train_stage
 from pcbridge.training.states import set_aside
@@ -232,7 +232,7 @@ def _fit_references(model: PCBridgeModel, data: TrainingData, config: TrainingCo
         raise InputError(f"no training row has an energy at {level}, so its reference energies cannot be fitted")
     for atomic_number, energy in references.items():
         model.energy_decoder.reference_energies.by_level[index, atomic_number] = energy
-    missing = sorted(set().union(*map(elements_of, sources)) - set(references))
+    missing = sorted(set().union(*(source.elements for source in sources)) - set(references))
     if missing:
         logger.warning(
             "no energy at %s among %d rows of each source has atomic numbers %s, so total energies of molecules with "

@@ -4,18 +4,8 @@ import numpy as np
 from rdkit import Chem
 from rdkit.Chem import rdMolAlign
 
-from modeling_pcbridge.molecular_graph import conformer_from_positions
-
 # More permutations of equivalent atoms would take seconds; the picture is then turned a little less well.
 _MAX_MATCHES = 1000
-
-
-def with_positions(mol: Chem.Mol, positions: np.ndarray) -> Chem.Mol:
-    """A copy of `mol` whose only conformer is at `positions` (N, 3), angstrom."""
-    mol = Chem.Mol(mol)
-    mol.RemoveAllConformers()
-    mol.AddConformer(conformer_from_positions(positions))
-    return mol
 
 
 def principal_frame(positions: np.ndarray) -> np.ndarray:

@@ -68,19 +68,8 @@ def create_app(model_path: str, frame_ancestors: str = "'none'") -> Starlette:
     )
 
 
-def serve(model_path: str, host: str = "127.0.0.1", port: int = 7860) -> None:
-    """Serve the page until interrupted.
-
-    Args:
-        model_path: a folder or Hub name for `from_pretrained`.
-        host: the address to listen on; by default only this machine can reach the page.
-        port: the TCP port.
-    """
-    run(create_app(model_path), host, port)
-
-
 def run(app: Starlette, host: str, port: int) -> None:
-    """Run an application of `create_app` until interrupted."""
+    """Serve an application of `create_app` on an address and a TCP port until interrupted."""
     torch.set_num_threads(1)  # a prediction has one core; several of torch's threads would wait for each other
     uvicorn.run(app, host=host, port=port, limit_concurrency=MAX_CONNECTIONS, server_header=False)
 
@@ -134,7 +123,7 @@ class PredictionQueue:
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(finish))
         try:
             while (event := await events.get()) is not None:
-                yield _line(event)
+                yield json.dumps(event, allow_nan=False) + "\n"
             future.result()
         finally:
             reader_gone.set()
@@ -203,7 +192,3 @@ def _sentence(error: Exception) -> str:
     """An error message as the page shows it."""
     message = str(error)
     return message[:1].upper() + message[1:].rstrip(".") + "."
-
-
-def _line(event: dict) -> str:
-    return json.dumps(event, allow_nan=False) + "\n"

@@ -13,14 +13,15 @@ from rdkit.Chem.rdMolDescriptors import CalcMolFormula
 from modeling_pcbridge.beyond_training import atoms_beyond_training
 from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
 from modeling_pcbridge.errors import CalculationError, InputError
-from modeling_pcbridge.molecular_graph import graph_from_mol, mol_from_smiles
+from modeling_pcbridge.molecular_graph import graph_from_mol
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles, with_conformers
 from modeling_pcbridge.sampling import default_relaxation_steps
 
 from ..molecule_files import Molecule, Prediction, sdf_of
 from ..predict_records import load_pipeline, predict
 from ..prediction_settings import PredictionSettings
 from .about_model import about_model
-from .alignment import best_alignment, principal_frame, with_positions
+from .alignment import best_alignment, principal_frame
 from .references import Reference, canonical_smiles, load_references
 
 # What one visitor may ask of the machine. Hydrogens count as atoms.
@@ -96,7 +97,7 @@ class Predictor:
         [(found, failures)] = predict(self.pipeline, [record], settings, num_conformers, on_step)
         if not found:
             raise CalculationError(failures[0].error)
-        lowest = with_positions(mol, principal_frame(found[0].positions))
+        lowest = with_conformers(mol, principal_frame(found[0].positions))
         reference_energy = None if reference is None else self._energy(reference.mol)
         conformers = []
         for prediction in found:
@@ -104,7 +105,7 @@ class Predictor:
             # What was drawn from noise, because no conformer of RDKit is sound, has no frames of its own.
             of_noise = np.repeat(prediction.positions[None], num_steps + 1, axis=0)
             of_prediction = frames[distances.argmin()] if distances.min() < 1e-3 else of_noise
-            _, motion = best_alignment(with_positions(mol, prediction.positions), lowest)
+            _, motion = best_alignment(with_conformers(mol, prediction.positions), lowest)
             conformers.append(_shown(prediction, of_prediction, motion, reference, reference_energy))
         emit({"type": "result", "conformers": conformers, "seconds": time.monotonic() - start})
 
@@ -167,7 +168,7 @@ def _shown(
     moved = replace(
         prediction, positions=prediction.positions @ rotation.T + shift, forces=prediction.forces @ rotation.T
     )
-    first, last = (with_positions(prediction.molecule.mol, frames[k]) for k in (0, -1))
+    first, last = (with_conformers(prediction.molecule.mol, frames[k]) for k in (0, -1))
     assert prediction.relative_energy is not None  # of an ensemble
     shown = {
         "energy": prediction.energy,

@@ -1,0 +1,1 @@
+../../modeling_pcbridge/rdkit_molecules.py

@@ -1,0 +1,1 @@
+../../modeling_pcbridge/model_functions.py
