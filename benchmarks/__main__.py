@@ -30,7 +30,7 @@ _ENVIRONMENTS = Path(__file__).parent / ".venvs"
 # What pip installs for each peer; its own pins decide the rest.
 PEERS = {
     "torchmd_net": ["torch==2.13.0", "torchmd-net==3.1.0"],
-    "schnetpack": ["schnetpack==2.1.1"],
+    "schnetpack": ["torch==2.13.0", "schnetpack==2.1.1"],
     "mace": ["torch==2.13.0", "mace-torch==0.3.16"],
 }
 # Keeps the C library from giving every large tensor back to the system at once, which slows the peers most.
@@ -188,7 +188,7 @@ def measure(quick: bool, full: bool, compile: bool, checkpoint: str | None) -> d
         records += large
     sizes = [len(molecule.atomic_numbers) for molecule in load()[NUM_QM9:]]
     return {
-        "machine": f"{platform.processor() or platform.machine()}, {_processor_name()}, {os.cpu_count()} cores",
+        "machine": f"{platform.processor() or platform.machine()}, {processor_name()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "commit": commit,
         "date": date.today().isoformat(),
@@ -224,7 +224,7 @@ def padded_share() -> dict[str, dict[str, dict[str, float]]]:
     return shares
 
 
-def _processor_name() -> str:
+def processor_name() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown processor")

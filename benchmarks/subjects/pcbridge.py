@@ -9,15 +9,17 @@ from datasets import disable_progress_bars
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import Example, collate, example_from_row
 from modeling_pcbridge import PCBridgeConfig, PCBridgeModel
-from modeling_pcbridge.graph_batch import GRAPH_KEYS
+from modeling_pcbridge.graph_batch import GRAPH_KEYS, GraphBatch
 from modeling_pcbridge.losses import LossSettings
 from modeling_pcbridge.molecular_graph import graph_from_mol
 from modeling_pcbridge.rdkit_molecules import mol_from_smiles, with_structure
 from pcbridge.training.compilation import compiled
+from pcbridge.training.optimizers import make_optimizers
+from train_accelerate import parse
 
 PEER_SIZES = {"hidden_size": 128, "intermediate_size": 128, "vector_size": 64, "num_hidden_layers": 4}
 disable_progress_bars()
-_MINI = Path(__file__).parents[2] / "configs" / "mini.yaml"
+_CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 class Subject:
@@ -25,12 +27,16 @@ class Subject:
         torch.manual_seed(0)
         self.sources = {}  # shape of a batch -> the molecules and examples it was collated from
         config = PCBridgeConfig(**PEER_SIZES) if sizes == "peer" else PCBridgeConfig.from_preset(sizes)
+        self.schedule = {"learning_rate": 4e-3, "batch_size": 32}  # as in experiments/extensive.py
         self.model = PCBridgeModel(config).train()
         if compile:
             self.compiled = compiled(self.model)  # for as long as the worker lives
             self.compiled.__enter__()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
-        stages = yaml.safe_load(_MINI.read_text())
+        self.optimizers = make_optimizers(
+            self.model, parse([f"--config={_CONFIGS / 'drug_like.yaml'}"]), self.schedule["learning_rate"]
+        )
+        stages = yaml.safe_load((_CONFIGS / "mini.yaml").read_text())
         self.multi_task_losses = LossSettings(**stages["stage1"]["losses"])
         self.consistency_losses = LossSettings(**stages["stage2"]["losses"])
         energy = sum(
@@ -68,6 +74,13 @@ class Subject:
         self.optimizer.zero_grad()
         self.model(**batch, loss_settings=settings).loss.backward()
         self.optimizer.step()
+
+    def predicted(self, batch):
+        """Of E alone; atoms one after another, without padding."""
+        graph = GraphBatch(**_graph(batch))
+        energy, gradient = self.model.interaction_energy_and_gradient(graph, batch["positions"])
+        real = graph.atom_mask
+        return energy, -gradient[real], batch["energy"].to(energy.dtype), batch["forces"][real].to(energy.dtype)
 
     def train_step(self, batch):
         """Energies and forces alone: what the peers do."""

@@ -32,6 +32,8 @@ class Subject:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
         self.converter = AtomsConverter(MatScipyNeighborList(_CUTOFF), dtype=torch.float32)
         self.sizes = {"width": 128, "layers": 4, "cutoff": "5 A"}
+        self.optimizers = [self.optimizer]
+        self.schedule = {"learning_rate": 5e-4, "batch_size": 10}  # of its MD17 configuration
 
     def collate(self, molecules):
         """SchNetPack's own neighbour lists and collation, done once: in training it caches neighbour lists."""
@@ -44,12 +46,14 @@ class Subject:
         batch["forces_label"] = torch.cat([torch.from_numpy(molecule.forces) for molecule in molecules])
         return batch
 
+    def predicted(self, batch):
+        result = self.model(dict(batch))
+        return result["energy"], result["forces"], batch["energy_label"], batch["forces_label"]
+
     def train_step(self, batch):
         self.optimizer.zero_grad()
-        result = self.model(dict(batch))
-        loss = (result["energy"] - batch["energy_label"]).square().mean()
-        loss = loss + (result["forces"] - batch["forces_label"]).square().mean()
-        loss.backward()
+        energy, forces, energy_label, forces_label = self.predicted(batch)
+        ((energy - energy_label).square().mean() + (forces - forces_label).square().mean()).backward()
         self.optimizer.step()
 
     def energy_and_forces(self, batch):

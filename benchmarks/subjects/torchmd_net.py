@@ -36,6 +36,8 @@ class Subject:
         self.model = create_model(dict(SETTINGS))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
         self.sizes = {"width": 128, "layers": 4, "cutoff": "5 A"}
+        self.optimizers = [self.optimizer]
+        self.schedule = {"learning_rate": 1e-3, "batch_size": 8}  # of that example
 
     def collate(self, molecules):
         """PyTorch Geometric's batches, concatenated atoms; neighbours are found inside the model."""
@@ -49,11 +51,14 @@ class Subject:
             "forces": torch.cat([torch.from_numpy(m.forces) for m in molecules]),
         }
 
+    def predicted(self, batch):
+        energy, forces = self.model(batch["z"], batch["pos"], batch["batch"])
+        return energy.squeeze(-1), forces, batch["energy"].squeeze(-1), batch["forces"]
+
     def train_step(self, batch):
         self.optimizer.zero_grad()
-        energy, forces = self.model(batch["z"], batch["pos"], batch["batch"])
-        loss = (energy - batch["energy"]).square().mean() + (forces - batch["forces"]).square().mean()
-        loss.backward()
+        energy, forces, energy_label, forces_label = self.predicted(batch)
+        ((energy - energy_label).square().mean() + (forces - forces_label).square().mean()).backward()
         self.optimizer.step()
 
     def energy_and_forces(self, batch):
