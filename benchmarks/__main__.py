@@ -30,7 +30,7 @@ _ENVIRONMENTS = Path(__file__).parent / ".venvs"
 # What pip installs for each peer; its own pins decide the rest.
 PEERS = {
     "torchmd_net": ["torch==2.13.0", "torchmd-net==3.1.0"],
-    "schnetpack": ["torch==2.13.0", "schnetpack==2.1.1"],
+    "schnetpack": ["schnetpack==2.1.1"],
     "mace": ["torch==2.13.0", "mace-torch==0.3.16"],
 }
 # Keeps the C library from giving every large tensor back to the system at once, which slows the peers most.
