@@ -55,9 +55,9 @@ DATA_SETTINGS = {
 }
 
 
-def _ablation(title: str, **losses) -> Setting:
+def _ablation(title: str, start: str = "displaced", **losses) -> Setting:
     options = [f"--stage2.losses.{name}={value}" for name, value in losses.items()]
-    return Setting(title, options, start="displaced", num_seeds=2)
+    return Setting(title, options, start=start, num_seeds=2)
 
 
 # As much weight on the structures as the baseline has.
@@ -69,13 +69,16 @@ _OFF = {
     "data_precision": 0,
 }
 _EQ_11 = _OFF | {"score_form": "noisy", "score_timesteps": "[5, 300]"}
+_PAPER = _EQ_11 | {"optimality_weight": 0.1, "score_weight": 1.0, "denoising_weight": 0.01}
 # Stage 2 with other forms and weights of the consistency losses, from the same stage 1.
 ABLATIONS = {
     "paper_form": _ablation(
         "the paper: Eqs. 10 and 11, weights .1 and 1 beside .01 for denoising",
-        **_EQ_11 | {"optimality_weight": 0.1, "score_weight": 1.0, "denoising_weight": 0.01},
+        **_PAPER,
     ),
+    "paper_form_local": _ablation("the same, from the local E", "local", **_PAPER),
     "eq_11": _ablation("Eq. 11 alone, weight .1", **_EQ_11 | {"score_weight": 0.1}),
+    "eq_11_local": _ablation("the same, from the local E", "local", **_EQ_11 | {"score_weight": 0.1}),
     "eq_11_small_noise": _ablation(
         "Eq. 11 alone, weight .1, tau 1 to 40", **_EQ_11 | {"score_weight": 0.1, "score_timesteps": "[1, 40]"}
     ),
