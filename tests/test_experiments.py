@@ -89,7 +89,7 @@ def test_record_gives_every_seed_its_values_again():
 def test_evidence_runs_end_to_end():
     """Minutes; needs the `xtb` extra."""
     command = [sys.executable, "-m", "experiments.evidence", "--quick", "--seeds", "0", "1"]
-    subprocess.run([*command, "--settings", "displaced", "fine_tuned"], cwd=ROOT, check=True)
+    subprocess.run([*command, "--settings", "displaced", "local", "fine_tuned"], cwd=ROOT, check=True)
     subprocess.run([*command, "--ablations"], cwd=ROOT, check=True)
     record = json.loads((ROOT / "outputs" / "evidence-quick" / "evidence.json").read_text())
     assert record["settings"]["displaced"]["seeds"] == [0, 1] and set(record["ablations"]) == set(ABLATIONS)
