@@ -107,8 +107,9 @@ def plot(results: dict[str, dict], path: Path) -> None:
         for name, result in results.items():
             errors = result["errors"][test]
             axis.plot(errors["molecules_per_second"], errors["force_mae"], "o", label=PROGRAMS[name][1])
-        axis.set(xscale="log", yscale="log", xlabel="molecules/s", ylabel="force MAE, eV/angstrom", title=test)
-    axes[0].legend(fontsize=8)
+        axis.set(xscale="log", xlim=(10, 3000), ylim=(0, None), xlabel="molecules/s", ylabel="force MAE, eV/angstrom")
+        axis.set_title(test)
+    axes[1].legend(fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -118,7 +119,7 @@ def main() -> None:
     parser.add_argument("fragments", type=Path)
     parser.add_argument("drug_like", type=Path)
     parser.add_argument("--minutes", type=float, default=10.0, help="processor time of each training")
-    parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
+    parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS), metavar="NAME")
     parser.add_argument("--output", type=Path, default=_RESULTS / "accuracy", help="without an ending")
     arguments = parser.parse_args()
     path = arguments.output.with_suffix(".npz")

@@ -1,6 +1,6 @@
 """What more DFT labels of fragments are worth, and what cheap labels beside them: errors of E by number of labels.
 
-    python -m experiments.learning_curve              # 1.5 hours of one core for each seed
+    python -m experiments.learning_curve              # an hour of one core for each seed
     python -m experiments.learning_curve --report     # only the table, of what is there
 
 E alone is trained on B3LYP/6-31G* labels of 100, 300, 1,000 and all structures of the bundled `fragments`, in random
@@ -163,7 +163,7 @@ def plot(results: list[dict], path: Path) -> None:
             spread = [np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in lines.values()]
             axis.errorbar(list(lines), [np.mean(values) for values in lines.values()], spread, marker="o", label=name)
         axis.axhline(target, color="grey", linestyle=":", label="wanted")
-        axis.set(xscale="log", yscale="log", xlabel="B3LYP/6-31G* labels", ylabel="force MAE, eV/angstrom")
+        axis.set(xscale="log", ylim=(0, None), xlabel="B3LYP/6-31G* labels", ylabel="force MAE, eV/angstrom")
         axis.set_title("unseen fragments" if title != "large" else "12 to 20 heavy atoms")
     axes[0].legend()
     figure.savefig(path, dpi=150)
