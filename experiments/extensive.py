@@ -57,16 +57,21 @@ _EVALUATION_BATCH = 16
 _TORSION_TARGET = 0.05  # eV
 
 
-def settings_of(name: str, updates: int, seed: int, runs: Path) -> TrainingConfig:
-    """A stage of energies and forces alone, otherwise as in configs/drug_like.yaml."""
-    source = SourceConfig(str(runs / "fragments"), structures=False)
+def settings_of(sources: list[SourceConfig], model: dict, updates: int, seed: int, output: Path) -> TrainingConfig:
+    """A stage of energies and forces alone, otherwise as in configs/drug_like.yaml, of the width of the preset.
+
+    Args:
+        sources: of the labels.
+        model: fields of the config that differ from the preset.
+        updates, seed, output: of the run.
+    """
     losses = LossSettings(energy_weight=1.0, force_weight=0.5, force_form="norm", denoising_weight=0.0)
     return TrainingConfig(
-        StageConfig(updates, 4e-3, 100, [source], losses),
+        StageConfig(updates, 4e-3, 100, sources, losses),
         stage2=None,
         preset="drug_like",
-        model={"energy_levels_of_theory": [GFN2_XTB], **VARIANTS[name][1]},
-        output_dir=str(runs / f"{name}_{seed}"),
+        model=model,
+        output_dir=str(output),
         resume="latest",
         batch_size=32,
         optimizer="muon",
@@ -75,6 +80,13 @@ def settings_of(name: str, updates: int, seed: int, runs: Path) -> TrainingConfi
         cpu=True,
         evaluation=None,
     )
+
+
+def settings_of_variant(name: str, updates: int, seed: int, runs: Path) -> TrainingConfig:
+    """Of one form of the model and one seed."""
+    source = SourceConfig(str(runs / "fragments"), structures=False)
+    model = {"energy_levels_of_theory": [GFN2_XTB], **VARIANTS[name][1]}
+    return settings_of([source], model, updates, seed, runs / f"{name}_{seed}")
 
 
 def leave_out_scanned(runs: Path) -> None:
@@ -242,13 +254,13 @@ def main() -> None:
     missing = [(name, seed) for name, seed in wanted if not (runs / f"{name}_{seed}.json").exists()]
     if missing and not arguments.report:
         leave_out_scanned(runs)
-        model, data = initial_model(settings_of(*missing[0][:1], arguments.updates, 0, runs))
+        model, data = initial_model(settings_of_variant(missing[0][0], arguments.updates, 0, runs))
         references = model.energy_decoder.reference_energies.state_dict()
         fragments = read_test("fragments_gfn2", ("test",))
         tests = {"fragments": fragments, "drug_like": read_test("drug_like_gfn2", ("validation", "test"))}
         scans = make_scans()
         for name, seed in missing:
-            config = settings_of(name, arguments.updates, seed, runs)
+            config = settings_of_variant(name, arguments.updates, seed, runs)
             result = run(config, data, references, tests, scans)
             (runs / f"{name}_{seed}.json").write_text(json.dumps(result, indent=1) + "\n")
     results: dict[str, list[dict]] = defaultdict(list)

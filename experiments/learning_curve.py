@@ -23,10 +23,9 @@ import torch
 
 from dataset_scripts.bundled import parquet_path
 from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB
-from experiments.extensive import DATA, RESULTS, ROOT
-from modeling_pcbridge import LossSettings
+from experiments.extensive import DATA, RESULTS, ROOT, settings_of
 from pcbridge.evaluation.batches import energies_and_forces
-from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
+from pcbridge.training.config import SourceConfig
 from pcbridge.training.data import load_source
 from pcbridge.training.run import initial_model, make_accelerator
 from pcbridge.training.stage import train_stage
@@ -63,32 +62,15 @@ def write_labels(count: int | None, seed: int, folder: Path) -> int:
     return len(chosen)
 
 
-def settings_of(labels: Path, cheap: bool, updates: int, seed: int, output: Path) -> TrainingConfig:
-    """A stage of energies and forces alone, otherwise as in configs/drug_like.yaml, of the preset's width."""
-    sources = [SourceConfig(str(labels), structures=False)]
+def run(count: int | None, cheap: bool, updates: int, seed: int, output: Path) -> dict:
+    """Train with so many labels and evaluate: errors of energies (eV) and force components (eV/angstrom)."""
+    labels = output / "labels"
+    number = write_labels(count, seed, labels)
+    sources, levels = [SourceConfig(str(labels), structures=False)], [B3LYP_6_31GD]
     if cheap:
         sources.append(SourceConfig(str(DATA / "fragments_gfn2"), weight=3, structures=False))
-    losses = LossSettings(energy_weight=1.0, force_weight=0.5, force_form="norm", denoising_weight=0.0)
-    return TrainingConfig(
-        StageConfig(updates, 4e-3, 100, sources, losses),
-        stage2=None,
-        preset="drug_like",
-        model={"energy_levels_of_theory": [B3LYP_6_31GD, GFN2_XTB] if cheap else [B3LYP_6_31GD]},
-        output_dir=str(output),
-        batch_size=32,
-        optimizer="muon",
-        weight_decay=0.01,
-        seed=seed,
-        cpu=True,
-        evaluation=None,
-    )
-
-
-def run(count: int | None, cheap: bool, updates: int, seed: int, runs: Path) -> dict:
-    """Train with so many labels and evaluate: errors of energies (eV) and force components (eV/angstrom)."""
-    labels = runs / f"labels_{count}_{seed}"
-    number = write_labels(count, seed, labels)
-    config = settings_of(labels, cheap, updates, seed, runs / "training")
+        levels.append(GFN2_XTB)
+    config = settings_of(sources, {"energy_levels_of_theory": levels}, updates, seed, output)
     torch.manual_seed(seed)
     model, data = initial_model(config)
     assert config.stage1 is not None
@@ -188,7 +170,7 @@ def main() -> None:
                 for count in _COUNTS:
                     path = arguments.runs / f"{'with' if cheap else 'without'}_{count or 'all'}_{seed}.json"
                     if not path.exists():
-                        result = run(count, cheap, arguments.updates, seed, arguments.runs)
+                        result = run(count, cheap, arguments.updates, seed, path.with_suffix(""))
                         path.write_text(json.dumps({"asked": count or 0, **result}, indent=1) + "\n")
     results = [json.loads(path.read_text()) for path in sorted(arguments.runs.glob("*.json"))]
     text = report(results)
