@@ -1,8 +1,8 @@
 """Put the model of drug-like molecules into checkpoints/drug_like, with a card that states what was measured.
 
     python -m experiments.outside flexisol_validation.parquet --checkpoints \\
-        outputs/drug_like/stage1 outputs/drug_like_corrected{,_again,_thrice}/consistency
-    python -m experiments.drug_like_release outputs/drug_like_corrected_thrice/consistency
+        outputs/drug_like/stage1 outputs/drug_like_corrected/consistency outputs/drug_like_near/consistency
+    python -m experiments.drug_like_release outputs/drug_like_near/consistency
 
 What it covers is in the config.json of a training; of one that began from a checkpoint that does not know,
 `python -m pcbridge.training.learned checkpoints/drug_like --config ...` with both configurations adds it.
