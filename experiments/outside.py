@@ -154,6 +154,7 @@ def measured(molecules: Sequence[Molecule], structures: Sequence[np.ndarray | No
     centred = centred_bond_errors(*zip(*served, strict=True)) if served else []
     for (molecule, _), error in zip(served, centred, strict=True):
         records[molecule.name]["bonds_centred"] = error
+    records = {name: {key: round(float(value), 6) for key, value in r.items()} for name, r in records.items()}
     return {"records": records, "seconds": None if seconds is None else seconds / max(len(served), 1)}
 
 

@@ -44,6 +44,7 @@ DRUG_LIKE = {
     "supported_elements": [1, 6, 7, 8, 9, 15, 16, 17, 35, 53],
     "supported_total_charges": [-2, -1, 0, 1, 2],
     "resonance_invariant": True,
+    "level_differences": True,
 }
 
 # What transformers itself puts into a config.json, or passes on, besides the fields of `PreTrainedConfig`.
@@ -107,6 +108,9 @@ class PCBridgeConfig(PreTrainedConfig):
             what the two decoders say of stiff bonds and angles and leaves the conformer.
         energy_levels_of_theory: the methods whose total electronic energies the model predicts, each by a head and
             reference energies of its own; the first is the model's own, by which it relaxes, ranks and teaches.
+        level_differences: E at each level but the last is E at the last, which should be the one with the most labels,
+            and what a head of its own adds: differences of levels are smoother than energies, and few labels do.
+            False, as in checkpoints from before this field: heads that share nothing but the encoder.
         has_learned_forces: whether forces were among the labels. False: the gradient of E is no force, so that
             relaxation on E and dynamics are refused unless asked for twice; None, as in checkpoints from before this
             field: not known.
@@ -144,6 +148,7 @@ class PCBridgeConfig(PreTrainedConfig):
     mean_shift_timesteps: list[int] | None = None
     num_relaxation_steps: int = 0
     energy_levels_of_theory: list[str] = field(default_factory=lambda: ["B3LYP/6-31G*"])
+    level_differences: bool = False
     has_learned_forces: bool | None = None
     training_coverage: dict | None = None
     dispersion: Literal["d3bj"] | None = None

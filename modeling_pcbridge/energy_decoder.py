@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from .float64_buffers import Float64Buffers
 from .pair_features import NUM_ELEMENTS
@@ -54,15 +53,11 @@ class LevelHeads(nn.Module):
         self.activation = nn.GELU(approximate="tanh")
         self.down = nn.Linear(hidden_size, num_levels)
 
-    def forward(self, features: Tensor, levels: Tensor | None = None) -> Tensor:
-        """(B, N) from (B, N, C), by the head `levels` (B,) of each molecule; None for the first."""
-        size = self.hidden_size
-        if levels is None:
-            hidden = self.activation(linear(features, self.up.weight[:size], self.up.bias[:size]))
-            return linear(hidden, self.down.weight[:1], self.down.bias[:1]).squeeze(-1)
-        hidden = self.activation(self.up(features)).unflatten(-1, (-1, size))  # (B, N, levels, C)
+    def forward(self, features: Tensor, heads: Tensor) -> Tensor:
+        """(B, N) from (B, N, C): the sum of the heads of each molecule, which are 1 in `heads` (B or 1, levels)."""
+        hidden = self.activation(self.up(features)).unflatten(-1, (-1, self.hidden_size))  # (B, N, levels, C)
         outputs = (hidden * self.down.weight).sum(-1) + self.down.bias
-        return outputs.take_along_dim(levels[:, None, None], dim=-1).squeeze(-1)
+        return (outputs * heads.unsqueeze(1)).sum(-1)
 
 
 class EnergyDecoder(nn.Module):
@@ -70,10 +65,11 @@ class EnergyDecoder(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        num_levels = len(config.energy_levels_of_theory)
-        self.mlp = LevelHeads(config.hidden_size, num_levels)
+        self.num_levels = len(config.energy_levels_of_theory)
+        self.level_differences = config.level_differences
+        self.mlp = LevelHeads(config.hidden_size, self.num_levels)
         self.torsions = TorsionEnergy(config) if config.torsion_terms else None
-        self.reference_energies = ReferenceEnergies(num_levels)
+        self.reference_energies = ReferenceEnergies(self.num_levels)
 
     def forward(self, graph, node_features: Tensor, positions: Tensor, levels: Tensor | None = None) -> Tensor:
         """Interaction energy, without reference energies: (B,), eV, at least float32.
@@ -88,8 +84,20 @@ class EnergyDecoder(nn.Module):
         with torch.autocast(node_features.device.type, enabled=False):
             # bfloat16 has three digits; the readout and the sum over atoms stay in the weights' own precision.
             node_features = node_features.to(self.mlp.up.weight.dtype)
-            contributions = self.mlp(node_features, levels).to(positions.dtype)
+            heads = self.heads_of(levels, node_features)
+            contributions = self.mlp(node_features, heads).to(positions.dtype)
             energy = (contributions * graph.atom_mask).sum(-1)
             if self.torsions is not None:
-                energy = energy + self.torsions(graph, node_features, positions, levels)
+                energy = energy + self.torsions(graph, node_features, positions, heads)
             return energy
+
+    def heads_of(self, levels: Tensor | None, like: Tensor) -> Tensor:
+        """(B, levels), or (1, levels) for None: 1 for the heads whose sum is E at the level of each molecule.
+
+        By `config.level_differences` E at the last level is part of every other, whose own head learns what is left.
+        """
+        places = torch.arange(self.num_levels, device=like.device)
+        is_used = places == (0 if levels is None else levels.unsqueeze(-1))
+        if self.level_differences:
+            is_used = is_used | (places == self.num_levels - 1)
+        return is_used.to(like.dtype).view(-1, self.num_levels)

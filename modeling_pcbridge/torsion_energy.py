@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from .atoms_of import atoms_of
 from .molecular_graph import NUM_PAIR_TYPES
@@ -31,14 +30,14 @@ class TorsionEnergy(nn.Module):
         # A molecule has so many torsions that an untrained model would be ruled by them.
         self.weights.initializer_scale = 0.1  # type: ignore[assignment]
 
-    def forward(self, graph, node_features: Tensor, positions: Tensor, levels: Tensor | None = None) -> Tensor:
+    def forward(self, graph, node_features: Tensor, positions: Tensor, heads: Tensor) -> Tensor:
         """(B,) in eV, in the precision of the positions.
 
         Args:
             graph: the molecular graphs.
             node_features: (B, N, C) from the encoder.
             positions: (B, N, 3), angstrom.
-            levels: (B,) which level of theory, each of which has its own w, see `EnergyDecoder`; None for the first.
+            heads: (B or 1, levels), 1 for the levels of theory whose w add up, see `EnergyDecoder.heads_of`.
         """
         quadruples = graph.torsion_quadruples
         is_real = quadruples[..., 0] >= 0
@@ -51,16 +50,11 @@ class TorsionEnergy(nn.Module):
         axes = atoms_of(self.axis(node_features), atoms[:, 1:3])  # of j and k
         one, other = (axes + ends).unbind(1)
         shared = self.axis_type(axis_types)
-        weights = self._of_levels((one + shared) * (other + shared), levels).to(positions.dtype)
+        # (B, K, levels, 3) -> (B, K, 3)
+        weights = self.weights((one + shared) * (other + shared)).unflatten(-1, (-1, _NUM_HARMONICS))
+        weights = (weights * heads[:, None, :, None]).sum(2).to(positions.dtype)
         terms = (weights * smooth_cosines(atoms_of(positions, atoms))).sum(-1)
         return (terms * is_real).sum(-1)
-
-    def _of_levels(self, products: Tensor, levels: Tensor | None) -> Tensor:
-        """w, (B, K, 3), from (B, K, rank)."""
-        if levels is None:
-            return linear(products, self.weights.weight[:_NUM_HARMONICS], self.weights.bias[:_NUM_HARMONICS])
-        weights = self.weights(products).unflatten(-1, (-1, _NUM_HARMONICS))
-        return weights.take_along_dim(levels[:, None, None, None], dim=2).squeeze(2)
 
 
 def smooth_cosines(corners: Tensor) -> Tensor:

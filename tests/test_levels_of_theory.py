@@ -99,6 +99,48 @@ def test_a_trained_model_gets_a_level_more_and_keeps_what_it_knows(rows):
     assert (extended.energy_decoder.reference_energies.by_level[0] == 0).all()
 
 
+def test_a_level_is_the_last_one_and_a_difference(rows):
+    model = small_model(energy_levels_of_theory=LEVELS, level_differences=True, torsion_terms=True)
+    batch = collate([example_from_row(row, LEVELS) for row in rows[:4]])
+    inputs = {key: batch[key] for key in (*GRAPH_KEYS, "positions")}
+    own, last = (model.predict_energy(**inputs, level_of_theory=level) for level in LEVELS)
+    # Without the heads of the first level its energies and forces are those of the last one.
+    with torch.no_grad():
+        model.energy_decoder.mlp.down.weight[0] = model.energy_decoder.mlp.down.bias[0] = 0.0
+        model.energy_decoder.torsions.weights.weight[:3] = model.energy_decoder.torsions.weights.bias[:3] = 0.0
+    without = model.predict_energy(**inputs)
+    torch.testing.assert_close(without.energy, last.energy, rtol=0, atol=1e-9)
+    torch.testing.assert_close(without.forces, last.forces, rtol=0, atol=1e-9)
+    assert (without.energy - own.energy).abs().min() > 1e-3
+    # So labels at the last level train what the first one stands on, and labels at the first one train both.
+    for level, trains_own in ((0, True), (1, False)):
+        model.zero_grad()
+        labels = batch | {"label_levels": torch.full((4,), level)}
+        model(**labels, loss_settings=LossSettings().only(energy_weight=1.0, force_weight=1.0)).loss.backward()
+        own_gradient, last_gradient = model.energy_decoder.mlp.down.weight.grad
+        assert last_gradient.abs().max() > 0 and bool(own_gradient.abs().max() > 0) == trains_own
+
+
+@pytest.mark.parametrize("levels", [["c", B3LYP_6_31GD, "b"], [B3LYP_6_31GD, "b", "c"], [B3LYP_6_31GD, "c"]])
+def test_differences_of_levels_are_kept_where_levels_are_added(rows, levels):
+    sizes = {"level_differences": True, "torsion_terms": True}
+    model = small_model(dtype=torch.float32, energy_levels_of_theory=LEVELS, **sizes).eval()
+    batch = collate([example_from_row(row, LEVELS) for row in rows[:3]])
+    inputs = {key: batch[key] for key in (*GRAPH_KEYS, "positions")}
+    extended = with_levels_of_theory(model, levels).eval()
+    for level in set(levels) & set(LEVELS):
+        before, after = (each.predict_energy(**inputs, level_of_theory=level).forces for each in (model, extended))
+        torch.testing.assert_close(after, before, rtol=0, atol=1e-4)
+    only = small_model(dtype=torch.float32, energy_levels_of_theory=["b"], **sizes).eval()
+    two = with_levels_of_theory(only, ["b", "c"]).eval()
+    before = only.predict_energy(**inputs).forces
+    for level in ("b", "c"):
+        after = two.predict_energy(**inputs, level_of_theory=level).forces
+        torch.testing.assert_close(after, before, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match=r"B3LYP/6-31G\* as b and a difference, so b, or a level that is new"):
+        with_levels_of_theory(model, ["c", B3LYP_6_31GD])
+
+
 def test_labels_of_levels_that_the_model_has_not_are_told(two_levels, caplog):
     config = config_of(two_levels, model=small_config(Path("unused")).model)
     [examples] = initial_model(config)[1].examples([two_levels], "train")

@@ -243,20 +243,42 @@ def _fit_references(model: PCBridgeModel, data: TrainingData, config: TrainingCo
         )
 
 
+# Heads that add nothing at first have zeros here only; zeros in both layers would never leave zero.
+_OUTPUTS_OF_HEADS = ("energy_decoder.mlp.down.", "energy_decoder.torsions.weights.")
+
+
 @torch.no_grad()
 def with_levels_of_theory(model: PCBridgeModel, levels: list[str]) -> PCBridgeModel:
-    """The same model with heads for `levels`; those it has keep theirs, others start from a copy of its first."""
+    """The same model with heads for `levels`; those it has keep theirs, others start from a copy of its first.
+
+    Raises:
+        InputError: by `config.level_differences` the last of `levels` is what the others add to, and it is known as
+            one that adds to another.
+    """
     known = model.config.energy_levels_of_theory
     if levels == known:
         return model
-    places = [known.index(level) if level in known else 0 for level in levels]
     config = copy.deepcopy(model.config)
+    places = [known.index(level) if level in known else 0 for level in levels]
+    adds_nothing = [False] * len(levels)
+    if config.level_differences:
+        if levels[-1] in known[:-1]:
+            raise InputError(
+                f"energy_levels_of_theory: the checkpoint knows {levels[-1]} as {known[-1]} and a difference, so "
+                f"{known[-1]}, or a level that is new to it, has to stay the last, not {levels[-1]}"
+            )
+        base = len(known) - 1
+        places[-1] = base
+        adds_nothing[:-1] = [place == base for place in places[:-1]]
     config.energy_levels_of_theory = levels
     extended = PCBridgeModel(config)
     state = model.state_dict()
     for name, tensor in extended.energy_decoder.state_dict(prefix="energy_decoder.").items():
         if tensor.shape != state[name].shape:  # a part per level
-            state[name] = state[name].unflatten(0, (len(known), -1))[places].flatten(0, 1)
+            parts = state[name].unflatten(0, (len(known), -1))[places]
+            if name.startswith(_OUTPUTS_OF_HEADS):
+                parts[adds_nothing] = 0.0
+            state[name] = parts.flatten(0, 1)
     extended.load_state_dict(state)
     for index, level in enumerate(levels):
         if level not in known:
