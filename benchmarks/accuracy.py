@@ -30,9 +30,11 @@ _ROOT = Path(__file__).parents[1]
 _RESULTS = Path(__file__).parent / "results"
 # Subject, its options, and how tables call it.
 PROGRAMS = {
-    "pcbridge": (["drug_like"], "PCBridge, E of the drug_like preset"),
-    "schnetpack": ([], "PaiNN (SchNetPack)"),
-    "torchmd_net": ([], "Equivariant Transformer (TorchMD-NET)"),
+    "pcbridge": ("pcbridge", ["drug_like"], "PCBridge, E of the drug_like preset"),
+    "schnetpack": ("schnetpack", [], "PaiNN (SchNetPack)"),
+    "torchmd_net": ("torchmd_net", [], "Equivariant Transformer (TorchMD-NET)"),
+    "tensornet": ("torchmd_net", ["tensornet"], "TensorNet (TorchMD-NET)"),
+    "mace": ("mace", [], "MACE"),
 }
 _TESTS = ("unseen fragments", "drug-like")
 _NUM_TRAINING, _NUM_TEST = 9600, {"unseen fragments": 1000, "drug-like": 400}
@@ -96,7 +98,7 @@ def report(results: dict[str, dict], minutes: float) -> str:
                 f"{errors['energy_mae']:.2f}",
                 f"{errors['molecules_per_second']:.0f}",
             ]
-        lines.append(f"| {PROGRAMS[name][1]} | " + " | ".join(cells) + " |")
+        lines.append(f"| {PROGRAMS[name][2]} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 
 
@@ -106,7 +108,7 @@ def plot(results: dict[str, dict], path: Path) -> None:
     for axis, test in zip(axes, _TESTS, strict=True):
         for name, result in results.items():
             errors = result["errors"][test]
-            axis.plot(errors["molecules_per_second"], errors["force_mae"], "o", label=PROGRAMS[name][1])
+            axis.plot(errors["molecules_per_second"], errors["force_mae"], "o", label=PROGRAMS[name][2])
         axis.set(xscale="log", xlim=(10, 3000), ylim=(0, None), xlabel="molecules/s", ylabel="force MAE, eV/angstrom")
         axis.set_title(test)
     axes[1].legend(fontsize=8)
@@ -132,8 +134,9 @@ def main() -> None:
     saved = arguments.output.with_suffix(".json")
     results = json.loads(saved.read_text())["results"] if saved.exists() else {}
     for name in arguments.programs:
-        python = sys.executable if name == "pcbridge" else environment(name)
-        command = [python, "-m", "benchmarks.trainer", str(path), str(60 * arguments.minutes), name, *PROGRAMS[name][0]]
+        subject, options, _ = PROGRAMS[name]
+        python = sys.executable if subject == "pcbridge" else environment(subject)
+        command = [python, "-m", "benchmarks.trainer", str(path), str(60 * arguments.minutes), subject, *options]
         environ = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=_ROOT, env=environ, stdout=subprocess.PIPE, check=True)
         results[name] = json.loads(done.stdout.splitlines()[-1])

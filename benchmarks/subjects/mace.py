@@ -8,7 +8,7 @@ from mace import data, modules, tools
 from mace.tools import torch_geometric
 
 _CUTOFF = 5.0
-_ELEMENTS = (1, 6, 7, 8, 9)
+_ELEMENTS = (1, 6, 7, 8, 9, 15, 16, 17, 35, 53)
 
 
 class Subject:
@@ -37,6 +37,8 @@ class Subject:
         )
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4, amsgrad=True)
         self.sizes = {"width": 128, "layers": 2, "cutoff": "5 A"}
+        self.optimizers = [self.optimizer]
+        self.schedule = {"learning_rate": 1e-2, "batch_size": 10}  # defaults of its training command
 
     def collate(self, molecules):
         """MACE's own neighbour lists and batches."""
@@ -52,12 +54,14 @@ class Subject:
         loader = torch_geometric.dataloader.DataLoader(systems, batch_size=len(systems), shuffle=False)
         return next(iter(loader))
 
+    def predicted(self, batch):
+        result = self.model(batch.to_dict(), training=True)
+        return result["energy"], result["forces"], batch.energy, batch.forces
+
     def train_step(self, batch):
         self.optimizer.zero_grad(set_to_none=True)
-        result = self.model(batch.to_dict(), training=True)
-        loss = (result["energy"] - batch.energy).square().mean()
-        loss = loss + (result["forces"] - batch.forces).square().mean()
-        loss.backward()
+        energy, forces, energy_label, forces_label = self.predicted(batch)
+        ((energy - energy_label).square().mean() + (forces - forces_label).square().mean()).backward()
         self.optimizer.step()
 
     def energy_and_forces(self, batch):

@@ -1,13 +1,16 @@
-"""TorchMD-NET's equivariant transformer (Thölke & De Fabritiis 2022), as its MD17 example configures it."""
+"""TorchMD-NET's equivariant transformer (Thölke & De Fabritiis 2022), as its MD17 example configures it, and TensorNet
+(Simeon & De Fabritiis 2023), as its rMD17 example does."""
 
 import torch
 from torchmdnet.models.model import create_model
 
-# examples/ET-MD17.yaml of torchmd-net; only depth differs.
+# examples/ET-MD17.yaml of torchmd-net, of which only the depth differs, and examples/TensorNet-rMD17.yaml.
+MODELS = {
+    "equivariant-transformer": {"num_layers": 4, "cutoff_upper": 5.0},
+    "tensornet": {"num_layers": 2, "cutoff_upper": 4.5, "equivariance_invariance_group": "O(3)"},
+}
 SETTINGS = {
-    "model": "equivariant-transformer",
     "embedding_dimension": 128,
-    "num_layers": 4,
     "num_rbf": 32,
     "rbf_type": "expnorm",
     "trainable_rbf": False,
@@ -17,7 +20,6 @@ SETTINGS = {
     "num_heads": 8,
     "distance_influence": "both",
     "cutoff_lower": 0.0,
-    "cutoff_upper": 5.0,
     "max_z": 100,
     "max_num_neighbors": 64,
     "aggr": "add",
@@ -31,13 +33,14 @@ SETTINGS = {
 
 
 class Subject:
-    def __init__(self):
+    def __init__(self, model: str = "equivariant-transformer"):
         torch.manual_seed(0)
-        self.model = create_model(dict(SETTINGS))
+        settings = SETTINGS | MODELS[model] | {"model": model}
+        self.model = create_model(settings)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
-        self.sizes = {"width": 128, "layers": 4, "cutoff": "5 A"}
+        self.sizes = {"width": 128, "layers": settings["num_layers"], "cutoff": f"{settings['cutoff_upper']:g} A"}
         self.optimizers = [self.optimizer]
-        self.schedule = {"learning_rate": 1e-3, "batch_size": 8}  # of that example
+        self.schedule = {"learning_rate": 1e-3, "batch_size": 8}  # of these examples
 
     def collate(self, molecules):
         """PyTorch Geometric's batches, concatenated atoms; neighbours are found inside the model."""
