@@ -1,8 +1,8 @@
 """Put the model of drug-like molecules into checkpoints/drug_like, with a card that states what was measured.
 
     python -m experiments.outside flexisol_validation.parquet --checkpoints \\
-        outputs/drug_like/stage1 outputs/drug_like_corrected/consistency
-    python -m experiments.drug_like_release outputs/drug_like_corrected/consistency
+        outputs/drug_like/stage1 outputs/drug_like_corrected/consistency outputs/drug_like_near/consistency
+    python -m experiments.drug_like_release outputs/drug_like_near/consistency
 
 What it covers is in the config.json of a training; of one that began from a checkpoint that does not know,
 `python -m pcbridge.training.learned checkpoints/drug_like --config ...` with both configurations adds it.
@@ -30,7 +30,7 @@ from train_accelerate import parse
 
 FOLDER = ROOT / "checkpoints" / "drug_like"
 # As `experiments.outside` names the rows of the released model.
-ROW = "drug_like_corrected/consistency"
+ROW = "drug_like_near/consistency"
 _INTRODUCTION = """\
 Brings a cheap structure (MMFF94, GFN2-xTB) of a drug-like molecule towards its B3LYP/6-31G* structure, and predicts the
 total electronic energy and forces of any structure, with one shared encoder. No DFT of a whole drug-like molecule was
@@ -68,8 +68,14 @@ _LIMITS = """\
 
 def stages() -> dict[str, StageConfig]:
     """What trained the released model."""
-    first, second = (f"--config={ROOT / 'configs' / name}.yaml" for name in ("drug_like", "drug_like_corrected"))
-    found = {"stage 1": parse([first]).stage1, "corrected structures": parse([second]).stage2}
+    configs = [
+        f"--config={ROOT / 'configs' / name}.yaml" for name in ("drug_like", "drug_like_corrected", "drug_like_near")
+    ]
+    found = {
+        "stage 1": parse(configs[:1]).stage1,
+        "corrected structures": parse(configs[1:2]).stage2,
+        "corrected structures, and labels near minima": parse(configs[1:]).stage2,
+    }
     return {name: stage for name, stage in found.items() if stage is not None}
 
 

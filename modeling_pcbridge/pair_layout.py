@@ -179,11 +179,16 @@ PairLayout = AllPairs | NeighbourLists
 def layout_of(pair_types: Tensor, positions: Tensor, sight: Sight | None) -> PairLayout:
     """The faster layout for (B, N, N) codes and (B, N, 3) positions; all pairs where there is no `sight`.
 
-    All pairs too in compiled code, as the length of lists depends on the data.
+    All pairs too in compiled code and CUDA graphs, as the length of lists depends on the data.
     """
-    if sight is None or torch.compiler.is_compiling() or positions.shape[1] < FEWEST_ATOMS_FOR_LISTS:
+    if sight is None or positions.shape[1] < FEWEST_ATOMS_FOR_LISTS or _is_fixed(positions):
         return AllPairs.of(positions.shape[1], positions.device)
     return NeighbourLists.of(pair_types, positions, sight)
+
+
+def _is_fixed(positions: Tensor) -> bool:
+    """Whether operations are being recorded, to be repeated with other data."""
+    return torch.compiler.is_compiling() or (positions.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _gather_last(values: Tensor, index: Tensor) -> Tensor:

@@ -176,6 +176,17 @@ def planted(place: str, wrong: Callable) -> Callable[[], None]:
     return case
 
 
+def large_molecules(is_capturing: bool) -> Callable[[], None]:
+    """An update, as part of a CUDA graph or not, of molecules that are large enough for lists of neighbours."""
+
+    def case() -> None:
+        lists = patch("modeling_pcbridge.pair_layout.FEWEST_ATOMS_FOR_LISTS", 0)
+        with lists, patch("torch.cuda.is_current_stream_capturing", lambda: is_capturing):
+            update(LOSSES["multi-task"])
+
+    return case
+
+
 def cpu_table(schedule, timesteps: Tensor) -> Tensor:
     return schedule.compute_alphas_cumprod()[timesteps][..., None, None]
 
@@ -187,6 +198,8 @@ def cases() -> dict[str, Callable[[], None]]:
     found["update: two parts, by Muon"] = lambda: update(LOSSES["multi-task"], parts=2, optimizer="muon")
     for name, settings in SAMPLING.items():
         found[f"sample: {name}"] = lambda settings=settings: sample(settings)
+    found["update: large molecules in a CUDA graph"] = large_molecules(is_capturing=True)
+    found["mistake: lists of neighbours"] = large_molecules(is_capturing=False)
     found["predict: float32"] = lambda: predict(MODEL)
     found["predict: weights in bf16"] = lambda: predict(IN_BF16)
     found |= {
@@ -245,7 +258,8 @@ def main() -> None:
 
 with FAKE:
     BATCH = fake_batch()
-MODEL, IN_BF16 = fake_model(attention_cutoff=4.0, structure_cutoff=4.0, torsion_terms=True), fake_model(torch.bfloat16)
+LOCAL = {"attention_cutoff": 4.0, "structure_cutoff": 4.0, "torsion_terms": True, "level_differences": True}
+MODEL, IN_BF16 = fake_model(**LOCAL), fake_model(torch.bfloat16)
 DDIM_SCHEDULER = DiffusionSchedule.ddim_scheduler
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def test_every_operation_is_one_of_the_gpu_alone(findings):
     """Updates with five sets of losses, in three precisions; sampling, mean shift, relaxation; energies and forces."""
     wrong = {name: finding for name, finding in findings.items() if finding and not name.startswith("mistake")}
     assert wrong == {}
-    assert sum(name.startswith("update") for name in findings) == 8
+    assert sum(name.startswith("update") for name in findings) == 9
     assert sum(name.startswith("sample") for name in findings) == 5
 
 
@@ -54,5 +54,6 @@ def test_planted_mistakes_are_found(findings):
         "zero of the host": "uploads an operand",
         "two precisions in a product": "bfloat16",
         "a question about the gradient": "_local_scalar_dense",
+        "lists of neighbours": "_local_scalar_dense",  # which is why CUDA graphs have none
     }.items():
         assert finding in (found[name] or ""), name
