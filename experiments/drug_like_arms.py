@@ -5,8 +5,8 @@
 Both arms go on from one stage 1 with the labels of configs/drug_like_corrected.yaml. "consistency" learns the
 structures of its `data/corrected`, "multi-task" the very rows that these were made of, at GFN2-xTB. A seed is of
 batches and noise, the same in both. Runs that are there are not done again. The file is that of
-`experiments.outside`; the starts are MMFF94 minima. The table and all numbers go to
-experiments/results/drug_like_arms.*.
+`experiments.outside`; without it, the molecules are those of `experiments.same_level`. The starts are MMFF94 minima.
+Table and numbers go to experiments/results/drug_like_arms*.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import torch
 import yaml
 
 from dataset_scripts.tables import write_rows
+from experiments import same_level
 from experiments.outside import ROOT, mean_shifted, measured, read, taken_by
 from experiments.statistics import compare
 from modeling_pcbridge import PCBridgeModel
@@ -95,7 +96,7 @@ def report(values: dict[str, dict[str, list[float]]], num_molecules: int, num_st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--stage1", type=Path, required=True, help="checkpoint of configs/drug_like.yaml")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "drug_like_arms", help="of the runs")
     parser.add_argument("--num_steps", type=int, default=1500, help="updates of each run")
@@ -104,7 +105,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     write_uncorrected(arguments.folder / "uncorrected")
-    molecules = read(arguments.file)
+    at_same_level = arguments.file is None
+    molecules = same_level.read() if at_same_level else read(arguments.file)
+    results = RESULTS.with_name(f"{RESULTS.name}_same_level") if at_same_level else RESULTS
     values: dict[str, dict[str, list[float]]] = {arm: {key: [] for key in _METRICS} for arm in ARMS}
     for seed in arguments.seeds:
         for arm in ARMS:
@@ -117,9 +120,11 @@ def main() -> None:
             for key in _METRICS:
                 values[arm][key].append(float(np.nanmean([record[key] for record in records.values()])))
     if not arguments.train_only:
-        text = report(values, len(taken), arguments.num_steps, arguments.file.name)
-        RESULTS.with_suffix(".json").write_text(json.dumps(values) + "\n")
-        RESULTS.with_suffix(".md").write_text(text)
+        text = report(
+            values, len(taken), arguments.num_steps, "`large_labelled`" if at_same_level else arguments.file.name
+        )
+        results.with_suffix(".json").write_text(json.dumps(values) + "\n")
+        results.with_suffix(".md").write_text(text)
         print(text)
 
 

@@ -84,7 +84,7 @@ def errors_of_labels(model: PCBridgeModel, name: str) -> dict[str, float]:
 
     `fragments` are minima, torsions, dynamics and displaced, `large_labelled` minima of 12 to 20 heavy atoms.
     """
-    rows = [example_from_row(row, [B3LYP_6_31GD], True) for row in load_bundled(name, "test")]
+    rows = [example_from_row(row, [B3LYP_6_31GD], True) for row in load_bundled(name, "test") if row["forces"]]
     energies, forces = energies_and_forces(model, [row.graph for row in rows], [row.positions for row in rows], 32)
     of_forces = [np.abs(force - row.forces).mean() for force, row in zip(forces, rows, strict=True)]
     of_energies = [abs(energy - row.energy) for energy, row in zip(energies, rows, strict=True)]

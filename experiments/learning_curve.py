@@ -4,9 +4,10 @@
     python -m experiments.learning_curve --report     # only the table, of what is there
 
 E alone is trained on B3LYP/6-31G* labels of 100, 300, 1,000 and all structures of the bundled `fragments`, in random
-order, with and without GFN2-xTB labels of fragments (`data/fragments_gfn2`, by docs/training.md) for the second
-head. All runs have as many updates. Errors are of unseen fragments and of `large_labelled`, molecules of 12 to 20 heavy
-atoms. What is finished is not done again. Runs are in outputs/learning_curve/, table and plot in experiments/results/.
+order, with and without GFN2-xTB labels of fragments (`data/fragments_gfn2`, by docs/training.md), for a head of their
+own or for one that E at B3LYP/6-31G* adds a difference to. All runs have as many updates. Errors are of unseen
+fragments and of `large_labelled`, molecules of 12 to 20 heavy atoms. What is finished is not done again. Runs are in
+outputs/learning_curve/, table and plot in experiments/results/.
 """
 
 import argparse
@@ -21,12 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from dataset_scripts.bundled import parquet_path
+from dataset_scripts.bundled import load_bundled, parquet_path
+from dataset_scripts.collator import example_from_row
 from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB
 from experiments.extensive import DATA, RESULTS, ROOT, settings_of
 from pcbridge.evaluation.batches import energies_and_forces
 from pcbridge.training.config import SourceConfig
-from pcbridge.training.data import load_source
 from pcbridge.training.run import initial_model, make_accelerator
 from pcbridge.training.stage import train_stage
 
@@ -34,7 +35,18 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 _COUNTS = [100, 300, 1000, None]  # labels; None: all
-_TITLES = {False: "B3LYP/6-31G* alone", True: "with GFN2-xTB of fragments"}
+# How each is called in tables, and the fields of the model's config.
+WAYS = {
+    "alone": ("B3LYP/6-31G* alone", {"energy_levels_of_theory": [B3LYP_6_31GD]}),
+    "heads": (
+        "with GFN2-xTB, heads apart",
+        {"energy_levels_of_theory": [B3LYP_6_31GD, GFN2_XTB], "level_differences": False},
+    ),
+    "differences": (
+        "with GFN2-xTB, differences",
+        {"energy_levels_of_theory": [B3LYP_6_31GD, GFN2_XTB], "level_differences": True},
+    ),
+}
 _TESTS = {
     "unseen fragments": [("fragments", "validation"), ("fragments", "test")],
     "large": [("large_labelled", "test")],
@@ -62,15 +74,14 @@ def write_labels(count: int | None, seed: int, folder: Path) -> int:
     return len(chosen)
 
 
-def run(count: int | None, cheap: bool, updates: int, seed: int, output: Path) -> dict:
+def run(count: int | None, way: str, updates: int, seed: int, output: Path) -> dict:
     """Train with so many labels and evaluate: errors of energies (eV) and force components (eV/angstrom)."""
     labels = output / "labels"
     number = write_labels(count, seed, labels)
-    sources, levels = [SourceConfig(str(labels), structures=False)], [B3LYP_6_31GD]
-    if cheap:
+    sources, model_fields = [SourceConfig(str(labels), structures=False)], WAYS[way][1]
+    if GFN2_XTB in model_fields["energy_levels_of_theory"]:
         sources.append(SourceConfig(str(DATA / "fragments_gfn2"), weight=3, structures=False))
-        levels.append(GFN2_XTB)
-    config = settings_of(sources, {"energy_levels_of_theory": levels}, updates, seed, output)
+    config = settings_of(sources, model_fields, updates, seed, output)
     torch.manual_seed(seed)
     model, data = initial_model(config)
     assert config.stage1 is not None
@@ -79,7 +90,10 @@ def run(count: int | None, cheap: bool, updates: int, seed: int, output: Path) -
     errors = {}
     for title, parts in _TESTS.items():
         examples = [
-            e for name, split in parts for e in load_source(SourceConfig(name), split, [B3LYP_6_31GD], None, True)
+            example_from_row(row, [B3LYP_6_31GD], resonance_invariant=True)
+            for name, split in parts
+            for row in load_bundled(name, split)
+            if row["forces"]  # computed ones
         ]
         graphs, structures = [e.graph for e in examples], [e.positions for e in examples]
         energies, forces = energies_and_forces(model, graphs, structures, _EVALUATION_BATCH)
@@ -92,7 +106,7 @@ def run(count: int | None, cheap: bool, updates: int, seed: int, output: Path) -
             "force_mae": float(np.mean(of_forces)),
             "force_median": float(np.median(of_forces)),
         }
-    return {"labels": number, "gfn2": cheap, "updates": updates, "seed": seed, "errors": errors}
+    return {"labels": number, "way": way, "updates": updates, "seed": seed, "errors": errors}
 
 
 def report(results: list[dict]) -> str:
@@ -113,19 +127,19 @@ def report(results: list[dict]) -> str:
     ]
     columns = [("unseen fragments", "force_mae"), ("unseen fragments", "force_median"), ("large", "force_mae")]
     columns += [("unseen fragments", "energy_mae"), ("large", "energy_mae")]
-    for (cheap, labels), runs in _groups(results).items():
+    for (way, labels), runs in _groups(results).items():
         cells = [_shown([r["errors"][title][key] for r in runs]) for title, key in columns]
-        text.append(f"| {_TITLES[cheap]} | {labels:,} | {len(runs)} | {' | '.join(cells)} |")
+        text.append(f"| {WAYS[way][0]} | {labels:,} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join([*text, ""])
 
 
-def _groups(results: list[dict]) -> dict[tuple[bool, int], list[dict]]:
-    """Runs of one kind, by whether GFN2-xTB helps and by the mean number of labels."""
+def _groups(results: list[dict]) -> dict[tuple[str, int], list[dict]]:
+    """Runs of one kind, by `WAYS` and by the mean number of labels."""
     groups = defaultdict(list)
     for result in results:
-        groups[result["gfn2"], result["asked"]].append(result)
-    named = {(cheap, round(np.mean([r["labels"] for r in runs]))): runs for (cheap, _), runs in groups.items()}
-    return dict(sorted(named.items()))
+        groups[result["way"], result["asked"]].append(result)
+    named = {(way, round(np.mean([r["labels"] for r in runs]))): runs for (way, _), runs in groups.items()}
+    return dict(sorted(named.items(), key=lambda group: (list(WAYS).index(group[0][0]), group[0][1])))
 
 
 def _shown(values: list[float]) -> str:
@@ -138,10 +152,10 @@ def plot(results: list[dict], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
     groups = _groups(results)
     for axis, (title, target) in zip(axes, _TARGETS.items(), strict=True):
-        for cheap, name in _TITLES.items():
-            lines = {
-                n: [r["errors"][title]["force_mae"] for r in runs] for (c, n), runs in groups.items() if c == cheap
-            }
+        for way, (name, _) in WAYS.items():
+            lines = {n: [r["errors"][title]["force_mae"] for r in runs] for (w, n), runs in groups.items() if w == way}
+            if not lines:
+                continue
             spread = [np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in lines.values()]
             axis.errorbar(list(lines), [np.mean(values) for values in lines.values()], spread, marker="o", label=name)
         axis.axhline(target, color="grey", linestyle=":", label="wanted")
@@ -155,6 +169,7 @@ def plot(results: list[dict], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--updates", type=int, default=4000)
     parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "learning_curve")
     parser.add_argument(
@@ -166,11 +181,11 @@ def main() -> None:
     arguments.runs.mkdir(parents=True, exist_ok=True)
     if not arguments.report:
         for seed in arguments.seeds:
-            for cheap in (True, False):
-                for count in _COUNTS:
-                    path = arguments.runs / f"{'with' if cheap else 'without'}_{count or 'all'}_{seed}.json"
+            for count in _COUNTS[::-1]:
+                for way in arguments.ways:
+                    path = arguments.runs / f"{way}_{count or 'all'}_{seed}.json"
                     if not path.exists():
-                        result = run(count, cheap, arguments.updates, seed, path.with_suffix(""))
+                        result = run(count, way, arguments.updates, seed, path.with_suffix(""))
                         path.write_text(json.dumps({"asked": count or 0, **result}, indent=1) + "\n")
     results = [json.loads(path.read_text()) for path in sorted(arguments.runs.glob("*.json"))]
     text = report(results)

@@ -19,7 +19,8 @@ from rdkit.Chem.rdForceFieldHelpers import MMFFOptimizeMolecule
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB
 from experiments.outside import RESULTS, Molecule, evaluate, write_report
-from modeling_pcbridge.molecular_graph import conformer_from_positions, graph_from_mol, mol_from_smiles
+from modeling_pcbridge.molecular_graph import graph_from_mol
+from modeling_pcbridge.rdkit_molecules import conformer_from_positions, mol_from_smiles
 
 
 def read() -> list[Molecule]:
