@@ -180,8 +180,20 @@ def mean_shifted(model: PCBridgeModel, graphs: Sequence[MolecularGraph], starts:
 
 
 def of_model(model: PCBridgeModel, molecules: Sequence[Molecule]) -> dict[str, dict]:
-    """Mean shift from the MMFF94 minima, then relaxation on E; GFN2-xTB minima corrected, where the model can."""
+    """Errors of each method of the model, see `structures_of`."""
     taken, graphs = taken_by(model, molecules)
+    found = structures_of(model, taken, graphs)
+    return {name: measured(taken, structures, seconds) for name, (structures, seconds) in found.items()}
+
+
+def structures_of(
+    model: PCBridgeModel, molecules: Sequence[Molecule], graphs: Sequence[MolecularGraph]
+) -> dict[str, tuple[list[np.ndarray], float]]:
+    """Structures (N, 3), angstrom, of all molecules by each method, and the seconds that it took.
+
+    Mean shift from the MMFF94 minima, then one step or relaxation on E; GFN2-xTB minima corrected and relaxed, where
+    the model has their level.
+    """
 
     def relaxed(graph: GraphBatch, positions: torch.Tensor) -> torch.Tensor:
         return model.relax_structure(
@@ -192,18 +204,18 @@ def of_model(model: PCBridgeModel, molecules: Sequence[Molecule]) -> dict[str, d
         return model.correct_structure(positions, GFN2, **graph.inputs)
 
     start = time.perf_counter()
-    shifted = mean_shifted(model, graphs, [m.mmff for m in taken])
-    results = {f"mean shift {MEAN_SHIFT_STEPS}": measured(taken, shifted, time.perf_counter() - start)}
+    shifted = mean_shifted(model, graphs, [m.mmff for m in molecules])
+    found = {f"mean shift {MEAN_SHIFT_STEPS}": (shifted, time.perf_counter() - start)}
     stepped = moved(model, graphs, shifted, BATCH_SIZE, partial(model.relax, num_steps=1))
-    results[REFINED] = measured(taken, stepped, time.perf_counter() - start)
+    found[REFINED] = (stepped, time.perf_counter() - start)
     after = moved(model, graphs, shifted, BATCH_SIZE, relaxed)
-    results["mean shift, relaxed on E"] = measured(taken, after, time.perf_counter() - start)
+    found["mean shift, relaxed on E"] = (after, time.perf_counter() - start)
     if GFN2 in model.config.energy_levels_of_theory[1:]:
         for name, move in (("GFN2-xTB corrected", corrected), ("GFN2-xTB relaxed on E", relaxed)):
             start = time.perf_counter()
-            after = moved(model, graphs, [m.gfn2 for m in taken], BATCH_SIZE, move)
-            results[name] = measured(taken, after, time.perf_counter() - start)
-    return results
+            after = moved(model, graphs, [m.gfn2 for m in molecules], BATCH_SIZE, move)
+            found[name] = (after, time.perf_counter() - start)
+    return found
 
 
 def table(results: dict[str, dict], start: dict) -> list[str]:

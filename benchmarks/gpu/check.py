@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from accelerate.utils import send_to_device
@@ -15,7 +16,7 @@ from benchmarks.gpu.options import Options, part_options
 from benchmarks.gpu.results import Results
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import collate, example_from_row
-from modeling_pcbridge import LossSettings, PCBridgeModel
+from modeling_pcbridge import LossSettings, PCBridgeModel, pair_layout
 from modeling_pcbridge.graph_batch import GRAPH_KEYS, GraphBatch
 from modeling_pcbridge.losses import LOSS_NAMES
 from modeling_pcbridge.sampling import SamplingSettings, draw_structures
@@ -225,20 +226,29 @@ class Check:
         if self.device == "cpu":
             return
         accelerator = make_accelerator(config)
-        model = PCBridgeModel.from_pretrained(CHECKPOINTS / "consistency").to(accelerator.device).train()
-        batch = send_to_device(training_batch(model, 16), accelerator.device)
-        counts = count_labels([batch], accelerator)
-        for name, stage in options.stages.items():
-            with self.results.whatever_happens(table, what=name), products("float32", self.device):
-                captured = CapturedPasses(partial(add_gradients, model, stage, accelerator), accelerator.device)
-                gradients = []
-                for _ in range(4):  # twice one by one, captured, replayed
-                    for parameter in model.parameters():
-                        if parameter.grad is not None:
-                            parameter.grad.zero_()
-                    captured(batch, counts, 0)
-                    gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
-                self.row(table, name, partial(relative, gradients[-1], gradients[1]), OF_GRADIENTS)
+        # The second has a cutoff. Large molecules have lists of neighbours outside of graphs, here the small ones too.
+        for checkpoint, fewest in (("consistency", pair_layout.FEWEST_ATOMS_FOR_LISTS), ("drug_like", 0)):
+            model = PCBridgeModel.from_pretrained(CHECKPOINTS / checkpoint).to(accelerator.device).train()
+            batch = send_to_device(training_batch(model, 16), accelerator.device)
+            counts = count_labels([batch], accelerator)
+            for stage_name, stage in options.stages.items():
+                name = f"{checkpoint}, {stage_name}"
+                with (
+                    self.results.whatever_happens(table, what=name),
+                    products("float32", self.device),
+                    patch.object(pair_layout, "FEWEST_ATOMS_FOR_LISTS", fewest),
+                ):
+                    captured = CapturedPasses(partial(add_gradients, model, stage, accelerator), accelerator.device)
+                    gradients = []
+                    for _ in range(4):  # twice one by one, captured, replayed
+                        for parameter in model.parameters():
+                            if parameter.grad is not None:
+                                parameter.grad.zero_()
+                        captured(batch, counts, 0)
+                        gradients.append(
+                            torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+                        )
+                    self.row(table, name, partial(relative, gradients[-1], gradients[1]), OF_GRADIENTS)
 
     def _without_waits(self, table: str, what: str, function: Callable[[], object]) -> None:
         with self.results.whatever_happens(table, what=what):
