@@ -2,6 +2,7 @@
 
     python -m experiments.outside flexisol_validation.parquet --checkpoints \\
         outputs/drug_like/stage1 outputs/drug_like_corrected/consistency outputs/drug_like_near/consistency
+    python -m experiments.same_level
     python -m experiments.drug_like_release outputs/drug_like_near/consistency
 
 What it covers is in the config.json of a training; of one that began from a checkpoint that does not know,
@@ -29,8 +30,10 @@ from pcbridge.training.config import StageConfig
 from train_accelerate import parse
 
 FOLDER = ROOT / "checkpoints" / "drug_like"
+SAME_LEVEL = RESULTS.with_name("same_level.json")
 # As `experiments.outside` names the rows of the released model.
 ROW = "drug_like_near/consistency"
+_AT_SAME_LEVEL = "checkpoints/drug_like, "
 _INTRODUCTION = """\
 Brings a cheap structure (MMFF94, GFN2-xTB) of a drug-like molecule towards its B3LYP/6-31G* structure, and predicts the
 total electronic energy and forces of any structure, with one shared encoder. No DFT of a whole drug-like molecule was
@@ -95,8 +98,10 @@ def errors_of_labels(model: PCBridgeModel, name: str) -> dict[str, float]:
     }
 
 
-def metrics_section(results: dict[str, dict], label_errors: dict[str, dict]) -> tuple[str, list[EvalResult]]:
-    """What `experiments.outside` and, by configuration, `errors_of_labels` measured: Markdown and metadata."""
+def metrics_section(
+    results: dict[str, dict], of_same_level: dict[str, dict], label_errors: dict[str, dict]
+) -> tuple[str, list[EvalResult]]:
+    """What `outside`, `same_level` and, by configuration, `errors_of_labels` measured: Markdown and metadata."""
     values: dict[str, float] = {}
     for name, result in results.items():
         if not name.startswith(("MMFF94", "GFN2", f"{ROW},")):
@@ -106,6 +111,11 @@ def metrics_section(results: dict[str, dict], label_errors: dict[str, dict]) -> 
             errors = [record[key] for record in result["records"].values()]
             values[f"{title}: {key} MAE, mean ({unit})"] = float(np.nanmean(errors))
             values[f"{title}: {key} MAE, median ({unit})"] = float(np.nanmedian(errors))
+    for name, result in of_same_level.items():
+        if name == "MMFF94" or name.startswith(f"{_AT_SAME_LEVEL}mean shift"):
+            errors = [record["bonds"] for record in result["records"].values()]
+            title = name.replace(_AT_SAME_LEVEL, "")
+            values[f"{title}, {len(errors)} B3LYP/6-31G* minima: bonds MAE, mean (angstrom)"] = float(np.mean(errors))
     for configuration, errors in label_errors.items():
         values |= {f"`{configuration}`, B3LYP/6-31G*: {name}": value for name, value in errors.items()}
     table, metadata = measured_values(
@@ -119,7 +129,8 @@ def metrics_section(results: dict[str, dict], label_errors: dict[str, dict]) -> 
         "213 molecules of 8 to 57 heavy atoms that no one here made: r2SCAN-3c minima of FlexiSol (a level whose bonds "
         "differ from those of B3LYP/6-31G* by about 0.0035 angstrom), from the MMFF94 minima below them. Settings were "
         "chosen on these molecules. All rows: experiments/results/outside.md. `fragments` and `large_labelled` (12 to "
-        "20 heavy atoms): test splits of these bundled configurations, by `python -m experiments.drug_like_release`.",
+        "20 heavy atoms): test splits of these bundled configurations, by `python -m experiments.drug_like_release`; "
+        "minima of the latter by `python -m experiments.same_level`.",
         "",
         *table,
     ]
@@ -152,7 +163,8 @@ def main() -> None:
     results = json.loads(RESULTS.with_suffix(".json").read_text())
     model = PCBridgeModel.from_pretrained(FOLDER).eval()
     label_errors = {name: errors_of_labels(model, name) for name in ("fragments", "large_labelled")}
-    card(*metrics_section(results, label_errors)).save(FOLDER / "README.md")
+    of_same_level = json.loads(SAME_LEVEL.read_text())
+    card(*metrics_section(results, of_same_level, label_errors)).save(FOLDER / "README.md")
     print(f"{FOLDER}: {sum(file.stat().st_size for file in FOLDER.iterdir()) / 1e6:.1f} MB")
 
 
