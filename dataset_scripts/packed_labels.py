@@ -3,8 +3,8 @@
     pcbridge data pack b3lyp.jsonl raw_labels/fragments_b3lyp.parquet
     pcbridge data pack --unpack raw_labels/fragments_b3lyp.parquet b3lyp.jsonl
 
-Nothing is lost: positions and forces have six decimals in the lines and are whole numbers of millionths in the file, an
-eighth of the size. Packing into a file that is there adds the lines that it does not have.
+Nothing is lost: positions and forces have six decimals in the lines and are whole numbers of millionths in the file, a
+fifth of the size. Packing into a file that is there adds the lines that it does not have.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from dataset_scripts.bad_rows import BadRowError
 from dataset_scripts.label_generation import read_lines
+from dataset_scripts.tables import parquet_options
 from modeling_pcbridge.errors import InputError
 
 _MILLIONTHS = ("positions", "forces")
@@ -66,7 +67,7 @@ def pack_labels(inputs: Iterable[Path], output: Path) -> int:
             known[task] = before or line
     table = pa.Table.from_pylist([_packed(line) for line in lines], schema=_SCHEMA)
     new = output.with_name(output.name + ".new")
-    pq.write_table(table, new, compression="zstd", compression_level=19, row_group_size=10_000)
+    pq.write_table(table, new, compression_level=19, row_group_size=10_000, **parquet_options(_SCHEMA))
     new.replace(output)
     return len(lines) - num_before
 

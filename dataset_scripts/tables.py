@@ -57,11 +57,29 @@ def read_parquet(path: Path) -> Iterator[dict]:
         raise BadRowError(str(path), "damaged Parquet file", error) from error
 
 
+def parquet_options(schema: pa.Schema) -> dict:
+    """Options of `pyarrow.parquet` by which lists of numbers take two thirds of the room, and less time to read.
+
+    The first bytes of all numbers of a list of vectors stand together, then the second ones, and so on.
+    """
+    leaves = [_leaf(field.name, field.type) for field in schema]
+    split = [path for path, kind in leaves if ".list." in path and pa.types.is_primitive(kind) and kind.bit_width == 32]
+    others = [path for path, _ in leaves if path not in split]
+    return {"compression": "zstd", "use_byte_stream_split": split, "use_dictionary": others}
+
+
+def _leaf(path: str, kind: pa.DataType) -> tuple[str, pa.DataType]:
+    """The column of a Parquet file that a column of numbers or lists of them is, and the type of its values."""
+    while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        path, kind = f"{path}.list.element", kind.value_type
+    return path, kind
+
+
 def write_rows(path: Path, rows: list[dict], metadata: dict[bytes, str] | None = None) -> pa.Table:
     """Write rows of `schema.FEATURES` as one Parquet file, with `metadata` beside the features; returns the table."""
     table = pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
     table = table.replace_schema_metadata({**table.schema.metadata, **(metadata or {})})
-    with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
+    with pq.ParquetWriter(path, table.schema, **parquet_options(table.schema)) as writer:
         if rows:  # `datasets` reads a file without row groups, but not an empty row group
             writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
     return table
