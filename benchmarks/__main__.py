@@ -32,6 +32,7 @@ PEERS = {
     "torchmd_net": ["torch==2.13.0", "torchmd-net==3.1.0"],
     "schnetpack": ["schnetpack==2.1.1"],
     "mace": ["torch==2.13.0", "mace-torch==0.3.16"],
+    "aimnet2": ["torch==2.13.0", "aimnet==0.2.6"],
 }
 # Keeps the C library from giving every large tensor back to the system at once, which slows the peers most.
 ALLOCATOR = {

@@ -5,8 +5,8 @@
 Labels are GFN2-xTB energies and forces of neutral molecules (docs/training.md makes both folders): random fragments of
 up to 9 heavy atoms to learn from, unseen fragments and drug-like molecules to test on. All programs have the same loss,
 that of configs/drug_like.yaml, a learning rate that falls linearly with the time used, and batches that are made before
-the clock starts. Peers have the optimiser, learning rate and batch size of their own examples. Table and plot go to
-benchmarks/results/accuracy.*.
+the clock starts. Peers have the optimiser, learning rate and batch size of their own examples, AIMNet2 smaller batches.
+Table and plot go to benchmarks/results/accuracy.*.
 """
 
 import argparse
@@ -35,6 +35,7 @@ PROGRAMS = {
     "torchmd_net": ("torchmd_net", [], "Equivariant Transformer (TorchMD-NET)"),
     "tensornet": ("torchmd_net", ["tensornet"], "TensorNet (TorchMD-NET)"),
     "mace": ("mace", [], "MACE"),
+    "aimnet2": ("aimnet2", [], "AIMNet2"),
 }
 _TESTS = ("unseen fragments", "drug-like")
 _NUM_TRAINING, _NUM_TEST = 9600, {"unseen fragments": 1000, "drug-like": 400}

@@ -13,6 +13,7 @@ LABELS = {
     "torchmd_net": "TorchMD-NET ET",
     "schnetpack": "SchNetPack PaiNN",
     "mace": "MACE",
+    "aimnet2": "AIMNet2",
 }
 # Of the first table: what was timed, batch size, threads.
 COLUMNS = [
