@@ -158,7 +158,7 @@ def plot(traces: dict[str, np.ndarray], path: Path) -> None:
     axes[0].axhline(90, color="black", linestyle=":", linewidth=1)
     axes[0].set(xlabel="ps", ylabel="largest turn of a stiff bond, degrees", ylim=(0, 180))
     axes[1].plot(times, traces["energy"] - traces["energy"][0], linewidth=0.6)
-    axes[1].set(xlabel="ps", ylabel="potential energy less that of the first frame, eV")
+    axes[1].set(xlabel="ps", ylabel="energy less that of the first frame, eV")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
