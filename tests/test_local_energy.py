@@ -70,7 +70,8 @@ def test_atoms_beyond_the_reach_change_no_contribution(either_layout, processor)
 
     def contributions(graph: dict, positions: torch.Tensor) -> torch.Tensor:
         features, _ = model.encoder(GraphBatch(**graph), positions, torch.zeros(1, dtype=torch.int64), Sight(cutoff))
-        return model.energy_decoder.mlp(features)[0].detach()
+        decoder = model.energy_decoder
+        return decoder.mlp(features, decoder.heads_of(None, features))[0].detach()
 
     changed = {key: tensor.clone() for key, tensor in graph.items()}
     changed["atomic_numbers"][0, -1] = 9
