@@ -110,7 +110,7 @@ def plot(results: dict[str, dict], path: Path) -> None:
         for name, result in results.items():
             errors = result["errors"][test]
             axis.plot(errors["molecules_per_second"], errors["force_mae"], "o", label=PROGRAMS[name][2])
-        axis.set(xscale="log", xlim=(10, 3000), ylim=(0, None), xlabel="molecules/s", ylabel="force MAE, eV/angstrom")
+        axis.set(xscale="log", xlim=(1, 3000), ylim=(0, None), xlabel="molecules/s", ylabel="force MAE, eV/angstrom")
         axis.set_title(test)
     axes[1].legend(fontsize=8)
     figure.savefig(path, dpi=150)
