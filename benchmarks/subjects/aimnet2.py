@@ -6,8 +6,10 @@ import torch
 import yaml
 from aimnet.config import build_module
 
+from benchmarks.subjects.peer import Peer
 
-class Subject:
+
+class Subject(Peer):
     def __init__(self):
         torch.manual_seed(0)
         config = yaml.safe_load(files("aimnet.models").joinpath("aimnet2.yaml").read_text())
@@ -49,12 +51,6 @@ class Subject:
         energy, forces = self._forward(batch, create_graph=True)
         is_atom = batch["numbers"] > 0
         return energy, forces[is_atom], batch["energy"], batch["forces"][is_atom]
-
-    def train_step(self, batch):
-        self.optimizer.zero_grad()
-        energy, forces, energy_label, forces_label = self.predicted(batch)
-        ((energy - energy_label).square().mean() + (forces - forces_label).square().mean()).backward()
-        self.optimizer.step()
 
     def energy_and_forces(self, batch):
         energy, forces = self._forward(batch, create_graph=False)

@@ -7,11 +7,13 @@ from e3nn import o3
 from mace import data, modules, tools
 from mace.tools import torch_geometric
 
+from benchmarks.subjects.peer import Peer
+
 _CUTOFF = 5.0
 _ELEMENTS = (1, 6, 7, 8, 9, 15, 16, 17, 35, 53)
 
 
-class Subject:
+class Subject(Peer):
     def __init__(self):
         torch.manual_seed(0)
         torch.set_default_dtype(torch.float32)
@@ -57,12 +59,6 @@ class Subject:
     def predicted(self, batch):
         result = self.model(batch.to_dict(), training=True)
         return result["energy"], result["forces"], batch.energy, batch.forces
-
-    def train_step(self, batch):
-        self.optimizer.zero_grad(set_to_none=True)
-        energy, forces, energy_label, forces_label = self.predicted(batch)
-        ((energy - energy_label).square().mean() + (forces - forces_label).square().mean()).backward()
-        self.optimizer.step()
 
     def energy_and_forces(self, batch):
         result = self.model(batch.to_dict(), training=False)

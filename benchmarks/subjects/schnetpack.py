@@ -15,10 +15,12 @@ from schnetpack.nn import CosineCutoff, GaussianRBF
 from schnetpack.representation import PaiNN
 from schnetpack.transform import MatScipyNeighborList
 
+from benchmarks.subjects.peer import Peer
+
 _CUTOFF = 5.0
 
 
-class Subject:
+class Subject(Peer):
     def __init__(self):
         torch.manual_seed(0)
         representation = PaiNN(
@@ -49,12 +51,6 @@ class Subject:
     def predicted(self, batch):
         result = self.model(dict(batch))
         return result["energy"], result["forces"], batch["energy_label"], batch["forces_label"]
-
-    def train_step(self, batch):
-        self.optimizer.zero_grad()
-        energy, forces, energy_label, forces_label = self.predicted(batch)
-        ((energy - energy_label).square().mean() + (forces - forces_label).square().mean()).backward()
-        self.optimizer.step()
 
     def energy_and_forces(self, batch):
         self.model.eval()

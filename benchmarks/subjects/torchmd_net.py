@@ -4,6 +4,8 @@
 import torch
 from torchmdnet.models.model import create_model
 
+from benchmarks.subjects.peer import Peer
+
 # examples/ET-MD17.yaml of torchmd-net, of which only the depth differs, and examples/TensorNet-rMD17.yaml.
 MODELS = {
     "equivariant-transformer": {"num_layers": 4, "cutoff_upper": 5.0},
@@ -32,7 +34,7 @@ SETTINGS = {
 }
 
 
-class Subject:
+class Subject(Peer):
     def __init__(self, model: str = "equivariant-transformer"):
         torch.manual_seed(0)
         settings = SETTINGS | MODELS[model] | {"model": model}
@@ -57,12 +59,6 @@ class Subject:
     def predicted(self, batch):
         energy, forces = self.model(batch["z"], batch["pos"], batch["batch"])
         return energy.squeeze(-1), forces, batch["energy"].squeeze(-1), batch["forces"]
-
-    def train_step(self, batch):
-        self.optimizer.zero_grad()
-        energy, forces, energy_label, forces_label = self.predicted(batch)
-        ((energy - energy_label).square().mean() + (forces - forces_label).square().mean()).backward()
-        self.optimizer.step()
 
     def energy_and_forces(self, batch):
         self.model.eval()

@@ -57,7 +57,7 @@ class CapturedPasses:
         key = (tuple(tensor.shape for tensor in tensors.values()), str(rows))
         self.seen[key] += 1
         if self.seen[key] > _EAGER_RUNS and key not in self.captured:
-            self.captured[key] = self._captured(tensors, rows, counts)
+            self.captured[key] = self._capture_if_possible(tensors, rows, counts)
         captured = self.captured.get(key)
         if captured is None:
             self.generator.manual_seed(seed)
@@ -68,7 +68,9 @@ class CapturedPasses:
         captured.graph.replay()
         return captured.output
 
-    def _captured(self, tensors: dict[str, Tensor], rows: LabelRows, counts: dict[str, Tensor]) -> _Captured | None:
+    def _capture_if_possible(
+        self, tensors: dict[str, Tensor], rows: LabelRows, counts: dict[str, Tensor]
+    ) -> _Captured | None:
         """None, with a warning, where the passes have an operation that cannot be captured: they still can be run."""
         try:
             return self._capture(tensors, rows, counts)
