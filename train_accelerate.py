@@ -12,17 +12,30 @@ Every option is a field of `pcbridge.training.config.TrainingConfig`; `--help` l
 import logging
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import register_type
 
 from dataset_scripts.options import underscored
 from pcbridge.command_errors import errors_as_sentences
-from pcbridge.training.config import TrainingConfig
+from pcbridge.training.config import SourceConfig, TrainingConfig
 
 _HERE = Path(__file__).parent
 # In a clone beside this file; a wheel carries them inside pcbridge, see pyproject.toml.
 CONFIGS = next(folder for folder in (_HERE / "configs", _HERE / "pcbridge/configs") if folder.is_dir())
+
+
+def _source(fields: dict) -> SourceConfig:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(SourceConfig)
+    return SourceConfig(**parser.parse_object(fields))
+
+
+# As one value, so that a list of sources replaces another; else each would inherit what it leaves out from the one
+# that was in its place.
+register_type(SourceConfig, serializer=asdict, deserializer=_source)
 
 
 def parse(arguments: list[str] | None = None) -> TrainingConfig:

@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import logging
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from dataset_scripts.drug_like import Exclusion
 from dataset_scripts.geometries import check_geometry
 from dataset_scripts.label_generation import read_lines
 from dataset_scripts.labelling import check_same_molecule
+from dataset_scripts.options import underscored
 from dataset_scripts.packed_labels import read_packed_labels
 from dataset_scripts.rows import row_of_mol
 from dataset_scripts.schema import B3LYP_6_31G2DFP, B3LYP_6_31GD, FEATURES, PM6
@@ -240,7 +242,7 @@ def main() -> None:
     parser.add_argument("--large_labelled", type=Path)
     parser.add_argument("--again", action="store_true", help="from the rows that are there")
     parser.add_argument("--exclude", type=Path, required=True, help="SHA-256 of SMILES without stereo, one a line")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(underscored(sys.argv[1:]))
     inputs = {name: value for name, value in vars(arguments).items() if name != "exclude"}
     if (arguments.structures is None) != (arguments.labels is None) or not any(inputs.values()):
         parser.error("give --structures with --labels, or another option but --exclude, or several")

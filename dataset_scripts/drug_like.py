@@ -14,7 +14,6 @@ What `--exclude` lists, in any state of protonation, is in none of them. raw_lab
 """
 
 import argparse
-import hashlib
 import json
 import logging
 import random
@@ -27,7 +26,7 @@ from rdkit import Chem, rdBase
 from rdkit.Chem.MolStandardize import rdMolStandardize
 
 from dataset_scripts.bad_rows import BadRowError
-from dataset_scripts.fragment_choice import ChosenFragment, choose_fragments
+from dataset_scripts.fragment_choice import ChosenFragment, choose_fragments, name_of
 from dataset_scripts.fragment_report import write_fragments
 from dataset_scripts.library import (
     ELEMENTS,
@@ -165,16 +164,15 @@ def select(
     chosen = [f for f in choose_fragments(counts, num) if Chem.MolFromSmiles(f.smiles) not in exclusion]
     write_fragments(counts, chosen, output / "fragments.smi")
 
-    # What is named is not excluded: it is too small to be told from the fragments of any library.
     named = [(r.text, r.name) for r in read_library(first)] if first else []
     known = {Chem.CanonSmiles(smiles) for smiles, _ in named}
     fragments = [smiles for smiles in label_order(chosen, counts, exclusion, 2 * num) if smiles not in known]
     to_label = {smiles: name for smiles, name in named if Chem.MolFromSmiles(smiles) not in exclusion}
-    to_label |= {smiles: _name("fragment", smiles) for smiles in fragments}
+    to_label |= {smiles: name_of("fragment", smiles) for smiles in fragments}
     _write(output / "to_label.smi", to_label)
 
     spread = _spread([list(found) for found in molecules])
-    _write(output / "molecules.smi", {smiles: _name("molecule", smiles) for smiles in dict.fromkeys(spread)})
+    _write(output / "molecules.smi", {smiles: name_of("molecule", smiles) for smiles in dict.fromkeys(spread)})
     return {
         "records_left_out": sum(map(len, failures.values())),
         "library": len(forms),
@@ -182,10 +180,6 @@ def select(
         "to_label": len(to_label),
         "molecules": len(set(spread)),
     }
-
-
-def _name(kind: str, smiles: str) -> str:
-    return f"{kind}_{hashlib.sha256(smiles.encode()).hexdigest()[:10]}"
 
 
 def _write(path: Path, molecules: dict[str, str]) -> None:

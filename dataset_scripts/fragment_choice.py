@@ -15,6 +15,11 @@ from dataset_scripts.library_counts import LibraryCounts
 from modeling_pcbridge.atom_environments import environments_of_mol
 
 
+def name_of(kind: str, smiles: str) -> str:
+    """A name that follows from the molecule: "fragment_4f1b2a9c3d"."""
+    return f"{kind}_{hashlib.sha256(smiles.encode()).hexdigest()[:10]}"
+
+
 @dataclass(frozen=True)
 class ChosenFragment:
     """A fragment worth labelling.
@@ -34,7 +39,7 @@ class ChosenFragment:
     @property
     def name(self) -> str:
         """The same for the same fragment of any library."""
-        return f"fragment_{hashlib.sha256(self.smiles.encode()).hexdigest()[:10]}"
+        return name_of("fragment", self.smiles)
 
 
 @dataclass(frozen=True, slots=True)

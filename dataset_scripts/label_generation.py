@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--inputs", type=Path, nargs="+", required=True, help=".smi, .sdf, .parquet or .jsonl files")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines, appended to")
     parser.add_argument("--geometries", nargs="+", help=f"{', '.join(GEOMETRIES)} (default: given, else minimum)")
-    parser.add_argument("--max_molecules", type=int, help="take only so many of the inputs, by chance")
+    parser.add_argument("--max_molecules", type=int, help="take only so many of the inputs, by chance or --in_order")
     parser.add_argument("--in_order", action="store_true", help="molecules in the order of the inputs, not by chance")
     parser.add_argument("--workers", type=int, default=1, help="processes on this machine, one thread each")
     parser.add_argument("--scheduler", help="address of a running dask scheduler, in place of --workers")

@@ -24,6 +24,7 @@ from dataset_scripts.quantum_chemistry import (
 )
 from dataset_scripts.rows import row_of_mol
 from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB, MMFF94, PM6
+from dataset_scripts.sdf import has_structure
 from modeling_pcbridge.errors import CalculationError, InputError
 from modeling_pcbridge.molecular_graph import graph_from_mol
 from modeling_pcbridge.rdkit_molecules import (
@@ -94,8 +95,9 @@ def starting_structure(molecule: dict) -> Chem.Mol:
         mol = Chem.MolFromMolBlock(molecule["mol_block"], removeHs=False)
         if mol is None:
             raise InputError("RDKit cannot parse the SDF record")
+        is_structure = has_structure(mol, molecule["mol_block"])
         mol = Chem.AddHs(mol, addCoords=True)
-        positions = mol.GetConformer().GetPositions() if mol.GetConformer().Is3D() else None
+        positions = mol.GetConformer().GetPositions() if is_structure else None
     else:
         mol = mol_from_smiles(molecule["smiles"])
     graph_from_mol(mol)  # refuses what the model cannot take, before time is spent on it

@@ -10,6 +10,7 @@ some size. Of each size, in turn one with phosphorus, with sulfur, and so on (`_
 
 import argparse
 import hashlib
+import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from itertools import cycle
@@ -18,6 +19,7 @@ from pathlib import Path
 from rdkit import Chem, rdBase
 
 from dataset_scripts.drug_like import Exclusion
+from dataset_scripts.options import underscored
 from dataset_scripts.splits import constitution_of, split_of
 from dataset_scripts.tables import read_smiles
 from dataset_scripts.text_files import open_text
@@ -68,7 +70,7 @@ def main() -> None:
     parser.add_argument("--library", type=Path, required=True, help="`SMILES name` a line, as drug_like writes it")
     parser.add_argument("--exclude", type=Path, required=True, help="SHA-256 of SMILES without stereo, one a line")
     parser.add_argument("--output", type=Path, required=True)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(underscored(sys.argv[1:]))
     try:
         with open_text(arguments.library) as file, rdBase.BlockLogs():
             names = {smiles: name for _, smiles, name in read_smiles(file)}

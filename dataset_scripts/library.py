@@ -103,11 +103,11 @@ def sample_records(records: Iterable[LibraryRecord], num: int, seed: int) -> lis
 
 
 def library_mol(record: LibraryRecord, elements: frozenset[str] = frozenset(ELEMENTS)) -> Chem.Mol:
-    """The largest component of a record (the drug of its salt), hydrogens implicit, without map numbers.
+    """The largest component of a record (the drug of its salt), hydrogens implicit, without map numbers or isotopes.
 
     Raises:
         BadRowError: RDKit cannot parse it, it has no heavy atom, no single largest component, unpaired electrons,
-            dummy atoms, isotopes' or other elements than `elements`; the reason says which.
+            dummy atoms or other elements than `elements`; the reason says which.
     """
     if not record.text.strip():
         raise BadRowError(record.name, "no SMILES")
@@ -124,6 +124,7 @@ def library_mol(record: LibraryRecord, elements: frozenset[str] = frozenset(ELEM
         if atom.GetNumRadicalElectrons():
             raise BadRowError(record.name, "unpaired electrons")
         atom.SetIsotope(0)
+    mol = Chem.RemoveHs(mol)  # those that were deuterium
     if not mol.GetNumAtoms() or not any(atom.GetAtomicNum() > 1 for atom in mol.GetAtoms()):
         raise BadRowError(record.name, "no heavy atom")
     return mol

@@ -9,6 +9,7 @@ fifth of the size. Packing into a file that is there adds the lines that it does
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 
 from dataset_scripts.bad_rows import BadRowError
 from dataset_scripts.label_generation import read_lines
+from dataset_scripts.options import underscored
 from dataset_scripts.tables import parquet_options
 from modeling_pcbridge.errors import InputError
 
@@ -60,16 +62,15 @@ def pack_labels(inputs: Iterable[Path], output: Path) -> int:
                 raise InputError(f"{path}, line {number}: no {missing[0]}, so it is not of label_generation")
             task = tuple(line[key] for key in _TASK)
             before = known.get(task)
-            if before is None:
-                lines.append(line)
-            elif before != line and "error" not in line and "error" not in before:
+            if before is None or ("error" in before and "error" not in line):  # retried
+                known[task] = line
+            elif before != line and "error" not in line:
                 raise InputError(f"{path}, line {number}: {output} has another label of {line['molecule_id']!r}")
-            known[task] = before or line
-    table = pa.Table.from_pylist([_packed(line) for line in lines], schema=_SCHEMA)
+    table = pa.Table.from_pylist([_packed(line) for line in known.values()], schema=_SCHEMA)
     new = output.with_name(output.name + ".new")
     pq.write_table(table, new, compression_level=19, row_group_size=10_000, **parquet_options(_SCHEMA))
     new.replace(output)
-    return len(lines) - num_before
+    return len(known) - num_before
 
 
 def read_packed_labels(path: Path) -> list[dict]:
@@ -121,7 +122,7 @@ def main() -> None:
     parser.add_argument("inputs", type=Path, nargs="+", help="JSON lines to pack, or one packed file")
     parser.add_argument("output", type=Path)
     parser.add_argument("--unpack", action="store_true", help="write the lines of a packed file")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(underscored(sys.argv[1:]))
     if arguments.unpack and len(arguments.inputs) > 1:
         parser.error("--unpack takes one packed file")
     try:

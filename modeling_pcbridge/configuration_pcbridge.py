@@ -71,7 +71,7 @@ class PCBridgeConfig(PreTrainedConfig):
             None, as in checkpoints of before this field: not known, none is refused.
         resonance_invariant: whether graphs describe all resonance forms of a molecule, see `graph_from_mol`; False, as
             in checkpoints of before this field: the form that was drawn.
-        hidden_size: width of the node features, a multiple of `num_attention_heads`; 64 to 1024 (768 in the paper).
+        hidden_size: width of the node features, a multiple of `num_attention_heads` (768 in the paper).
         intermediate_size: width of the feed-forward blocks (equal to `hidden_size` in the paper).
         vector_size: width of the vector features of the structure decoder, a multiple of `num_attention_heads`.
         num_hidden_layers: layers of the shared encoder (24 in the paper).

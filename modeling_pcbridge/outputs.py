@@ -18,7 +18,8 @@ class PCBridgeOutput(ModelOutput):
         optimality_consistency_loss: Eq. 10, eV.
         score_consistency_loss: Eq. 11, or its "denoised" form.
         distillation_loss: the denoising term of Eq. 7 on structures relaxed on E; not in the paper.
-        energy: (B,) float64, total electronic energy, eV; NaN in rows that no loss asked it of.
+        energy: (B,) float64, total electronic energy, eV; NaN in rows that no loss asked it of. With labels at their
+            level of theory, without dispersion; without labels as `predict_energy` gives it.
         forces: (B, N, 3), minus the gradient of `energy`, eV/angstrom; zero on padding, NaN as `energy`.
     """
 

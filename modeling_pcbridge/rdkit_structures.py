@@ -80,6 +80,8 @@ def mmff_minimum(mol: Chem.Mol) -> tuple[np.ndarray, None]:
 def rdkit_structures(mol: Chem.Mol, num_structures: int, timeout: float, seed: int = 0) -> list[Chem.Mol]:
     """MMFF94 minima of ETKDGv3 conformers, or of the conformer of `mol` if it has one, which is then the only one.
 
+    Where MMFF94 has no parameters (boron, iodine(V)), the conformers themselves.
+
     Args:
         mol: explicit hydrogens.
         num_structures: how many, at most.

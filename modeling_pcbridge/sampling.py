@@ -184,15 +184,15 @@ def draw_structures(
             num_steps = settings.num_inference_steps
             structures = model.mean_shift(graph, starts, num_steps, on_step)
     else:
-        scheduler, timesteps = _reverse_schedule(model, settings.method, settings.num_inference_steps)
-        num_draws = 1 if settings.eta == 0 else 1 + len(timesteps)
         dtype = torch.promote_types(model.dtype, torch.float32)
-        noise = noise_by_molecule(graph.atom_mask, num_atoms, seeds, num_draws, dtype)
+        draw = partial(noise_by_molecule, graph.atom_mask, num_atoms, seeds, dtype=dtype)
         if settings.method == "denoising":
-            noisy = noise[0] * model.config.length_unit
+            noisy = draw(num_draws=1)[0] * model.config.length_unit
             structures = model.denoise(graph, noisy, _full_timesteps(noisy, model.config.denoising_timestep))
         else:
+            scheduler, timesteps = _reverse_schedule(model, settings.method, settings.num_inference_steps)
             num_steps = len(timesteps)
+            noise = draw(num_draws=1 if settings.eta == 0 else 1 + num_steps)
             structures = _reverse(model, graph, starts, noise, scheduler, timesteps, settings.eta, on_step)
         if settings.mean_shift_steps > 0:
             structures = model.mean_shift(graph, structures, settings.mean_shift_steps)
@@ -201,8 +201,8 @@ def draw_structures(
         structures = centre(relaxed.positions, graph.atom_mask)
     elif settings.relaxation_steps > 0:
         structures = model.relax(graph, structures, settings.relaxation_steps)
-        if on_step is not None:
-            on_step(num_steps + 1, structures)
+    if on_step is not None and settings.relaxation_steps != 0:
+        on_step(num_steps + 1, structures)
     return structures
 
 

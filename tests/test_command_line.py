@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import json
 import multiprocessing
 import os
 import signal
@@ -30,7 +31,8 @@ from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 from modeling_pcbridge.rdkit_structures import rdkit_structures
 from pcbridge.app import default_model
 from pcbridge.app.command_line import main
-from train_accelerate import parse
+from pcbridge.training.config import SourceConfig
+from train_accelerate import CONFIGS, parse
 
 CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "drug_like"
 INPUT = """C[C@H](N)CO\talaninol
@@ -364,6 +366,19 @@ def test_options_are_taken_with_hyphens_too():
     spelled = ["--num_samples=3-4", "--stage1.num_steps", "-5", "a-b", "-o", "--checkpoints.multi-task", "x-y"]
     assert underscored(given) == spelled
     assert parse(["--batch-size=7", "--stage1.num-steps", "9"]) == parse(["--batch_size=7", "--stage1.num_steps", "9"])
+
+
+def test_a_list_of_sources_replaces_the_one_before_it(tmp_path):
+    before = parse([]).stage1.sources
+    assert any(source.only_labelled for source in before)
+    names = [f"source_{place}" for place in range(len(before))]
+    given = json.dumps([{"name": name} for name in names])
+    assert parse([f"--stage1.sources={given}"]).stage1.sources == [SourceConfig(name) for name in names]
+    (tmp_path / "second.yaml").write_text(f"stage1: {{sources: {given}}}\n")
+    two = ["--config", str(CONFIGS / "mini.yaml"), "--config", str(tmp_path / "second.yaml")]
+    assert parse(two).stage1.sources == [SourceConfig(name) for name in names]
+    with pytest.raises(SystemExit):
+        parse(['--stage1.sources=[{"name": "pm6", "wieght": 2}]'])
 
 
 def test_conformers_are_those_of_rdkit_refined_lowest_energy_first(tmp_path):

@@ -123,6 +123,14 @@ def test_rows_are_written_once_and_train(model, tmp_path, monkeypatch, capsys):
     assert all(example.is_equilibrium and example.energy is None for example in examples)
     corrected_library.main()  # what is there is not done again
     assert capsys.readouterr().out == ""
+    for others, reason in (
+        (["--by", "relax"], "was made with"),
+        (["--sources", "drug_like", "elsewhere/drug_like"], "would have the same shard"),
+    ):
+        monkeypatch.setattr(sys, "argv", [*command, "--output", str(tmp_path), *others])
+        with pytest.raises(SystemExit):
+            corrected_library.main()
+        assert reason in capsys.readouterr().err
 
 
 def test_an_unknown_source_and_a_model_without_forces_have_their_sentence(tmp_path, monkeypatch, caplog, capsys):

@@ -212,6 +212,15 @@ def test_each_step_is_told_with_its_samples(processor):
     told = torch.full_like(told[:, :1].expand(-1, 5, -1, -1), torch.nan).contiguous()
     output = sample(method="mean_shift", relaxation_steps=2, on_step=on_step)
     assert torch.equal(told[:, 4].unflatten(0, (2, 8)), output.positions) and not torch.equal(told[:, 3], told[:, 4])
+    forced = {"relaxation_steps": "converged", "allow_unlearned_forces": True}
+    output = sample(method="mean_shift", on_step=on_step, **forced)
+    assert torch.equal(told[:, 4].unflatten(0, (2, 8)), output.positions) and not torch.equal(told[:, 3], told[:, 4])
+
+    def denoised(eta):
+        generator = torch.Generator().manual_seed(0)
+        return model.predict_structure(**graph, method="denoising", eta=eta, generator=generator).positions
+
+    assert torch.equal(denoised(0.0), denoised(1.0))  # it has no reverse step that takes noise
 
     def stop(rows, step, positions):
         raise TimeoutError("enough")

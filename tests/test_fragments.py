@@ -241,6 +241,7 @@ def test_of_a_salt_the_largest_component_is_taken_without_labels():
     mol = library_mol(LibraryRecord("salt", "[Na+].[13CH3:5]C(=O)[O-].O.O"))
     assert Chem.MolToSmiles(mol) == "CC(=O)[O-]"
     assert Chem.MolToSmiles(library_mol(LibraryRecord("twice", "CCN.CCN"))) == "CCN"
+    assert Chem.MolToSmiles(library_mol(LibraryRecord("deuterated", "[2H]C([2H])([2H])Oc1ccccc1"))) == "COc1ccccc1"
     assert constitution_hash(Chem.MolFromSmiles("C[C@H](F)O")) == constitution_hash(Chem.MolFromSmiles("CC(F)O"))
 
 

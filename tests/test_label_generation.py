@@ -109,6 +109,10 @@ def test_molecules_are_read_from_every_kind_of_file(tmp_path):
     for molecule in molecules[:2]:
         positions = starting_structure(molecule).GetConformer().GetPositions()
         np.testing.assert_allclose(positions, water.GetConformer().GetPositions(), atol=1e-4)
+    header = "\n  a program\n\n"  # that says of no record that it is 3D
+    planar = {"mol_block": header + block.split("\n", 3)[3], "molecule_id": "planar"}
+    positions = starting_structure(planar).GetConformer().GetPositions()
+    np.testing.assert_allclose(positions, water.GetConformer().GetPositions(), atol=1e-4)
     ring = starting_structure(molecules[2])  # drawn flat: hydrogens and a structure are made
     assert np.linalg.matrix_rank(np.cov(ring.GetConformer().GetPositions()[:6].T), tol=0.01) == 3
     with pytest.raises(ValueError, match="cannot parse the SDF record"):

@@ -159,6 +159,8 @@ def test_a_run_at_two_levels_and_one_that_adds_a_level(two_levels, tmp_path):
     model, _ = initial_model(more)
     own, other = model.energy_decoder.reference_energies.by_level
     assert (own - other)[6].item() == pytest.approx(SHIFTS[6], abs=0.5)
+    with pytest.raises(ValueError, match=r"dispersion of .* cannot be changed"):
+        initial_model(replace(more, model=more.model | {"dispersion": "d3bj"}))
     assert run(replace(more, seed=1))["histories"]["stage1"][-1]["loss"] > 0
 
 

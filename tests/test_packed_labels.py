@@ -52,6 +52,10 @@ def test_a_packed_file_grows_by_what_is_new(tmp_path):
     lines.write_text(lines.read_text() + '{"molecule_id": "cut sh')  # a run is writing to it
     assert pack_labels([lines], packed) == 1
     assert read_packed_labels(packed) == [LINE, FAILED]
+    retried = LINE | {"geometry": "torsion"}
+    assert pack_labels([write(lines, LINE, FAILED, retried)], packed) == 0
+    assert read_packed_labels(packed) == [LINE, retried]
+    assert pack_labels([write(lines, FAILED)], packed) == 0 and read_packed_labels(packed) == [LINE, retried]
 
 
 def test_what_contradicts_or_is_no_label_is_refused(tmp_path, monkeypatch, capsys):

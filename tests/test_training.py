@@ -140,7 +140,7 @@ def test_rows_are_sampled_from_every_part_of_a_source():
     assert sample_rows(rows, None) == sample_rows(rows, 1000) == rows
     assert sample_rows(rows, 3) == [0, 499, 999]
     some = sample_rows(rows, 350)
-    assert len(some) == 300 == len(set(some)) and (some[0], some[-1]) == (0, 999)
+    assert len(some) == 350 == len(set(some)) and (some[0], some[-1]) == (0, 999)
     assert max(np.diff(some)) < 10
 
 

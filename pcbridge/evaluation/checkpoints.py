@@ -46,11 +46,13 @@ def evaluate_checkpoints(
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    results = {
-        name: evaluate_model(PCBridgeModel.from_pretrained(path).to(device), evaluation, seed)
-        for name, path in checkpoints.items()
-    }
-    references = load_references(evaluation)
+    results, elements = {}, None
+    for name, path in checkpoints.items():
+        model = PCBridgeModel.from_pretrained(path).to(device)
+        own = set(model.config.supported_elements)
+        elements = own if elements is None else elements & own
+        results[name] = evaluate_model(model, evaluation, seed)
+    references = load_references(evaluation, elements)
     metrics = {
         "evaluation": asdict(evaluation),
         "split": evaluation.split,
@@ -59,8 +61,8 @@ def evaluate_checkpoints(
         "seed": seed,
         "models": results,
         "references": {
-            "PM6 (same conformer)": evaluate_reference(pm6_structures(evaluation), evaluation),
-            "ETKDGv3 + MMFF94": evaluate_reference(mmff_structures(evaluation.num_samples, seed), evaluation),
+            "PM6 (same conformer)": evaluate_reference(pm6_structures(evaluation), evaluation, elements),
+            "ETKDGv3 + MMFF94": evaluate_reference(mmff_structures(evaluation.num_samples, seed), evaluation, elements),
         },
     }
     (folder / "evaluation.json").write_text(json.dumps(metrics, indent=1))

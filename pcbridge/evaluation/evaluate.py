@@ -4,7 +4,7 @@
 stand in one table.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import numpy as np
@@ -95,7 +95,7 @@ def evaluate_model(model: PCBridgeModel, evaluation: EvaluationConfig, seed: int
         on PM6 and displaced structures; under "per_molecule" the metrics of each molecule and what the plots need.
     """
     model.eval()
-    references, pm6 = load_references(evaluation), pm6_structures(evaluation)
+    references, pm6 = load_references(evaluation, model.config.supported_elements), pm6_structures(evaluation)
     graphs = graphs_for(model, references)
     starts = [pm6(reference) for reference in references]
     size = evaluation.batch_size
@@ -197,12 +197,14 @@ def _lowest_energy(predictions: Predictions) -> Predictions:
 def evaluate_energy(model: PCBridgeModel, evaluation: EvaluationConfig) -> dict[str, float | None]:
     """Mean absolute errors of energy (eV) and force components (eV/angstrom) over all labelled rows of the split.
 
-    None where it has none at the model's level of theory.
+    Of elements that the model has learned; None where there are none at its level of theory.
     """
     level = model.config.energy_levels_of_theory[0]  # labels are without dispersion
+    elements = set(model.config.supported_elements)
     summary: dict[str, float | None] = {}
     for name in ("pm6", "pm6_displaced"):
         rows = load_bundled(name, evaluation.split)
+        rows = rows.filter(elements.issuperset, input_columns="atomic_numbers")
         examples = [example_from_row(row, [level], model.config.resonance_invariant) for row in rows]
         examples = [example for example in examples if example.energy is not None and example.forces is not None]
         energies, forces = energies_and_forces(
@@ -217,11 +219,13 @@ def evaluate_energy(model: PCBridgeModel, evaluation: EvaluationConfig) -> dict[
 
 
 def evaluate_reference(
-    structures: Callable[[ReferenceMolecule], np.ndarray | None], evaluation: EvaluationConfig
+    structures: Callable[[ReferenceMolecule], np.ndarray | None],
+    evaluation: EvaluationConfig,
+    elements: Collection[int] | None = None,
 ) -> dict:
     """The structure metrics of a classical method: `structures` gives (S, N, 3), or None where it fails."""
     records, names, failures = [], [], 0
-    for reference in load_references(evaluation):
+    for reference in load_references(evaluation, elements):
         samples = structures(reference)
         if samples is None:
             failures += 1

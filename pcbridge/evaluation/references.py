@@ -1,6 +1,6 @@
 """What predictions are compared with: DFT structures, and what classical methods make of the same molecules."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +8,7 @@ from rdkit import Chem
 
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import Example, example_from_row, mol_from_row
+from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.molecular_graph import MolecularGraph, graph_from_mol
 from modeling_pcbridge.rdkit_structures import etkdg_conformers, mmff_minima
@@ -31,9 +32,17 @@ def graphs_for(model: PCBridgeModel, references: Sequence[ReferenceMolecule]) ->
     return [graph_from_mol(reference.mol, model.config.resonance_invariant) for reference in references]
 
 
-def load_references(evaluation: EvaluationConfig) -> list[ReferenceMolecule]:
-    """DFT equilibrium structures of the split, smallest molecules first."""
+def load_references(evaluation: EvaluationConfig, elements: Collection[int] | None = None) -> list[ReferenceMolecule]:
+    """DFT equilibrium structures of the split, smallest molecules first; of all, or of these elements only.
+
+    Raises:
+        InputError: none has these elements only.
+    """
     rows = load_bundled("dft_equilibrium", evaluation.split).sort("molecule_id")
+    if elements is not None:
+        rows = rows.filter(lambda numbers: set(elements).issuperset(numbers), input_columns="atomic_numbers")
+        if not len(rows):
+            raise InputError(f"no molecule of dft_equilibrium consists of atomic numbers {sorted(elements)}")
     if evaluation.max_molecules is not None:
         # Evenly over the sorted ids, which go from small to large molecules.
         chosen = np.linspace(0, len(rows) - 1, min(evaluation.max_molecules, len(rows))).round().astype(int)

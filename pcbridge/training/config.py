@@ -67,7 +67,7 @@ class ValidationConfig:
 
     Attributes:
         every: updates between validations; a multiple of 10. There is one more at the end.
-        max_molecules: about so many rows of each source, from every part of it; null for all.
+        max_molecules: so many rows of each source, from every part of it; null for all.
         patience: so many validations in a row without a lower loss end the stage; null never does.
         num_pictures: molecules in a picture of generated over DFT structures (bundled validation split).
     """

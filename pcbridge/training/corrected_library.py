@@ -6,14 +6,16 @@
 Each minimum of a level that the model has a head for is corrected once, see `PCBridgeModel.correct_structure`; a stage
 with `--output` among its sources then denoises the corrected structures like any others (Eq. 7). Each source is a
 bundled configuration or a folder that `dataset_scripts.prepare` wrote. One shard per source and split, written whole,
-so that a killed run goes on with the next. Structures of other levels, and those that do not pass `StructureChecks`
-afterwards, are left out and counted.
+so that a killed run goes on with the next; with another model or other options that is refused. Structures of other
+levels, and those that do not pass `StructureChecks` afterwards, are left out and counted.
 
 `--by relax` relaxes them on the model's own energy instead: where labels are wanted, at any level, if E is to be
 trusted there (`label_generation --geometries given` of the shards).
 """
 
 import argparse
+import json
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -23,21 +25,25 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from datasets import Dataset, load_dataset
 from tqdm.auto import tqdm
 
 from dataset_scripts.bundled import files_of_source
 from dataset_scripts.collator import Example, example_from_row
+from dataset_scripts.options import underscored
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.tables import write_rows
 from modeling_pcbridge import PCBridgeModel
+from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.molecular_graph import MolecularGraph
 from modeling_pcbridge.structure_checks import StructureChecks
 from pcbridge.evaluation.batches import padded_batches, unpadded
 
 _SPLITS = ("train", "validation")
 _BATCH_SIZE = {"cpu": 8, "cuda": 256}
+_SETTINGS = b"corrected_library"  # in the metadata of a shard
 _NO_LABELS = dict.fromkeys(("energy", "forces", "energy_level_of_theory"))
 
 
@@ -59,7 +65,7 @@ def corrected_rows(
 
     Graphs are made and structures checked by so many processes.
     """
-    own, others = model.config.energy_levels_of_theory[0], model.config.energy_levels_of_theory[1:]
+    own, others = model.config.energy_level_of_theory, model.config.energy_levels_of_theory[1:]
     by_level: dict[str, list[dict]] = defaultdict(list)
     for row in rows:
         by_level[row["equilibrium_level_of_theory"]].append(row)
@@ -107,6 +113,26 @@ def _faults(of_graph: tuple[MolecularGraph, np.ndarray]) -> bool:
     return bool(StructureChecks(graph).faults(structure))
 
 
+def _names(sources: Iterable[str]) -> dict[str, str]:
+    """The sources by the names of their shards."""
+    names: dict[str, str] = {}
+    for source in sources:
+        if (other := names.setdefault(Path(source).name, source)) != source:
+            raise InputError(f"{other} and {source} would have the same shard; take two outputs")
+    return names
+
+
+def check_settings(path: Path, settings: str) -> None:
+    """Whether a shard that is there was made with the model and options of this run.
+
+    Raises:
+        InputError: with others.
+    """
+    earlier = (pq.read_schema(path).metadata or {}).get(_SETTINGS, b"").decode()
+    if earlier and earlier != settings:
+        raise InputError(f"{path} was made with model, by, max_molecules {earlier}, not {settings}; take a new output")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="checkpoint folder or hub name")
@@ -115,22 +141,24 @@ def main() -> None:
     parser.add_argument("--by", choices=["correct", "relax"], default="correct")
     parser.add_argument("--max_molecules", type=int, help="of each source and split, by chance (default: all)")
     parser.add_argument("--workers", type=int, default=1, help="processes that make graphs and check structures")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(underscored(sys.argv[1:]))
     try:
         model = PCBridgeModel.from_pretrained(arguments.model).eval()
         model.config.check_forces_are_learned("correcting a library")
         model.to("cuda" if torch.cuda.is_available() else "cpu")
-        for source in arguments.sources:
+        settings = json.dumps([str(arguments.model), arguments.by, arguments.max_molecules])
+        for name, source in _names(arguments.sources).items():
             for split in _SPLITS:
-                path = arguments.output / split / f"{Path(source).name}.parquet"
+                path = arguments.output / split / f"{name}.parquet"
                 if path.exists():
+                    check_settings(path, settings)
                     continue
                 minima = read_minima(source, split).shuffle(seed=0)
                 minima = minima.select(range(min(arguments.max_molecules or len(minima), len(minima))))
                 rows, left_out = corrected_rows(model, minima, arguments.workers, arguments.by)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 unfinished = path.with_suffix(".unfinished")
-                write_rows(unfinished, rows)
+                write_rows(unfinished, rows, {_SETTINGS: settings})
                 unfinished.rename(path)
                 reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "none"
                 print(f"{source}, {split}: {len(rows)} rows; left out: {reasons}", flush=True)

@@ -30,16 +30,16 @@ _NUM_RUNS = 100
 
 
 def sample_rows(rows: Sequence[Example], count: int | None) -> list[Example]:
-    """About `count` of `rows`, all for None: from every part of them, since sources may be sorted by size.
+    """`count` of `rows`, all for None: from every part of them, since sources may be sorted by size.
 
     In `_NUM_RUNS` runs of neighbours, so that of a large source few shards are opened.
     """
     if count is None or count >= len(rows):
         return list(rows)
-    num_runs = min(count, _NUM_RUNS)
-    length = count // num_runs
-    starts = np.linspace(0, len(rows) - length, num_runs).astype(int)
-    return [rows[start + offset] for start in starts.tolist() for offset in range(length)]
+    runs = np.array_split(np.arange(count), min(count, _NUM_RUNS))
+    # Each of `count` places moved on by its share of the rows that are left out.
+    starts = np.linspace(0, len(rows) - count, len(runs)).astype(int)
+    return [rows[start + place] for start, run in zip(starts.tolist(), runs, strict=True) for place in run.tolist()]
 
 
 class TrainingData:

@@ -206,7 +206,7 @@ def initial_model(config: TrainingConfig) -> tuple[PCBridgeModel, TrainingData]:
     """The model of `init_from`, or a new one, and its data; levels that are new have reference energies fitted to it.
 
     Raises:
-        ValueError: no training row has an energy at a new level of theory.
+        InputError: no training row has an energy at a new level of theory, or `model` differs from that of `init_from`.
     """
     known: list[str] = []
     if config.init_from is None:
@@ -215,6 +215,12 @@ def initial_model(config: TrainingConfig) -> tuple[PCBridgeModel, TrainingData]:
     else:
         model = PCBridgeModel.from_pretrained(config.init_from)
         known = model.config.energy_levels_of_theory
+        others = [key for key in config.model if key != "energy_levels_of_theory"]
+        if differing := [key for key in others if getattr(model.config, key, None) != config.model[key]]:
+            raise InputError(
+                f"model: {', '.join(differing)} of {config.init_from} cannot be changed; of a checkpoint that training "
+                "goes on from, only energy_levels_of_theory can"
+            )
         model = with_levels_of_theory(model, config.model.get("energy_levels_of_theory", known))
     data = TrainingData(config, model)
     for index, level in enumerate(model.config.energy_levels_of_theory):

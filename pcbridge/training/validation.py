@@ -88,7 +88,9 @@ class Validation:
 
     def _picture(self, model: PCBridgeModel, step: int) -> None:
         """Generated over DFT structures of the same few molecules of the bundled validation split."""
-        references = load_references(EvaluationConfig("validation", self.settings.num_pictures))
+        references = load_references(
+            EvaluationConfig("validation", self.settings.num_pictures), model.config.supported_elements
+        )
         graphs = send_to_device(pad_graphs(graphs_for(model, references)), model.device)
         generator = noise_generator(self.config, self.accelerator, 0)
         positions = model.predict_structure(**graphs, generator=generator).positions[:, 0].cpu().double().numpy()
