@@ -32,7 +32,8 @@ from modeling_pcbridge.graph_batch import GraphBatch, pad_graphs
 from pcbridge.evaluation.batches import energies_and_forces
 from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
 from pcbridge.training.data import TrainingData
-from pcbridge.training.run import initial_model, make_accelerator
+from pcbridge.training.initial_model import initial_model
+from pcbridge.training.run import make_accelerator
 from pcbridge.training.stage import train_stage
 
 matplotlib.use("Agg")

@@ -28,7 +28,8 @@ from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB
 from experiments.extensive import DATA, RESULTS, ROOT, settings_of
 from pcbridge.evaluation.batches import energies_and_forces
 from pcbridge.training.config import SourceConfig
-from pcbridge.training.run import initial_model, make_accelerator
+from pcbridge.training.initial_model import initial_model
+from pcbridge.training.run import make_accelerator
 from pcbridge.training.stage import train_stage
 
 matplotlib.use("Agg")

@@ -28,7 +28,8 @@ from modeling_pcbridge.molecular_graph import graph_from_mol
 from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 from pcbridge.evaluation.batches import unpadded
 from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
-from pcbridge.training.run import initial_model, make_accelerator
+from pcbridge.training.initial_model import initial_model
+from pcbridge.training.run import make_accelerator
 from pcbridge.training.stage import train_stage
 
 RESULTS = Path(__file__).parent / "results" / "structure_sight"

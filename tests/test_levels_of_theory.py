@@ -17,7 +17,8 @@ from modeling_pcbridge import LossSettings, PCBridgeConfig, PCBridgeModel
 from modeling_pcbridge.graph_batch import GRAPH_KEYS
 from pcbridge.app.default_model import released_checkpoint
 from pcbridge.training.config import SourceConfig, StageConfig
-from pcbridge.training.run import initial_model, run, with_levels_of_theory
+from pcbridge.training.initial_model import initial_model, with_levels_of_theory
+from pcbridge.training.run import run
 
 LEVELS = [B3LYP_6_31GD, "b"]
 # What an atom of each element has less at level b, eV.

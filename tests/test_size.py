@@ -16,7 +16,7 @@ from modeling_pcbridge.configuration_pcbridge import PAPER_SIZES
 from modeling_pcbridge.diffusion import centre, centred_noise
 from modeling_pcbridge.graph_batch import GRAPH_KEYS, GraphBatch
 from pcbridge.training.data import collate_in_parts
-from pcbridge.training.run import initial_model
+from pcbridge.training.initial_model import initial_model
 from pcbridge.training.update import LOSSES, RECORD_NAMES, run_update
 from train_accelerate import parse
 

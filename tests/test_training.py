@@ -15,8 +15,9 @@ from pcbridge.evaluation.report import plot_losses, plot_structures
 from pcbridge.training.card import card_of_run
 from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
 from pcbridge.training.data import load_source, reference_energies_of, sample_rows
+from pcbridge.training.initial_model import initial_model
 from pcbridge.training.optimizers import learning_rate_factor
-from pcbridge.training.run import initial_model, run, without_consistency
+from pcbridge.training.run import run, without_consistency
 from train_accelerate import main, parse
 
 ROOT = Path(__file__).parent.parent

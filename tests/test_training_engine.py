@@ -29,8 +29,9 @@ from pcbridge.training import data, update
 from pcbridge.training import stage as stage_training
 from pcbridge.training.bad_numbers import BadLossError, poison_if_bad
 from pcbridge.training.config import StageConfig, ValidationConfig
+from pcbridge.training.initial_model import initial_model
 from pcbridge.training.log import peak_memory_gb
-from pcbridge.training.run import initial_model, run
+from pcbridge.training.run import run
 from pcbridge.training.states import (
     TrainingStateError,
     newest_state,

@@ -14,7 +14,8 @@ from benchmarks.gpu.results import Results
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.errors import CalculationError
 from pcbridge.training.config import TrainingConfig
-from pcbridge.training.run import CONSISTENCY, STAGE1, initial_model, make_accelerator, save_checkpoint
+from pcbridge.training.initial_model import initial_model
+from pcbridge.training.run import CONSISTENCY, STAGE1, make_accelerator, save_checkpoint
 from pcbridge.training.states import newest_state, read_progress
 
 ROOT = Path(__file__).parents[2]
