@@ -405,6 +405,14 @@ def test_conformers_are_those_of_rdkit_refined_lowest_energy_first(tmp_path):
     assert row["energy"] == pytest.approx(energies[0], abs=1e-4) and row["boltzmann_weight"] == 1
 
 
+def test_a_molecule_that_mmff94_has_no_parameters_for_says_so(tmp_path):
+    (tmp_path / "in.smi").write_text("CI(=O)=O\n")
+    command = ["predict", str(tmp_path / "in.smi"), "--num_conformers", "1", "-o", str(tmp_path / "out.sdf")]
+    assert main(command) == 0
+    [mol] = read_sdf(tmp_path / "out.sdf")
+    assert "MMFF94 has no parameters" in mol.GetProp("origin")
+
+
 def lengths_of(mol: Chem.Mol) -> np.ndarray:
     bonds = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in mol.GetBonds()]
     return np.array([rdMolTransforms.GetBondLength(mol.GetConformer(), *bond) for bond in bonds])

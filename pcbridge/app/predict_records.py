@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from rdkit import Chem
+from rdkit.Chem.rdForceFieldHelpers import MMFFHasAllMoleculeParams
 
 from modeling_pcbridge import PCBridgeModel, PCBridgePipeline, PCBridgeProcessor
 from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
@@ -22,7 +23,6 @@ from .ensembles import ensemble
 from .molecule_files import Failure, Molecule, Prediction, Record
 from .prediction_settings import CONFORMERS, PredictionSettings
 
-ORIGIN = "RDKit ETKDGv3 + MMFF94, refined by PCBridge"
 # Options of `PCBridgeModel.predict_structure` that refine these, in as many steps as its config says.
 REFINEMENT = {"method": "mean_shift"}
 _LAST_RESORT_SAMPLES = 4  # from noise, where none of RDKit's conformers comes out sound
@@ -168,11 +168,16 @@ def _refined(
         found: list[Prediction] = []
         reasons = [] if of_molecule or not number else ["RDKit: no conformer"]
         for start in of_molecule:
-            more, broken = _sorted_out(start, next(results), ORIGIN, level)
+            more, broken = _sorted_out(start, next(results), _origin(start.mol), level)
             found += more
             reasons += broken
         refined.append((found, reasons[:1]))
     return refined
+
+
+def _origin(mol: Chem.Mol) -> str:
+    force_field = " + MMFF94" if MMFFHasAllMoleculeParams(mol) else ", for which MMFF94 has no parameters"
+    return f"RDKit ETKDGv3{force_field}, refined by PCBridge"
 
 
 def _shared_options(settings: PredictionSettings) -> dict:
