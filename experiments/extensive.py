@@ -56,17 +56,26 @@ _COMPARED = ["all", "local", "all_torsions", "local_torsions"]
 _SIZES = [(10, 14), (15, 19), (20, 24), (25, 35)]  # heavy atoms
 _EVALUATION_BATCH = 16
 _TORSION_TARGET = 0.05  # eV
+_LABELS_ALONE = LossSettings(energy_weight=1.0, force_weight=0.5, force_form="norm", denoising_weight=0.0)
 
 
-def settings_of(sources: list[SourceConfig], model: dict, updates: int, seed: int, output: Path) -> TrainingConfig:
-    """A stage of energies and forces alone, otherwise as in configs/drug_like.yaml, of the width of the preset.
+def settings_of(
+    sources: list[SourceConfig],
+    model: dict,
+    updates: int,
+    seed: int,
+    output: Path,
+    losses: LossSettings = _LABELS_ALONE,
+    batch_size: int = 32,
+) -> TrainingConfig:
+    """A stage of a part of the model, otherwise as in configs/drug_like.yaml, of the width of the preset.
 
     Args:
-        sources: of the labels.
+        sources: of the rows.
         model: fields of the config that differ from the preset.
-        updates, seed, output: of the run.
+        updates, seed, output, batch_size: of the run.
+        losses: by default of energies and forces alone.
     """
-    losses = LossSettings(energy_weight=1.0, force_weight=0.5, force_form="norm", denoising_weight=0.0)
     return TrainingConfig(
         StageConfig(updates, 4e-3, 100, sources, losses),
         stage2=None,
@@ -74,13 +83,22 @@ def settings_of(sources: list[SourceConfig], model: dict, updates: int, seed: in
         model=model,
         output_dir=str(output),
         resume="latest",
-        batch_size=32,
+        batch_size=batch_size,
         optimizer="muon",
         weight_decay=0.01,
         seed=seed,
         cpu=True,
         evaluation=None,
     )
+
+
+def train_new(config: TrainingConfig) -> PCBridgeModel:
+    """A new model after stage 1 of `config`."""
+    torch.manual_seed(config.seed)
+    model, data = initial_model(config)
+    assert config.stage1 is not None
+    train_stage("stage1", model, data, config.stage1, config, make_accelerator(config))
+    return model.eval()
 
 
 def settings_of_variant(name: str, updates: int, seed: int, runs: Path) -> TrainingConfig:

@@ -25,12 +25,9 @@ import torch
 from dataset_scripts.bundled import load_bundled, parquet_path
 from dataset_scripts.collator import example_from_row
 from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB
-from experiments.extensive import DATA, RESULTS, ROOT, settings_of
+from experiments.extensive import DATA, RESULTS, ROOT, settings_of, train_new
 from pcbridge.evaluation.batches import energies_and_forces
 from pcbridge.training.config import SourceConfig
-from pcbridge.training.initial_model import initial_model
-from pcbridge.training.run import make_accelerator
-from pcbridge.training.stage import train_stage
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -82,12 +79,7 @@ def run(count: int | None, way: str, updates: int, seed: int, output: Path) -> d
     sources, model_fields = [SourceConfig(str(labels), structures=False)], WAYS[way][1]
     if GFN2_XTB in model_fields["energy_levels_of_theory"]:
         sources.append(SourceConfig(str(DATA / "fragments_gfn2"), weight=3, structures=False))
-    config = settings_of(sources, model_fields, updates, seed, output)
-    torch.manual_seed(seed)
-    model, data = initial_model(config)
-    assert config.stage1 is not None
-    train_stage("stage1", model, data, config.stage1, config, make_accelerator(config))
-    model.eval()
+    model = train_new(settings_of(sources, model_fields, updates, seed, output))
     errors = {}
     for title, parts in _TESTS.items():
         examples = [

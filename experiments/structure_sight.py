@@ -1,6 +1,6 @@
 """How far should atoms see each other while structures are denoised? `structure_cutoff` of the config, by training.
 
-    python -m experiments.structure_sight                  # forty minutes of one core
+    python -m experiments.structure_sight                  # half an hour of one core
     python -m experiments.structure_sight --report         # only the table, of what is there
 
 Denoising alone (Eq. 7) is learned from the GFN2-xTB minima of the bundled `drug_like` molecules, by models of the width
@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.schema import GFN2_XTB
+from experiments.extensive import settings_of, train_new
 from experiments.outside import ROOT, Molecule, mean_shifted, measured
 from experiments.same_level import mmff94_minimum
 from modeling_pcbridge import LossSettings, PCBridgeModel
@@ -27,36 +28,21 @@ from modeling_pcbridge.graph_batch import GraphBatch, pad_graphs
 from modeling_pcbridge.molecular_graph import graph_from_mol
 from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 from pcbridge.evaluation.batches import unpadded
-from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
-from pcbridge.training.initial_model import initial_model
-from pcbridge.training.run import make_accelerator
-from pcbridge.training.stage import train_stage
+from pcbridge.training.config import SourceConfig, TrainingConfig
 
 RESULTS = Path(__file__).parent / "results" / "structure_sight"
-CUTOFFS: dict[str, float | None] = {"everything": None, "5 angstrom": 5.0, "7 angstrom": 7.0}
+CUTOFFS: dict[str, float | None] = {"everything": None, "5 angstrom": 5.0}
 _METRICS = {"bonds": 4, "one_three": 4, "angles": 2, "torsions": 1, "rmsd": 3}
 _DRAWN_AT_A_TIME = 10
 
 
 def settings(cutoff: float | None, updates: int, seed: int, output: Path) -> TrainingConfig:
-    """A stage of denoising alone, otherwise as in configs/drug_like.yaml, of the width of the preset."""
+    """A stage of denoising alone."""
     losses = LossSettings(
         energy_weight=0.0, denoising_weight=0.3, denoising_exponent=2.0, align_targets=True, force_weight=0.0
     )
-    return TrainingConfig(
-        StageConfig(updates, 4e-3, 100, [SourceConfig("drug_like")], losses),
-        stage2=None,
-        preset="drug_like",
-        model={"energy_levels_of_theory": [GFN2_XTB], "structure_cutoff": cutoff, "mean_shift_timesteps": [8, 1]},
-        output_dir=str(output),
-        resume="latest",
-        batch_size=16,
-        optimizer="muon",
-        weight_decay=0.01,
-        seed=seed,
-        cpu=True,
-        evaluation=None,
-    )
+    model = {"energy_levels_of_theory": [GFN2_XTB], "structure_cutoff": cutoff, "mean_shift_timesteps": [8, 1]}
+    return settings_of([SourceConfig("drug_like")], model, updates, seed, output, losses, batch_size=16)
 
 
 def read(count: int) -> list[Molecule]:
@@ -92,12 +78,7 @@ def means(molecules: list[Molecule], structures: list[np.ndarray]) -> dict[str, 
 
 def run(cutoff: float | None, updates: int, seed: int, output: Path, molecules: list[Molecule]) -> dict:
     """Train with one cutoff, and evaluate."""
-    config = settings(cutoff, updates, seed, output)
-    torch.manual_seed(seed)
-    model, data = initial_model(config)
-    assert config.stage1 is not None
-    train_stage("stage1", model, data, config.stage1, config, make_accelerator(config))
-    model.eval()
+    model = train_new(settings(cutoff, updates, seed, output))
     refined = mean_shifted(model, [m.graph for m in molecules], [m.mmff for m in molecules])
     generated, unsound = drawn(model, molecules, seed)
     return {

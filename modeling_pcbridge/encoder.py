@@ -24,8 +24,9 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, timesteps: Tensor) -> Tensor:
         half = self.hidden_size // 2
-        exponents = torch.arange(half, device=timesteps.device, dtype=torch.float32) / half
-        angles = timesteps.to(torch.float32).unsqueeze(-1) * torch.exp(-math.log(10_000) * exponents)
+        # In float32 processors round the angles, up to 1,000, differently, which is 1e-5 angstrom after ten steps.
+        exponents = torch.arange(half, device=timesteps.device, dtype=torch.float64) / half
+        angles = timesteps.double().unsqueeze(-1) * torch.exp(-math.log(10_000) * exponents)
         return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1).to(self.mlp.up.weight.dtype))
 
 

@@ -167,8 +167,9 @@ def _refined(
     for number, of_molecule in zip(numbers, starts, strict=True):
         found: list[Prediction] = []
         reasons = [] if of_molecule or not number else ["RDKit: no conformer"]
+        origin = _origin(of_molecule[0].mol) if of_molecule else ""
         for start in of_molecule:
-            more, broken = _sorted_out(start, next(results), _origin(start.mol), level)
+            more, broken = _sorted_out(start, next(results), origin, level)
             found += more
             reasons += broken
         refined.append((found, reasons[:1]))

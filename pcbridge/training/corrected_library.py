@@ -122,7 +122,7 @@ def _names(sources: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def check_settings(path: Path, settings: str) -> None:
+def _check_settings(path: Path, settings: str) -> None:
     """Whether a shard that is there was made with the model and options of this run.
 
     Raises:
@@ -151,7 +151,7 @@ def main() -> None:
             for split in _SPLITS:
                 path = arguments.output / split / f"{name}.parquet"
                 if path.exists():
-                    check_settings(path, settings)
+                    _check_settings(path, settings)
                     continue
                 minima = read_minima(source, split).shuffle(seed=0)
                 minima = minima.select(range(min(arguments.max_molecules or len(minima), len(minima))))
