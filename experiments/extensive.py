@@ -43,14 +43,20 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 DATA = ROOT / "data"
 
+
+def _fields(attention_cutoff: float | None, torsions: bool, out_of_plane: bool = False) -> dict:
+    return {"attention_cutoff": attention_cutoff, "torsion_terms": torsions, "out_of_plane_terms": out_of_plane}
+
+
 # Forms of the model: a title, and fields of its config.
 VARIANTS = {
-    "all": ("all atoms", {"attention_cutoff": None, "torsion_terms": False}),
-    "all_torsions": ("all atoms, torsion terms", {"attention_cutoff": None, "torsion_terms": True}),
-    "local": ("within 5 angstrom", {"attention_cutoff": 5.0, "torsion_terms": False}),
-    "local_torsions": ("within 5 angstrom, torsion terms", {"attention_cutoff": 5.0, "torsion_terms": True}),
-    "cutoff_4.5": ("within 4.5 angstrom, torsion terms", {"attention_cutoff": 4.5, "torsion_terms": True}),
-    "cutoff_6": ("within 6 angstrom, torsion terms", {"attention_cutoff": 6.0, "torsion_terms": True}),
+    "all": ("all atoms", _fields(None, False)),
+    "all_torsions": ("all atoms, torsion terms", _fields(None, True)),
+    "local": ("within 5 angstrom", _fields(5.0, False)),
+    "local_torsions": ("within 5 angstrom, torsion terms", _fields(5.0, True)),
+    "local_terms": ("within 5 angstrom, torsion and out-of-plane terms", _fields(5.0, True, True)),
+    "cutoff_4.5": ("within 4.5 angstrom, torsion terms", _fields(4.5, True)),
+    "cutoff_6": ("within 6 angstrom, torsion terms", _fields(6.0, True)),
 }
 _COMPARED = ["all", "local", "all_torsions", "local_torsions"]
 _SIZES = [(10, 14), (15, 19), (20, 24), (25, 35)]  # heavy atoms

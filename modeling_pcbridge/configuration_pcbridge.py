@@ -38,7 +38,7 @@ _LAST_MEAN_SHIFT_TIMESTEP = 3
 _MOST_MEAN_SHIFT_STEPS = 20
 # What makes E hold for molecules larger than those it learned from. In every preset, but not the defaults of the
 # fields, which are what a config.json from before there were these fields means.
-EXTENSIVE = {"attention_cutoff": 5.0, "torsion_terms": True}
+EXTENSIVE = {"attention_cutoff": 5.0, "torsion_terms": True, "out_of_plane_terms": True}
 # What drug-like molecules need: H C N O F P S Cl Br I, ions, and energies that do not depend on how they are drawn.
 DRUG_LIKE = {
     "supported_elements": [1, 6, 7, 8, 9, 15, 16, 17, 35, 53],
@@ -87,6 +87,7 @@ class PCBridgeConfig(PreTrainedConfig):
         structure_cutoff: angstrom, beyond which atoms more than three bonds apart do not see each other when structures
             are denoised; lengths are those that the network sees, which at much noise are scaled. None: all see all.
         torsion_terms: give E a learned term for each torsion about a bond, see `TorsionEnergy` (not in the paper).
+        out_of_plane_terms: and one for each atom with three neighbours, see `OutOfPlaneEnergy` (not in the paper).
         initializer_range: standard deviation of initial weights; by default it falls with the square root of
             `hidden_size` from 0.08 at 96, so that features start equally large at every width.
         layer_norm_eps: added to the variance in layer normalisation.
@@ -136,6 +137,7 @@ class PCBridgeConfig(PreTrainedConfig):
     attention_cutoff: float | int | None = None
     structure_cutoff: float | int | None = None
     torsion_terms: bool = False
+    out_of_plane_terms: bool = False
     initializer_range: float | int | None = None
     layer_norm_eps: float | int = 1e-5
     num_train_timesteps: int = 1000

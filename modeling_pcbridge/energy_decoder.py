@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .float64_buffers import Float64Buffers
+from .out_of_plane_energy import OutOfPlaneEnergy
 from .pair_features import NUM_ELEMENTS
 from .torsion_energy import TorsionEnergy
 
@@ -61,7 +62,7 @@ class LevelHeads(nn.Module):
 
 
 class EnergyDecoder(nn.Module):
-    """Atomic contributions by an MLP and terms of torsions, summed, on top of the reference energies."""
+    """Atomic contributions by an MLP and terms of torsions and bends, summed, on top of the reference energies."""
 
     def __init__(self, config):
         super().__init__()
@@ -69,6 +70,7 @@ class EnergyDecoder(nn.Module):
         self.level_differences = config.level_differences
         self.mlp = LevelHeads(config.hidden_size, self.num_levels)
         self.torsions = TorsionEnergy(config) if config.torsion_terms else None
+        self.out_of_plane = OutOfPlaneEnergy(config) if config.out_of_plane_terms else None
         self.reference_energies = ReferenceEnergies(self.num_levels)
 
     def forward(self, graph, node_features: Tensor, positions: Tensor, levels: Tensor | None = None) -> Tensor:
@@ -87,8 +89,9 @@ class EnergyDecoder(nn.Module):
             heads = self.heads_of(levels, node_features)
             contributions = self.mlp(node_features, heads).to(positions.dtype)
             energy = (contributions * graph.atom_mask).sum(-1)
-            if self.torsions is not None:
-                energy = energy + self.torsions(graph, node_features, positions, heads)
+            for terms in (self.torsions, self.out_of_plane):
+                if terms is not None:
+                    energy = energy + terms(graph, node_features, positions, heads)
             return energy
 
     def heads_of(self, levels: Tensor | None, like: Tensor) -> Tensor:

@@ -10,8 +10,6 @@ from huggingface_hub import CommitInfo, HfApi
 
 from .errors import CalculationError
 from .modeling_pcbridge import PCBridgeModel
-from .pipeline_pcbridge import PCBridgePipeline
-from .processing_pcbridge import PCBridgeProcessor
 
 CARD, METRICS = "README.md", "metrics.json"
 
@@ -54,12 +52,10 @@ def push_checkpoint(
         OSError, ValueError: `folder` is not a sound checkpoint.
     """
     folder = Path(folder)
-    pipeline = PCBridgePipeline(
-        PCBridgeModel.from_pretrained(folder), processor=PCBridgeProcessor.from_pretrained(folder), device="cpu"
-    )
+    model = PCBridgeModel.from_pretrained(folder)
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary)
-        pipeline.save_pretrained(staged)  # adds the code that a folder may lack
+        model.save_pretrained(staged)  # adds the code that a folder may lack
         if (folder / CARD).exists():
             shutil.copyfile(folder / CARD, staged / CARD)
         if metrics_dir is not None and (Path(metrics_dir) / METRICS).exists():

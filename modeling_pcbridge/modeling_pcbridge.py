@@ -13,6 +13,8 @@ from .loss_terms import LabelRows, Labels, LossInputs, add_label_losses, add_str
 from .losses import LOSS_NAMES, LossSettings
 from .model_functions import PCBridgeFunctions
 from .outputs import PCBridgeOutput, RelaxationOutput, StructureOutput
+from .pipeline_pcbridge import CUSTOM_PIPELINES
+from .processing_pcbridge import PCBridgeProcessor
 from .relaxation import MAX_EVALUATIONS, MAX_FORCE, relax
 from .sampling import (
     METHODS_FROM_POSITIONS,
@@ -34,6 +36,13 @@ class PCBridgeModel(PCBridgeFunctions):
     """
 
     _auto_class = "AutoModel"  # what is saved carries this code, for trust_remote_code=True
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs) -> None:
+        """Weights, config, processor and code: all that `from_pretrained` and `pipeline` need."""
+        if is_main_process:
+            PCBridgeProcessor.of_config(self.config).save_pretrained(save_directory)
+        self.config.custom_pipelines = CUSTOM_PIPELINES
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
     def forward(
         self,

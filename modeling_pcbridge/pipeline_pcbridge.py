@@ -12,6 +12,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .processing_pcbridge import is_single
 
 TASK = "molecular-structure"
+# What a config.json says of it, for `pipeline` with trust_remote_code.
+CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_pcbridge.PCBridgePipeline", "pt": ["AutoModel"]}}
 
 
 class PCBridgePipeline(Pipeline):
@@ -95,11 +97,6 @@ class PCBridgePipeline(Pipeline):
 
     def run_single(self, inputs, *parameters) -> dict[str, np.ndarray]:
         return super().run_single([inputs], *parameters)[0]
-
-    def save_pretrained(self, save_directory, **kwargs) -> None:
-        """Weights, config, processor and code: all that `pipeline` and `from_pretrained` need."""
-        super().save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)
 
 
 PIPELINE_REGISTRY.register_pipeline(TASK, PCBridgePipeline, pt_model=AutoModel)

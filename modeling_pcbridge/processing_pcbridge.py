@@ -34,7 +34,6 @@ class PCBridgeProcessor(ProcessorMixin):
         supported_elements: Sequence[int] = (1, 6, 7, 8, 9),
         supported_total_charges: Sequence[int] | None = None,
         resonance_invariant: bool = False,
-        **kwargs,
     ):
         super().__init__()
         self.supported_elements = [int(z) for z in supported_elements]
@@ -46,6 +45,14 @@ class PCBridgeProcessor(ProcessorMixin):
     def of_config(cls, config: PCBridgeConfig) -> "PCBridgeProcessor":
         """The processor of a model with this configuration."""
         return cls(config.supported_elements, config.supported_total_charges, config.resonance_invariant)
+
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        # A folder that lacks a processor's file holds a model all the same, whose config says what its graphs are.
+        fields, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if not fields:
+            fields = cls.of_config(PCBridgeConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)).to_dict()
+        return fields, unused
 
     @classmethod
     def get_attributes(cls) -> list[str]:

@@ -70,7 +70,7 @@ def graph(processor) -> dict:
 
 
 # Fields of the config: E that sees all atoms, and E within a cutoff, shorter than the molecules, with torsion terms.
-FORMS = {"global": {}, "extensive": {"attention_cutoff": 4.0, "torsion_terms": True}}
+FORMS = {"global": {}, "extensive": {"attention_cutoff": 4.0, "torsion_terms": True, "out_of_plane_terms": True}}
 
 
 @pytest.fixture(params=list(FORMS))

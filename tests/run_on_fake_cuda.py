@@ -258,7 +258,8 @@ def main() -> None:
 
 with FAKE:
     BATCH = fake_batch()
-LOCAL = {"attention_cutoff": 4.0, "structure_cutoff": 4.0, "torsion_terms": True, "level_differences": True}
+TERMS = {"torsion_terms": True, "out_of_plane_terms": True}
+LOCAL = {"attention_cutoff": 4.0, "structure_cutoff": 4.0, **TERMS, "level_differences": True}
 MODEL, IN_BF16 = fake_model(**LOCAL), fake_model(torch.bfloat16)
 DDIM_SCHEDULER = DiffusionSchedule.ddim_scheduler
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from conftest import SMILES, random_positions, small_model
 
-from modeling_pcbridge import PCBridgeConfig, PCBridgeModel, PCBridgePipeline
+from modeling_pcbridge import PCBridgeConfig, PCBridgeModel, PCBridgePipeline, PCBridgeProcessor
 from modeling_pcbridge.training_coverage import TrainingCoverage
+from pcbridge.app.predict_records import load_pipeline
 
 ROOT = Path(__file__).parents[1]
 WATER = ([8, 1, 1], [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]], 0)
@@ -39,12 +40,11 @@ print(json.dumps(results))
 
 
 @pytest.fixture
-def folder(tmp_path, processor):
+def folder(tmp_path):
     coverage = TrainingCoverage(2, 2, frozenset([0])).to_json()
     model = small_model(dtype=torch.float32, initializer_range=0.1, training_coverage=coverage)
     model.energy_decoder.reference_energies.energies[8] = -2046.123456789
     model.save_pretrained(tmp_path / "checkpoint")
-    processor.save_pretrained(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
 
 
@@ -87,6 +87,19 @@ def test_every_parameter_and_buffer_survives(folder):
     assert "diffusion.alphas_cumprod" in got and "energy_decoder.reference_energies.energies" in got
     for name, tensor in expected.items():
         assert torch.equal(got[name], tensor) and got[name].dtype == tensor.dtype, name
+
+
+def test_a_model_saved_alone_brings_its_processor(tmp_path):
+    small_model(dtype=torch.float32, resonance_invariant=True, supported_elements=[1, 6, 8]).save_pretrained(tmp_path)
+    found = [PCBridgeProcessor.from_pretrained(tmp_path)]
+    assert load_pipeline(str(tmp_path)).processor.to_dict() == found[0].to_dict()
+    (tmp_path / "processor_config.json").unlink()  # as in folders of before
+    found.append(PCBridgeProcessor.from_pretrained(tmp_path))
+    for processor in found:
+        one, other = (processor([smiles])["formal_charges"] for smiles in ("CC(=O)[O-]", "CC([O-])=O"))
+        assert torch.equal(one[0, 2:4], other[0, 2:4]) and processor.supported_elements == [1, 6, 8]
+    with pytest.raises(TypeError, match="resonance_invarant"):
+        PCBridgeProcessor(resonance_invarant=True)
 
 
 def test_only_safetensors_and_code(folder):
@@ -157,7 +170,7 @@ def test_presets():
         128,
     )
     mini = PCBridgeConfig.from_preset("mini")
-    extensive = {"attention_cutoff": 5.0, "torsion_terms": True}
+    extensive = {"attention_cutoff": 5.0, "torsion_terms": True, "out_of_plane_terms": True}
     assert (
         {name: getattr(mini, name) for name in extensive}
         == extensive

@@ -39,8 +39,9 @@ def test_gradient_of_the_force_loss_against_finite_differences(model, graph):
         "energy_decoder.mlp.up.weight",
         "energy_decoder.torsions.axis.weight",
         "energy_decoder.torsions.axis_type.weight",
+        "energy_decoder.out_of_plane.weights.weight",
     ):
-        if "torsions" in name and not model.config.torsion_terms:
+        if ("torsions" in name or "out_of_plane" in name) and not model.config.torsion_terms:
             continue
         parameter = model.get_parameter(name)
         model.zero_grad()

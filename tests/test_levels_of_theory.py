@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import small_model
+from conftest import FORMS, small_model
 from test_training import small_config
 
 from dataset_scripts.bundled import load_bundled
@@ -101,7 +101,7 @@ def test_a_trained_model_gets_a_level_more_and_keeps_what_it_knows(rows):
 
 
 def test_a_level_is_the_last_one_and_a_difference(rows):
-    model = small_model(energy_levels_of_theory=LEVELS, level_differences=True, torsion_terms=True)
+    model = small_model(energy_levels_of_theory=LEVELS, level_differences=True, **FORMS["extensive"])
     batch = collate([example_from_row(row, LEVELS) for row in rows[:4]])
     inputs = {key: batch[key] for key in (*GRAPH_KEYS, "positions")}
     own, last = (model.predict_energy(**inputs, level_of_theory=level) for level in LEVELS)
@@ -109,6 +109,8 @@ def test_a_level_is_the_last_one_and_a_difference(rows):
     with torch.no_grad():
         model.energy_decoder.mlp.down.weight[0] = model.energy_decoder.mlp.down.bias[0] = 0.0
         model.energy_decoder.torsions.weights.weight[:3] = model.energy_decoder.torsions.weights.bias[:3] = 0.0
+        bends = model.energy_decoder.out_of_plane.weights
+        bends.weight[:2] = bends.bias[:2] = 0.0
     without = model.predict_energy(**inputs)
     torch.testing.assert_close(without.energy, last.energy, rtol=0, atol=1e-9)
     torch.testing.assert_close(without.forces, last.forces, rtol=0, atol=1e-9)
@@ -124,7 +126,7 @@ def test_a_level_is_the_last_one_and_a_difference(rows):
 
 @pytest.mark.parametrize("levels", [["c", B3LYP_6_31GD, "b"], [B3LYP_6_31GD, "b", "c"], [B3LYP_6_31GD, "c"]])
 def test_differences_of_levels_are_kept_where_levels_are_added(rows, levels):
-    sizes = {"level_differences": True, "torsion_terms": True}
+    sizes = {"level_differences": True, **FORMS["extensive"]}
     model = small_model(dtype=torch.float32, energy_levels_of_theory=LEVELS, **sizes).eval()
     batch = collate([example_from_row(row, LEVELS) for row in rows[:3]])
     inputs = {key: batch[key] for key in (*GRAPH_KEYS, "positions")}
@@ -162,6 +164,8 @@ def test_a_run_at_two_levels_and_one_that_adds_a_level(two_levels, tmp_path):
     assert (own - other)[6].item() == pytest.approx(SHIFTS[6], abs=0.5)
     with pytest.raises(ValueError, match=r"dispersion of .* cannot be changed"):
         initial_model(replace(more, model=more.model | {"dispersion": "d3bj"}))
+    bent, _ = initial_model(replace(more, model=more.model | {"out_of_plane_terms": True}))
+    assert bent.config.out_of_plane_terms and bent.energy_decoder.out_of_plane is not None
     assert run(replace(more, seed=1))["histories"]["stage1"][-1]["loss"] > 0
 
 

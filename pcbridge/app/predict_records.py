@@ -36,11 +36,8 @@ def load_pipeline(model: str, device: str | None = None, dispersion: bool = Fals
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     changes: dict[str, Any] = {"dispersion": "d3bj"} if dispersion else {}
-    return PCBridgePipeline(
-        PCBridgeModel.from_pretrained(model, **changes),
-        processor=PCBridgeProcessor.from_pretrained(model),
-        device=device,
-    )
+    loaded = PCBridgeModel.from_pretrained(model, **changes)
+    return PCBridgePipeline(loaded, processor=PCBridgeProcessor.of_config(loaded.config), device=device)
 
 
 # Sound structures of a molecule, and why there are not more.

@@ -31,12 +31,14 @@ def initial_model(config: TrainingConfig) -> tuple[PCBridgeModel, TrainingData]:
     else:
         model = PCBridgeModel.from_pretrained(config.init_from)
         known = model.config.energy_levels_of_theory
-        others = [key for key in config.model if key != "energy_levels_of_theory"]
-        if differing := [key for key in others if getattr(model.config, key, None) != config.model[key]]:
+        changed = {key for key, value in config.model.items() if getattr(model.config, key, None) != value}
+        new_terms = {key for key in changed & set(_TERMS) if config.model[key] is True}
+        if differing := sorted(changed - new_terms - {"energy_levels_of_theory"}):
             raise InputError(
                 f"model: {', '.join(differing)} of {config.init_from} cannot be changed; of a checkpoint that training "
-                "goes on from, only energy_levels_of_theory can"
+                f"goes on from, only energy_levels_of_theory can, and {' and '.join(_TERMS)} can be added"
             )
+        model = with_terms(model, new_terms)
         model = with_levels_of_theory(model, config.model.get("energy_levels_of_theory", known))
     data = TrainingData(config, model)
     for index, level in enumerate(model.config.energy_levels_of_theory):
@@ -65,8 +67,28 @@ def _fit_references(model: PCBridgeModel, data: TrainingData, config: TrainingCo
         )
 
 
+# Parts of E that a checkpoint may lack, and that training can add to it.
+_TERMS = ("torsion_terms", "out_of_plane_terms")
 # Heads that add nothing at first have zeros here only; zeros in both layers would never leave zero.
-_OUTPUTS_OF_HEADS = ("energy_decoder.mlp.down.", "energy_decoder.torsions.weights.")
+_OUTPUTS_OF_HEADS = tuple(
+    f"energy_decoder.{name}." for name in ("mlp.down", "torsions.weights", "out_of_plane.weights")
+)
+
+
+@torch.no_grad()
+def with_terms(model: PCBridgeModel, names: set[str]) -> PCBridgeModel:
+    """The same model with the parts of E that the fields `names` of its config stand for; they add nothing at first."""
+    if not names:
+        return model
+    config, state = copy.deepcopy(model.config), model.state_dict()
+    for name in names:
+        setattr(config, name, True)
+    extended = PCBridgeModel(config).to(model.dtype)
+    extended.load_state_dict(state, strict=False)
+    for name, parameter in extended.named_parameters():
+        if name not in state and name.startswith(_OUTPUTS_OF_HEADS):
+            parameter.zero_()
+    return extended
 
 
 @torch.no_grad()
@@ -93,7 +115,7 @@ def with_levels_of_theory(model: PCBridgeModel, levels: list[str]) -> PCBridgeMo
         places[-1] = base
         adds_nothing[:-1] = [place == base for place in places[:-1]]
     config.energy_levels_of_theory = levels
-    extended = PCBridgeModel(config)
+    extended = PCBridgeModel(config).to(model.dtype)
     state = model.state_dict()
     for name, tensor in extended.energy_decoder.state_dict(prefix="energy_decoder.").items():
         if tensor.shape != state[name].shape:  # a part per level

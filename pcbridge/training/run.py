@@ -15,8 +15,6 @@ from modeling_pcbridge.configuration_pcbridge import PCBridgeConfig
 from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.hub import HubPushError, create_repository, push_checkpoint
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
-from modeling_pcbridge.pipeline_pcbridge import PCBridgePipeline
-from modeling_pcbridge.processing_pcbridge import PCBridgeProcessor
 from modeling_pcbridge.sampling import check_num_steps
 from pcbridge.evaluation.checkpoints import evaluate_checkpoints
 from pcbridge.evaluation.report import plot_losses, results_markdown
@@ -228,8 +226,7 @@ def save_checkpoint(
     """Weights, config, code, processor and card in `folder`, ready for from_pretrained and for a hub."""
     if accelerator.is_main_process:
         record_learned(model.config, data, stages.values())
-        processor = PCBridgeProcessor.of_config(model.config)
-        PCBridgePipeline(model, processor=processor, device=model.device).save_pretrained(folder)
+        model.save_pretrained(folder)
         card_of_run(model.config, config, stages).save(folder / "README.md")
     accelerator.wait_for_everyone()
     return folder

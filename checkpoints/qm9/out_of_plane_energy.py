@@ -1,0 +1,1 @@
+../../modeling_pcbridge/out_of_plane_energy.py
