@@ -13,7 +13,7 @@ from .resonance import CHARGE_UNITS
 from .training_coverage import ENVIRONMENT_RADIUS
 
 
-def beyond_training(config: PCBridgeConfig, graph: MolecularGraph) -> list[str] | None:
+def beyond_training(config: PCBridgeConfig, graph: MolecularGraph, reference_energies: np.ndarray) -> list[str] | None:
     """A phrase for each thing about a molecule that no training molecule of the model had; None where it is not known.
 
     Elements that the model does not support never come so far. Atoms are named by symbol and 0-based number.
@@ -21,6 +21,7 @@ def beyond_training(config: PCBridgeConfig, graph: MolecularGraph) -> list[str] 
     Args:
         config: of the model.
         graph: as the processor of the model makes it.
+        reference_energies: (elements,), eV, at the model's own level, 0 where it has learned none.
     """
     coverage = config.coverage
     if coverage is None:
@@ -34,10 +35,15 @@ def beyond_training(config: PCBridgeConfig, graph: MolecularGraph) -> list[str] 
     total_charge = round(int(graph.formal_charges.sum(dtype=int)) / charge_units)  # shares of a charge are rounded
     if total_charge not in coverage.total_charges:
         found.append(f"no training molecule had its total charge of {total_charge:+d}")
+    table = Chem.GetPeriodicTable()
+    without = sorted(z for z in set(graph.atomic_numbers.tolist()) if reference_energies[z] == 0)
+    if without and reference_energies.any():
+        elements = ", ".join(table.GetElementSymbol(z) for z in without)
+        level = config.energy_levels_of_theory[0]
+        found.append(f"no label at {level} had {elements}, so only differences of its energies there mean anything")
     if not heavy:
         found.append("it has no heavy atom, by whose surroundings molecules are compared")
     if new := atoms_beyond_training(config, graph):
-        table = Chem.GetPeriodicTable()
         names = ", ".join(f"{table.GetElementSymbol(int(graph.atomic_numbers[i]))}{i}" for i in new)
         have = "has" if len(new) == 1 else "have"
         found.append(f"{len(new)} of {len(heavy)} heavy atoms ({names}) {have} surroundings that no training label had")

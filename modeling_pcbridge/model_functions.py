@@ -70,9 +70,13 @@ class PCBridgeFunctions(PCBridgePreTrainedModel):
         of theory is the model's own by default, see `predict_energy`.
         """
         interaction, forces = self.detached_energy_and_forces(graph, positions, level_of_theory)
+        return interaction.double() + self.reference_energy(graph, level_of_theory), forces
+
+    def reference_energy(self, graph: GraphBatch, level_of_theory: str | None = None) -> Tensor:
+        """What E is above, the sum of the reference energies of the atoms: (B,) float64, eV."""
         index, _ = self.config.find_level_of_theory(level_of_theory)
         levels = torch.full_like(graph.atomic_numbers[:, 0], index)
-        return interaction.double() + self.energy_decoder.reference_energies(graph.atomic_numbers, levels), forces
+        return self.energy_decoder.reference_energies(graph.atomic_numbers, levels)
 
     def detached_energy_and_forces(
         self, graph: GraphBatch, positions: Tensor, level_of_theory: str | None = None

@@ -1,5 +1,6 @@
 """PCBridge: energies, forces and equilibrium structures of molecules from one shared encoder."""
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -143,9 +144,10 @@ class PCBridgeModel(PCBridgeFunctions):
         max_force: float = MAX_FORCE,
         max_evaluations: int = MAX_EVALUATIONS,
         allow_unlearned_forces: bool = False,
+        level_of_theory: str | None = None,
         **graph: Tensor,
     ) -> RelaxationOutput:
-        """Structures relaxed on the model's own energy to a force threshold; takes the processor's output.
+        """Structures relaxed on the predicted energy to a force threshold; takes the processor's output.
 
         Every molecule has its own step control and stops by itself; see `relaxation.relax`.
 
@@ -154,9 +156,11 @@ class PCBridgeModel(PCBridgeFunctions):
             max_force: eV/angstrom; a molecule has converged when no atom has a larger force.
             max_evaluations: of the energy, per molecule, at most.
             allow_unlearned_forces: relax also with a model that has learned no forces.
+            level_of_theory: of that energy, see `predict_energy`.
 
         Raises:
-            InputError: no positions, or not (B, N, 3), numbers out of range, or the model has learned no forces.
+            InputError: no positions, or not (B, N, 3), numbers out of range, or the model has learned no forces, or not
+                that level.
         """
         if not allow_unlearned_forces:
             self.config.check_forces_are_learned("relax_structure")
@@ -166,10 +170,11 @@ class PCBridgeModel(PCBridgeFunctions):
         require(max_evaluations >= 1, "max_evaluations", "at least 1", max_evaluations)
         batch = GraphBatch.of_inputs(graph, positions)
         starts = centre(positions.to(self.geometry_dtype), batch.atom_mask)
-        found = relax(self.detached_energy_and_forces, batch, starts, max_force, max_evaluations)
+        at_level = partial(self.detached_energy_and_forces, level_of_theory=level_of_theory)
+        found = relax(at_level, batch, starts, max_force, max_evaluations)
         return RelaxationOutput(
             positions=centre(found.positions, batch.atom_mask),
-            energy=found.energy.double() + self.energy_decoder.reference_energies(batch.atomic_numbers),
+            energy=found.energy.double() + self.reference_energy(batch, level_of_theory),
             forces=found.forces,
             converged=found.converged,
             num_evaluations=found.num_evaluations,
@@ -203,6 +208,7 @@ class PCBridgeModel(PCBridgeFunctions):
         max_attempts: int = 5,
         mean_shift_steps: int = 0,
         relaxation_steps: int | Literal["converged"] | None = None,
+        relaxation_level: str | None = None,
         allow_unlearned_forces: bool = False,
         positions: Tensor | None = None,
         on_step: OnStep | None = None,
@@ -233,6 +239,7 @@ class PCBridgeModel(PCBridgeFunctions):
             relaxation_steps: quasi-Newton steps down the model's own energy at the end, see `relax`; "converged": as
                 many as it takes, as by `relax_structure`. By default `config.num_relaxation_steps` after "mean_shift",
                 if the model has learned forces, and none after the other methods.
+            relaxation_level: of the energy that "converged" goes down to a minimum of, see `predict_energy`.
             allow_unlearned_forces: relax also with a model that has learned no forces.
             positions: (B, N, 3), angstrom; where "refine", "mean_shift" and "correct" start, ignored by the others.
             on_step: called with (rows, step, positions) for the start (step 0), after each step of "ddim", "refine" and
@@ -246,7 +253,7 @@ class PCBridgeModel(PCBridgeFunctions):
 
         Raises:
             InputError: an unknown method, numbers out of range, no positions where a method starts from them,
-                positions that are not (B, N, 3), or relaxation by a model that has learned no forces.
+                positions that are not (B, N, 3), or relaxation by a model without learned forces or that level.
             TypeError: an option that there is not, or a tensor of the processor is missing.
         """
         if num_inference_steps is None:
@@ -254,8 +261,16 @@ class PCBridgeModel(PCBridgeFunctions):
         if relaxation_steps is None:
             relaxation_steps = default_relaxation_steps(method, self.config)
         settings = SamplingSettings(
-            method, num_inference_steps, num_samples, eta, max_attempts, mean_shift_steps, relaxation_steps
+            method,
+            num_inference_steps,
+            num_samples,
+            eta,
+            max_attempts,
+            mean_shift_steps,
+            relaxation_steps,
+            relaxation_level,
         )
+        self.config.find_level_of_theory(relaxation_level)  # refuses one that it has not learned
         check_num_steps(method, num_inference_steps, self.config.num_train_timesteps)
         if relaxation_steps != 0 and not allow_unlearned_forces:
             self.config.check_forces_are_learned("a relaxation (relaxation_steps)")
@@ -278,4 +293,6 @@ class PCBridgeModel(PCBridgeFunctions):
         Positions make no difference. See `beyond_training`.
         """
         batch = GraphBatch.of_inputs(graph).cpu()
-        return [beyond_training(self.config, batch.molecule(row)) for row in range(len(batch.atomic_numbers))]
+        molecules = [batch.molecule(row) for row in range(len(batch.atomic_numbers))]
+        references = self.energy_decoder.reference_energies.by_level[0]
+        return [beyond_training(self.config, molecule, references.cpu().numpy()) for molecule in molecules]

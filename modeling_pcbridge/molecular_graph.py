@@ -159,6 +159,8 @@ def stereo_quadruples(mol: Chem.Mol) -> np.ndarray:
         tag = atom.GetChiralTag()
         if tag not in (Chem.ChiralType.CHI_TETRAHEDRAL_CW, Chem.ChiralType.CHI_TETRAHEDRAL_CCW):
             continue
+        if atom.GetDegree() < 3:  # RDKit takes two-coordinate P and S for centres
+            continue
         corners = [bond.GetOtherAtomIdx(atom.GetIdx()) for bond in atom.GetBonds()]
         if len(corners) == 3:  # a lone pair is the fourth neighbour; the centre lies on its side
             corners.append(atom.GetIdx())

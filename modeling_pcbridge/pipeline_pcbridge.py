@@ -24,8 +24,8 @@ class PCBridgePipeline(Pipeline):
         pipe(["CCO", "c1ccoc1"], batch_size=32, method="mean_shift", embed=True)  # RDKit's structures, refined
 
     Molecules are whatever `PCBridgeProcessor` takes; a list, a generator or a single one. Options of
-    `PCBridgeModel.predict_structure`, `embed` of the processor, and `level_of_theory` of energies and forces (by
-    default the model's first), go to the constructor or to the call.
+    `PCBridgeModel.predict_structure`, `embed` of the processor, and `level_of_theory` of energies, forces and
+    converged relaxation (by default the model's first), go to the constructor or to the call.
 
     Returns:
         For each molecule of N atoms and S samples a dictionary of arrays: `atomic_numbers` (N,), `positions`
@@ -61,7 +61,7 @@ class PCBridgePipeline(Pipeline):
         return dict(self.processor(molecules, embed=embed))
 
     def _forward(self, inputs: dict[str, Tensor], level_of_theory: str | None = None, **options) -> dict[str, Tensor]:
-        structures = self.model.predict_structure(**inputs, **options)
+        structures = self.model.predict_structure(**inputs, relaxation_level=level_of_theory, **options)
         shape = structures.positions.shape[:2]  # molecules, samples
         graphs = {key: tensor.repeat_interleave(shape[1], 0) for key, tensor in inputs.items() if key != "positions"}
         result = self.model.predict_energy(

@@ -192,3 +192,27 @@ def with_structure(mol: Chem.Mol, positions: np.ndarray) -> Chem.Mol:
     mol = with_conformers(mol, positions)
     Chem.AssignStereochemistryFrom3D(mol)
     return mol
+
+
+def unmarked_stereo(mol: Chem.Mol) -> list[str]:
+    """The stereo centres and double bonds that have no mark, such as C3 and C1=C2, by symbol and 0-based number.
+
+    Which of two mirror images a molecule without any other centre is makes no difference, but is told too.
+    """
+    found = []
+    for stereo in Chem.FindPotentialStereo(mol):
+        if stereo.specified == Chem.StereoSpecified.Specified:
+            continue
+        if stereo.type == Chem.StereoType.Atom_Tetrahedral and mol.GetAtomWithIdx(stereo.centeredOn).GetDegree() > 2:
+            found.append(_label(mol, stereo.centeredOn))
+        elif stereo.type == Chem.StereoType.Bond_Double:
+            bond = mol.GetBondWithIdx(stereo.centeredOn)
+            if not _is_cumulated(bond):
+                found.append(f"{_label(mol, bond.GetBeginAtomIdx())}={_label(mol, bond.GetEndAtomIdx())}")
+    return found
+
+
+def _is_cumulated(bond: Chem.Bond) -> bool:
+    """Whether an end of a double bond is the middle of an allene, across which marks of double bonds mean nothing."""
+    ends = (bond.GetBeginAtom(), bond.GetEndAtom())
+    return any(sum(other.GetBondType() == Chem.BondType.DOUBLE for other in end.GetBonds()) > 1 for end in ends)

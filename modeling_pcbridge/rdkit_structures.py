@@ -8,7 +8,8 @@ from rdkit import Chem
 from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
 from .errors import CalculationError
-from .rdkit_molecules import with_conformers
+from .molecular_graph import signed_volumes, stereo_quadruples
+from .rdkit_molecules import unmarked_stereo, with_conformers
 
 _MAX_MMFF_STEPS = 2000
 _MAX_SEED = 2**20  # times the number of the conformer it is a C integer in RDKit
@@ -80,7 +81,8 @@ def mmff_minimum(mol: Chem.Mol) -> tuple[np.ndarray, None]:
 def rdkit_structures(mol: Chem.Mol, num_structures: int, timeout: float, seed: int = 0) -> list[Chem.Mol]:
     """MMFF94 minima of ETKDGv3 conformers, or of the conformer of `mol` if it has one, which is then the only one.
 
-    Where MMFF94 has no parameters (boron, iodine(V)), the conformers themselves.
+    Where MMFF94 has no parameters (boron, iodine(V)), the conformers themselves. All are of one stereoisomer: where
+    `mol` lacks marks, they have, and carry, those of the first conformer.
 
     Args:
         mol: explicit hydrogens.
@@ -94,9 +96,30 @@ def rdkit_structures(mol: Chem.Mol, num_structures: int, timeout: float, seed: i
     if mol.GetNumConformers():
         starts = mol.GetConformer().GetPositions()[None]
     else:
-        conformers = etkdg_conformers(mol, num_structures, seed % _MAX_SEED, timeout)
+        seed %= _MAX_SEED
+        if unmarked_stereo(mol) and (first := etkdg_conformers(mol, 1, seed, timeout)) is not None:
+            mol = _with_marks_of(mol, first[0])
+        conformers = etkdg_conformers(mol, num_structures, seed, timeout)
         if conformers is None:
             return []
         starts = conformers
     minima = mmff_minima(mol, starts)
     return [with_conformers(mol, positions) for positions in (starts if minima is None else minima)]
+
+
+def _with_marks_of(mol: Chem.Mol, positions: np.ndarray) -> Chem.Mol:
+    """A copy of `mol`, without conformers, whose missing stereo marks are those of (N, 3) `positions`."""
+    marked = with_conformers(mol, positions)
+    Chem.AssignStereochemistryFrom3D(marked, replaceExistingTags=False)
+    # RDKit perceives no handedness of phosphines and aziridines.
+    for stereo in Chem.FindPotentialStereo(marked):
+        if stereo.type == Chem.StereoType.Atom_Tetrahedral and stereo.specified != Chem.StereoSpecified.Specified:
+            centre = marked.GetAtomWithIdx(stereo.centeredOn)
+            before = {frozenset(corners) for corners in stereo_quadruples(marked).tolist()}
+            centre.SetChiralTag(Chem.ChiralType.CHI_TETRAHEDRAL_CCW)
+            new = [corners for corners in stereo_quadruples(marked).tolist() if frozenset(corners) not in before]
+            if new and signed_volumes(positions, np.array(new)).item() < 0:
+                centre.SetChiralTag(Chem.ChiralType.CHI_TETRAHEDRAL_CW)
+    marked.RemoveAllConformers()
+    Chem.AssignStereochemistry(marked, cleanIt=True, force=True)  # RDKit marks some atoms that are no centres
+    return marked

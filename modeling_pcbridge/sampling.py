@@ -39,6 +39,7 @@ class SamplingSettings:
     max_attempts: int = 5
     mean_shift_steps: int = 0
     relaxation_steps: int | Literal["converged"] = 0
+    relaxation_level: str | None = None
 
     def __post_init__(self):
         require_choices(self)
@@ -197,7 +198,8 @@ def draw_structures(
         if settings.mean_shift_steps > 0:
             structures = model.mean_shift(graph, structures, settings.mean_shift_steps)
     if settings.relaxation_steps == "converged":
-        relaxed = relax(model.detached_energy_and_forces, graph, structures, MAX_FORCE, MAX_EVALUATIONS)
+        at_level = partial(model.detached_energy_and_forces, level_of_theory=settings.relaxation_level)
+        relaxed = relax(at_level, graph, structures, MAX_FORCE, MAX_EVALUATIONS)
         structures = centre(relaxed.positions, graph.atom_mask)
     elif settings.relaxation_steps > 0:
         structures = model.relax(graph, structures, settings.relaxation_steps)

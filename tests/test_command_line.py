@@ -406,11 +406,45 @@ def test_conformers_are_those_of_rdkit_refined_lowest_energy_first(tmp_path):
 
 
 def test_a_molecule_that_mmff94_has_no_parameters_for_says_so(tmp_path):
-    (tmp_path / "in.smi").write_text("CI(=O)=O\n")
+    (tmp_path / "in.smi").write_text("CI(Cl)Cl\n")
     command = ["predict", str(tmp_path / "in.smi"), "--num_conformers", "1", "-o", str(tmp_path / "out.sdf")]
     assert main(command) == 0
     [mol] = read_sdf(tmp_path / "out.sdf")
     assert "MMFF94 has no parameters" in mol.GetProp("origin")
+
+
+def test_a_structure_far_from_a_minimum_of_the_models_energy_is_none(tmp_path, capsys):
+    (tmp_path / "in.smi").write_text("C1=CC=CC#C1\nCC#N\n")  # benzyne is unlike all that was learned
+    assert main(["predict", str(tmp_path / "in.smi"), "-o", str(tmp_path / "out.sdf"), "--num_conformers", "2"]) == 1
+    assert "so that no minimum is near" in capsys.readouterr().err
+    assert [Chem.MolToSmiles(Chem.RemoveHs(mol)) for mol in read_sdf(tmp_path / "out.sdf")] == ["CC#N"]
+
+
+def test_an_ensemble_is_of_one_stereoisomer_and_says_which(tmp_path):
+    (tmp_path / "in.smi").write_text("CC(O)C(N)C(F)C\n")
+    options = ["--num_conformers", "8", "--energy_window", "100", "-o", str(tmp_path / "out.sdf")]
+    assert main(["predict", str(tmp_path / "in.smi"), *options]) == 0
+    conformers = read_sdf(tmp_path / "out.sdf")
+    assert len(conformers) > 1 and len({Chem.MolToSmiles(mol) for mol in conformers}) == 1
+    assert "no stereo mark at C1, C3, C5, so of one isomer of several" in conformers[0].GetProp("origin")
+
+
+def test_relaxed_at_the_level_that_energies_are_asked_at(tmp_path):
+    (tmp_path / "in.smi").write_text("CC(=O)NC\n")
+    command = ["predict", str(tmp_path / "in.smi"), "--num_conformers", "1", "--relax"]
+    largest = {}
+    for level in ("B3LYP/6-31G*", "GFN2-xTB"):
+        assert main([*command, "--level_of_theory", level, "-o", str(tmp_path / "out.sdf")]) == 0
+        [mol] = read_sdf(tmp_path / "out.sdf")
+        largest[level] = mol.GetDoubleProp("largest_force_eV_per_angstrom")
+    assert max(largest.values()) < 0.03, largest
+
+
+def test_what_takes_rdkit_too_long_is_not_drawn_from_noise(tmp_path, capsys):
+    ring = "CC(C)CC1C(=O)NC(CCC)C(=O)NC(C)C(=O)NC(CC)C(=O)NCCCC(=O)N1"
+    (tmp_path / "in.smi").write_text(ring + "\n")
+    assert main(["predict", str(tmp_path / "in.smi"), "--timeout", "1e-6", "-o", str(tmp_path / "out.sdf")]) == 1
+    assert "(RDKit: no conformer within 1e-06 s, see --timeout)" in capsys.readouterr().err
 
 
 def lengths_of(mol: Chem.Mol) -> np.ndarray:

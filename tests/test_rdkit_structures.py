@@ -6,10 +6,12 @@ import threading
 
 import numpy as np
 import pytest
+from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
 from modeling_pcbridge import PCBridgeProcessor
-from modeling_pcbridge.rdkit_molecules import mol_from_smiles
+from modeling_pcbridge.molecular_graph import graph_from_mol, stereo_is_right
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles, unmarked_stereo
 from modeling_pcbridge.rdkit_structures import etkdg_conformers, rdkit_structures
 
 MACROLIDE = (  # erythromycin
@@ -73,3 +75,28 @@ def test_the_processor_embeds_what_has_no_positions():
     np.testing.assert_allclose(inputs["positions"][0, :9], given.GetConformer().GetPositions(), atol=1e-5)
     ring = inputs["positions"][1, :6].numpy()
     np.testing.assert_allclose(np.linalg.norm(ring - np.roll(ring, 1, axis=0), axis=-1), 1.39, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("smiles", "unmarked"),
+    [
+        ("CC(O)C(N)F", ["C1", "C3"]),
+        ("C[C@H](O)C(N)F", ["C3"]),
+        ("CC=CC(C)O", ["C3", "C1=C2"]),
+        ("CP(CC)C(F)Cl", ["P1", "C4"]),  # RDKit perceives no handedness of these two in a structure
+        ("CC1CN1C", ["C1", "N3"]),
+        ("CP=C", []),
+        ("FC=C=CF", []),
+        ("CCO", []),
+    ],
+)
+def test_all_structures_are_of_one_stereoisomer(smiles, unmarked):
+    mol = mol_from_smiles(smiles)
+    assert unmarked_stereo(mol) == unmarked
+    structures = rdkit_structures(mol, 8, timeout=10)
+    assert len(structures) == 8 and len({Chem.MolToSmiles(structure) for structure in structures}) == 1
+    assert unmarked_stereo(structures[0]) == []
+    graph = graph_from_mol(structures[0])
+    assert all(stereo_is_right(graph, structure.GetConformer().GetPositions()[None]) for structure in structures)
+    if unmarked:  # without the marks they would be of several
+        assert not stereo_is_right(graph, etkdg_conformers(mol, 8, seed=0)).all()

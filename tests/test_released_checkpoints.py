@@ -203,3 +203,11 @@ def test_the_drug_like_model_knows_unseen_fragments_and_its_card_says_what_train
     assert errors["force MAE, median (eV/angstrom)"] < 0.1  # 0.078
     text = ModelCard.load(CHECKPOINTS / "drug_like" / "README.md").text
     assert losses_section(drug_like_release.stages()) in text
+
+
+def test_elements_without_a_label_at_the_models_own_level_are_told():
+    model = PCBridgeModel.from_pretrained(ROOT / "checkpoints" / "drug_like")
+    processor = PCBridgeProcessor.of_config(model.config)
+    [iodide], [bromide] = (model.beyond_training(**processor([smiles])) for smiles in ("CI", "CBr"))
+    assert iodide == ["no label at B3LYP/6-31G* had I, so only differences of its energies there mean anything"]
+    assert bromide == []

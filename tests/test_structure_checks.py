@@ -9,6 +9,7 @@ from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import mol_from_row
 from modeling_pcbridge.molecular_graph import graph_from_mol
 from modeling_pcbridge.rdkit_molecules import mol_from_smiles
+from modeling_pcbridge.rdkit_structures import etkdg_conformers
 from modeling_pcbridge.structure_checks import StructureChecks
 
 
@@ -60,6 +61,17 @@ def twisted(smiles: str, torsion: tuple[int, int, int, int], by: float) -> Chem.
     conformer = mol.GetConformer()
     rdMolTransforms.SetDihedralDeg(conformer, *torsion, rdMolTransforms.GetDihedralDeg(conformer, *torsion) + by)
     return mol
+
+
+@pytest.mark.parametrize("smiles", ["C[P@](CC)c1ccccc1", "C[N@]1C[C@@H]1C", "C[S@](=O)CC", "C[S@+](CC)CCC"])
+def test_centres_with_a_lone_pair_have_a_handedness(smiles):
+    mol = mol_from_smiles(smiles)
+    graph = graph_from_mol(mol)
+    assert len(graph.stereo_quadruples) >= 1
+    [positions] = etkdg_conformers(mol, 1, seed=0)
+    checks = StructureChecks(graph)
+    assert checks.faults(positions) == []
+    assert "has the wrong handedness" in checks.faults(-positions)[0]
 
 
 @pytest.mark.parametrize(
