@@ -29,7 +29,7 @@ from .prediction_settings import CONFORMERS, PredictionSettings
 REFINEMENT = {"method": "mean_shift"}
 _LAST_RESORT_SAMPLES = 4  # from noise, where none of RDKit's conformers comes out sound
 # eV/angstrom, at a refined conformer. Of 150 drug-like molecules the largest is .92, by models that know forces less
-# well 1.9; where the structure and E of the model contradict each other, in cyanide, benzyne and PCl5, it is 3.5 to 8.6.
+# well 1.9; where the structure and E of the model contradict each other, as in benzyne and PCl5, it is 3.5 to 8.6.
 _LARGEST_FORCE = 3.0
 _TIMED_OUT = "RDKit: no conformer within"
 
