@@ -18,8 +18,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import register_type
 
+from dataset_scripts.command_errors import errors_as_sentences
 from dataset_scripts.options import underscored
-from pcbridge.command_errors import errors_as_sentences
 from pcbridge.training.config import SourceConfig, TrainingConfig
 
 _HERE = Path(__file__).parent
@@ -54,7 +54,7 @@ def parse(arguments: list[str] | None = None) -> TrainingConfig:
 
 
 def main() -> None:
-    with errors_as_sentences("train_accelerate.py"):
+    with errors_as_sentences():
         config = parse()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -62,7 +62,7 @@ def main() -> None:
     from pcbridge.training.run import run
 
     try:
-        with errors_as_sentences("train_accelerate.py"):
+        with errors_as_sentences():
             run(config)
     except TrainingInterrupted as interruption:
         logging.warning("%s; --resume latest goes on", interruption)

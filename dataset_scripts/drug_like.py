@@ -26,6 +26,7 @@ from rdkit import Chem, rdBase
 from rdkit.Chem.MolStandardize import rdMolStandardize
 
 from dataset_scripts.bad_rows import BadRowError
+from dataset_scripts.command_errors import errors_as_sentences
 from dataset_scripts.fragment_choice import ChosenFragment, choose_fragments, name_of
 from dataset_scripts.fragment_report import write_fragments
 from dataset_scripts.library import (
@@ -204,11 +205,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="(default: %(default)s)")
     arguments = parser.parse_args(underscored(sys.argv[1:]))
-    try:
-        with rdBase.BlockLogs():
-            print(json.dumps(select(**vars(arguments)), indent=1))
-    except (ValueError, OSError) as error:
-        parser.exit(1, f"{type(error).__name__}: {error}\n")
+    with errors_as_sentences(), rdBase.BlockLogs():
+        print(json.dumps(select(**vars(arguments)), indent=1))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from rdkit import Chem
 
+from dataset_scripts.command_errors import errors_as_sentences
 from dataset_scripts.fragment_choice import choose_fragments
 from dataset_scripts.fragment_report import write_fragments
 from dataset_scripts.library import ELEMENTS, LibraryRecord, read_library, sample_records
@@ -88,10 +89,8 @@ def main() -> None:
     parser.add_argument("--elements", nargs="+", default=ELEMENTS, help=f"(default: {' '.join(ELEMENTS)})")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
     arguments = parser.parse_args(underscored(sys.argv[1:]))
-    try:
+    with errors_as_sentences():
         report = make_fragments(**vars(arguments))
-    except (ValueError, OSError) as error:
-        parser.exit(1, f"{type(error).__name__}: {error}\n")
     print(f"{report['molecules']:8,} molecules cut, {sum(f['count'] for f in report['failures'].values()):,} left out")
     print(f"{report['different_fragments']:8,} different fragments, {len(report['fragments']):,} chosen")
     coverage = report["fragments"][-1]["coverage"] if report["fragments"] else {}

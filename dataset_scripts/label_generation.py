@@ -31,6 +31,7 @@ from typing import BinaryIO
 
 from tqdm.auto import tqdm
 
+from dataset_scripts.command_errors import errors_as_sentences
 from dataset_scripts.file_lock import lock
 from dataset_scripts.geometries import GEOMETRIES, parse_geometry
 from dataset_scripts.labelling import LEVELS, Level, empty_line, find_level, fingerprint, label
@@ -187,10 +188,8 @@ def main() -> None:
     parser.add_argument("--retry_failed", action="store_true", help="try again what has failed before")
     arguments = parser.parse_args(underscored(sys.argv[1:]))
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # tblite reads it when it is loaded, which is later
-    try:
+    with errors_as_sentences():
         counts = generate(**vars(arguments))
-    except (ValueError, ImportError, OSError) as error:
-        parser.exit(1, f"{type(error).__name__}: {error}\n")
     for reason, count in counts.most_common():
         print(f"{count:8,} {reason}")
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from rdkit import Chem, rdBase
 
+from dataset_scripts.command_errors import errors_as_sentences
 from dataset_scripts.drug_like import Exclusion
 from dataset_scripts.options import underscored
 from dataset_scripts.splits import constitution_of, split_of
@@ -71,13 +72,11 @@ def main() -> None:
     parser.add_argument("--exclude", type=Path, required=True, help="SHA-256 of SMILES without stereo, one a line")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(underscored(sys.argv[1:]))
-    try:
+    with errors_as_sentences():
         with open_text(arguments.library) as file, rdBase.BlockLogs():
             names = {smiles: name for _, smiles, name in read_smiles(file)}
             chosen = choose(names, Exclusion.of_file(arguments.exclude))
         arguments.output.write_text("".join(f"{smiles} {names[smiles]}\n" for smiles in chosen))
-    except (ValueError, OSError) as error:
-        parser.exit(1, f"{type(error).__name__}: {error}\n")
     print(f"{len(chosen)} molecules")
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset_scripts.bad_rows import BadRowError
+from dataset_scripts.command_errors import errors_as_sentences
 from dataset_scripts.label_generation import read_lines
 from dataset_scripts.options import underscored
 from dataset_scripts.tables import parquet_options
@@ -125,13 +126,11 @@ def main() -> None:
     arguments = parser.parse_args(underscored(sys.argv[1:]))
     if arguments.unpack and len(arguments.inputs) > 1:
         parser.error("--unpack takes one packed file")
-    try:
+    with errors_as_sentences():
         if arguments.unpack:
             print(f"{unpack_labels(arguments.inputs[0], arguments.output):,} lines")
         else:
             print(f"{pack_labels(arguments.inputs, arguments.output):,} new lines")
-    except (ValueError, OSError) as error:
-        parser.exit(1, f"{type(error).__name__}: {error}\n")
 
 
 if __name__ == "__main__":

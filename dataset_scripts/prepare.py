@@ -27,6 +27,7 @@ from rdkit import Chem, RDLogger
 from tqdm.auto import tqdm
 
 from dataset_scripts.bad_rows import rows_of_records
+from dataset_scripts.command_errors import errors_as_sentences
 from dataset_scripts.dataset_card import write_card
 from dataset_scripts.options import underscored
 from dataset_scripts.own_data import own_source
@@ -233,10 +234,8 @@ def main() -> None:
         if not path.exists():
             parser.error(f"there is no {path}")
     RDLogger.DisableLog("rdApp.*")
-    try:
+    with errors_as_sentences():
         summary = prepare(source, inputs, arguments.output, arguments.split, arguments.on_error)
-    except (ValueError, ImportError, OSError) as error:
-        parser.exit(1, f"{error}\n")
     print(json.dumps(summary, indent=2))
     if not any(summary["rows"].values()):
         parser.exit(1, "no record of the input gave a row\n")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, DatasetCard, HfApi
 
+from dataset_scripts.command_errors import errors_as_sentences
 from dataset_scripts.dataset_card import CARD, describe
 from dataset_scripts.options import underscored
 from modeling_pcbridge.errors import CalculationError, InputError
@@ -76,10 +77,8 @@ def main() -> None:
     parser.add_argument("--repo", required=True, help='"owner/name" on the hub')
     parser.add_argument("--private", action="store_true", default=None, help="if the repository is new")
     arguments = parser.parse_args(underscored(sys.argv[1:]))
-    try:
+    with errors_as_sentences():
         print(push_folder(**vars(arguments)).commit_url)
-    except (ValueError, RuntimeError, OSError) as error:
-        parser.exit(1, f"{error}\n")
 
 
 if __name__ == "__main__":

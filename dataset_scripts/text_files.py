@@ -1,10 +1,12 @@
 """Text files as people have them: UTF-8 with or without a byte order mark, and now and then bytes that are neither."""
 
+import codecs
 import gzip
 import io
 from pathlib import Path
-from typing import IO, TextIO, cast
+from typing import IO, Any, TextIO, cast
 
+_GZIP = b"\x1f\x8b"
 REPLACED = "\ufffd"
 REPLACED_NOTE = f"bytes that are not UTF-8 were read as {REPLACED}"
 
@@ -20,5 +22,19 @@ def open_text(path: Path | str) -> TextIO:
 
 
 def as_text(file: IO[bytes]) -> TextIO:
-    """A binary stream read as `open_text` does; line breaks stay as they are, as `csv` asks."""
-    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
+    """A binary stream read as `open_text` does; line breaks stay as they are, as `csv` asks. UTF-16 has a mark."""
+    beginning, file = _beginning(file)
+    encoding = "utf-16" if beginning in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    return io.TextIOWrapper(file, encoding=encoding, errors="replace", newline="")
+
+
+def unpacked(file: IO[bytes]) -> IO[bytes]:
+    """A binary stream, of which no name tells whether it is packed by gzip."""
+    beginning, file = _beginning(file)
+    return cast(IO[bytes], gzip.open(file)) if beginning == _GZIP else file
+
+
+def _beginning(file: IO[bytes]) -> tuple[bytes, io.BufferedReader]:
+    """Two bytes, and the stream from its beginning on."""
+    buffered = cast(Any, file if hasattr(file, "peek") else io.BufferedReader(cast(Any, file)))
+    return buffered.peek(2)[:2], buffered

@@ -25,6 +25,8 @@ _ATOMIC_NUMBERS = {Chem.GetPeriodicTable().GetElementSymbol(z): z for z in range
 _CHARGE_GIVEN = re.compile(r'(?:^|\s)(?:total_)?charge\s*=\s*("[^"]*"|\S+)', re.IGNORECASE)
 _CHARGE_SAID = re.compile(r"(?:^|\s)(?:total_)?charge[:\s]\s*([+-]?\d\S*)", re.IGNORECASE)
 
+_NOT_PERIODIC = re.compile(r'(?:^|\s)pbc\s*=\s*"?\[?(?:F(?:alse)?[\s,]*){3}', re.IGNORECASE)
+
 
 def read_xyz(file: IO[str], name: str) -> Iterator[str]:
     """The frames of an xyz file as texts; what is wrong inside a frame does not end the reading.
@@ -104,9 +106,11 @@ def atoms_of_frame(name: str, frame: str) -> tuple[np.ndarray, np.ndarray]:
     """Atomic numbers (N,) and positions (N, 3), angstrom, of one frame.
 
     Raises:
-        BadRowError: a line has no element or no position.
+        BadRowError: a line has no element or no position, or the structure is periodic.
     """
     lines = frame.splitlines()
+    if re.search(r"(?:^|\s)Lattice\s*=", lines[1]) and not _NOT_PERIODIC.search(lines[1]):
+        raise BadRowError(name, "it is periodic (Lattice); PCBridge describes single molecules in vacuum")
     element_column, position_column = _columns(lines[1])
     numbers, positions = [], []
     for line in lines[2 : int(lines[0]) + 2]:

@@ -95,12 +95,15 @@ def mol_from_positions(
 
 def _with_bonds(mol: Chem.RWMol, total_charge: int, timeout: float) -> Chem.RWMol:
     """`mol` with bonds by RDKit, which can neither be interrupted nor told a time, but a number of iterations."""
+    rdDetermineBonds.DetermineConnectivity(mol)
+    nitro_groups = _nitro_groups(mol)
+    without = _without_nitro_groups(mol, nitro_groups)
     start, iterations = time.monotonic(), 10_000
     while True:
-        candidate, begun = Chem.RWMol(mol), time.monotonic()
+        candidate, begun = Chem.RWMol(without), time.monotonic()
         try:
-            rdDetermineBonds.DetermineBonds(candidate, charge=total_charge, maxIterations=iterations)
-            return candidate
+            rdDetermineBonds.DetermineBondOrders(candidate, charge=total_charge, maxIterations=iterations)
+            return _with_nitro_groups(mol, candidate, nitro_groups)
         except RuntimeError as error:
             if "Max Iterations" not in str(error):
                 raise
@@ -109,6 +112,51 @@ def _with_bonds(mol: Chem.RWMol, total_charge: int, timeout: float) -> Chem.RWMo
         if in_time_left < iterations:
             raise InputError(f"bond orders were not found within {timeout:g} s; give a SMILES or an SDF record instead")
         iterations = min(4 * iterations, in_time_left)
+
+
+def _nitro_groups(mol: Chem.Mol) -> dict[int, tuple[int, int]]:
+    """The two O of each N that has two of one neighbour, and one neighbour more."""
+    groups = {}
+    for atom in mol.GetAtoms():
+        if atom.GetAtomicNum() == 7 and atom.GetDegree() == 3:
+            ends = [o.GetIdx() for o in atom.GetNeighbors() if o.GetAtomicNum() == 8 and o.GetDegree() == 1]
+            if len(ends) == 2:
+                groups[atom.GetIdx()] = (ends[0], ends[1])
+    return groups
+
+
+def _without_nitro_groups(mol: Chem.RWMol, groups: dict[int, tuple[int, int]]) -> Chem.RWMol:
+    """Fluorine in their place, bonded alike: of two nitro groups on one ring RDKit finds no bond orders."""
+    simpler = Chem.RWMol(mol)
+    simpler.BeginBatchEdit()
+    for n, oxygens in groups.items():
+        simpler.GetAtomWithIdx(n).SetAtomicNum(9)
+        for o in oxygens:
+            simpler.RemoveAtom(o)
+    simpler.CommitBatchEdit()
+    return simpler
+
+
+def _with_nitro_groups(mol: Chem.RWMol, simpler: Chem.RWMol, groups: dict[int, tuple[int, int]]) -> Chem.RWMol:
+    """`mol` with the bond orders and charges of `simpler` and those of nitro groups."""
+    if not groups:
+        return simpler
+    whole = Chem.RWMol(mol)
+    removed = {o for oxygens in groups.values() for o in oxygens}
+    kept = [atom for atom in range(mol.GetNumAtoms()) if atom not in removed]
+    for place, atom in zip(kept, simpler.GetAtoms(), strict=True):
+        whole.GetAtomWithIdx(place).SetFormalCharge(atom.GetFormalCharge())
+    for bond in simpler.GetBonds():
+        i, j = kept[bond.GetBeginAtomIdx()], kept[bond.GetEndAtomIdx()]
+        whole.GetBondBetweenAtoms(i, j).SetBondType(bond.GetBondType())
+    for n, (one, other) in groups.items():
+        whole.GetAtomWithIdx(n).SetFormalCharge(1)
+        whole.GetBondBetweenAtoms(n, one).SetBondType(Chem.BondType.DOUBLE)
+        whole.GetAtomWithIdx(other).SetFormalCharge(-1)
+    for atom in whole.GetAtoms():
+        atom.SetNoImplicit(True)
+    Chem.SanitizeMol(whole)
+    return whole
 
 
 def conformer_from_positions(positions: np.ndarray) -> Chem.Conformer:

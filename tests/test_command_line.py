@@ -241,6 +241,7 @@ def test_same_seed_same_file_whatever_the_batches(smiles_file, tmp_path):
         (["in.csv"], "has no column 'smiles'; its columns are a, b"),
         (["empty.smi"], "there is no molecule in empty.smi"),
         (["in.smi", "--model", "empty_folder"], "empty_folder"),
+        (["in.smi", "--dispersion", "--level_of_theory", "GFN2-xTB"], "--dispersion is of B3LYP-D3(BJ)/6-31G*"),
     ],
 )
 def test_wrong_usage_exits_with_2_and_one_sentence(tmp_path, monkeypatch, capsys, options, message):

@@ -85,7 +85,7 @@ def test_a_library_without_a_good_molecule_is_one_clear_error(tmp_path, monkeypa
     monkeypatch.setattr("sys.argv", ["drug_like", "--library", str(library), "--output", str(output)])
     with pytest.raises(SystemExit, match="1"):
         main()
-    assert capsys.readouterr().err == f"InputError: no molecule of {library} can be used\n"
+    assert capsys.readouterr().err == f"drug_like: no molecule of {library} can be used\n"
     assert "left out 2 molecules: element Si is not asked for (" in caplog.text
     assert "left out 1 molecules: element B is not asked for (l.smi, molecule 2: " in caplog.text
     assert not output.exists()

@@ -1,5 +1,6 @@
 """Files in the dialects that people have: each record is read, or named with a reason, and none stops the others."""
 
+import gzip
 import io
 import json
 import sys
@@ -16,7 +17,8 @@ from dataset_scripts.raw_sources import stream_source
 from dataset_scripts.tables import read_smiles
 from dataset_scripts.xyz import charge_of_frame
 from modeling_pcbridge import PCBridgePipeline, PCBridgeProcessor, extras
-from modeling_pcbridge.rdkit_molecules import mol_from_positions, mol_from_smiles
+from modeling_pcbridge.rdkit_molecules import atomic_numbers_of, mol_from_positions, mol_from_smiles
+from modeling_pcbridge.rdkit_structures import rdkit_structures
 from pcbridge.app.command_line import main
 from pcbridge.app.default_model import find_model
 from pcbridge.app.molecule_files import Failure, Molecule, read_records
@@ -148,14 +150,57 @@ def test_smiles_that_rdkit_refuses_come_with_its_reason():
         mol_from_smiles("C(C)(C)(C)(C)C")
 
 
-def test_bond_perception_ends_in_time():
+def test_nitro_groups_of_any_number_are_perceived():
     lines = (DATA / "mannitol_hexanitrate.xyz").read_text().splitlines()[2:]
     numbers = [Chem.GetPeriodicTable().GetAtomicNumber(line.split()[0]) for line in lines]
-    positions = np.array([line.split()[1:] for line in lines], dtype=float)
+    mol = mol_from_positions(numbers, np.array([line.split()[1:] for line in lines], dtype=float), timeout=2)
+    assert len(mol.GetSubstructMatches(Chem.MolFromSmarts("O[N+](=O)[O-]"))) == 6
+    for smiles in ("Cc1c([N+](=O)[O-])cc([N+](=O)[O-])cc1[N+](=O)[O-]", "O=[N+]([O-])c1cccc([N+](=O)[O-])c1"):
+        [drawn] = rdkit_structures(mol_from_smiles(smiles), 1, timeout=10)
+        numbers, positions = atomic_numbers_of(drawn), drawn.GetConformer().GetPositions()
+        assert Chem.MolToSmiles(Chem.RemoveHs(mol_from_positions(numbers, positions))) == Chem.CanonSmiles(smiles)
+
+
+def test_bond_perception_ends_in_time():
+    [drawn] = rdkit_structures(mol_from_smiles("C(N=[N+]=[N-])" * 10 + "C"), 1, timeout=10)
     start = time.monotonic()
     with pytest.raises(ValueError, match=r"were not found within 0.5 s; give a SMILES"):
-        mol_from_positions(numbers, positions, timeout=0.5)
+        mol_from_positions(atomic_numbers_of(drawn), drawn.GetConformer().GetPositions(), timeout=0.5)
     assert time.monotonic() - start < 3
+
+
+def test_an_xyz_file_that_names_its_molecule_is_of_that_molecule(tmp_path):
+    (tmp_path / "in.smi").write_text("C[NH2+]CC(=O)[O-] zwitterion\n")
+    assert main(["predict", str(tmp_path / "in.smi"), "--num_conformers", "1", "-o", str(tmp_path / "out.xyz")]) == 0
+    [read] = read_records(str(tmp_path / "out.xyz"), "xyz")
+    assert Chem.MolToSmiles(Chem.RemoveHs(read.mol)) == "C[NH2+]CC(=O)[O-]" and read.mol.GetNumConformers() == 1
+    # A SMILES of another molecule is not believed.
+    text = (tmp_path / "out.xyz").read_text()
+    assert "C[NH2+]CC(=O)[O-]" in text
+    (tmp_path / "other.xyz").write_text(text.replace("C[NH2+]CC(=O)[O-]", "CCC"))
+    [read] = read_records(str(tmp_path / "other.xyz"), "xyz")
+    assert read.mol.GetNumHeavyAtoms() == 6
+
+
+def test_periodic_structures_are_refused(tmp_path):
+    for pbc, is_refused in (("", True), (' pbc="T T F"', True), (' pbc="F F F"', False)):
+        comment = f'Lattice="9 0 0 0 9 0 0 0 9" Properties=species:S:1:pos:R:3{pbc}'
+        (tmp_path / "in.xyz").write_text(f"3\n{comment}\nO 0 0 0\nH .96 0 0\nH -.24 .93 0\n")
+        [read] = read_records(str(tmp_path / "in.xyz"), "xyz")
+        assert isinstance(read, Failure) == is_refused
+        assert not is_refused or "it is periodic (Lattice)" in read.error
+
+
+def test_utf16_packed_streams_and_columns_in_capitals(tmp_path, monkeypatch):
+    (tmp_path / "in.smi").write_bytes("CCO ethanol\n".encode("utf-16"))
+    assert [record.name for record in read_records(str(tmp_path / "in.smi"), "smi")] == ["ethanol"]
+    (tmp_path / "in.csv").write_text("Name,SMILES\nethanol,CCO\n")
+    assert [(record.name, record.text) for record in read_records(str(tmp_path / "in.csv"), "csv")] == [
+        ("ethanol", "CCO")
+    ]
+    packed = io.BufferedReader(io.BytesIO(gzip.compress(b"CCO ethanol\n")))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(packed))
+    assert [record.name for record in read_records("-", "smi")] == ["ethanol"]
 
 
 def test_extras_are_asked_for_before_the_work(tmp_path, monkeypatch, capsys):
@@ -177,6 +222,10 @@ def test_released_models_are_found_from_anywhere(tmp_path, monkeypatch, capsys):
     (tmp_path / "qm9").mkdir()
     assert find_model("qm9") == "qm9"
     (tmp_path / "qm9").rmdir()
+    for typo in ("drug-like", "checkpoints/nowhere"):
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        with pytest.raises(FileNotFoundError, match=f"no folder {typo}"):
+            find_model(typo)
     (tmp_path / "in.smi").write_text("CCO\n")
     with pytest.raises(SystemExit) as ended:
         main(["predict", "in.smi", "--model", "qm9", "--relax"])

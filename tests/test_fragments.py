@@ -298,7 +298,7 @@ def test_what_cannot_be_done_is_one_clear_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["fragments", str(library), "--output", str(output), "--num", "0"])
     with pytest.raises(SystemExit):
         main()
-    assert capsys.readouterr().err == "InputError: num must be at least 1, not 0\n"
+    assert capsys.readouterr().err == "fragments: num must be at least 1, not 0\n"
 
 
 def test_a_sample_is_fair_and_the_same_for_the_same_seed():

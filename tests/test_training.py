@@ -1,6 +1,7 @@
 """The training script end to end on a small model, its resume, and two processes against one."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 
 from dataset_scripts.bundled import load_bundled
+from dataset_scripts.command_errors import errors_as_sentences
 from modeling_pcbridge import LossSettings, PCBridgeConfig, PCBridgeModel, PCBridgeProcessor
-from pcbridge.command_errors import errors_as_sentences
 from pcbridge.evaluation.report import plot_losses, plot_structures
 from pcbridge.training.card import card_of_run
 from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
@@ -194,19 +195,22 @@ def test_multi_task_baseline_has_no_consistency_and_as_much_weight_on_structures
         ("--evaluation.num_inference_steps=600", "train_accelerate.py: .* take 500 or 1000"),
     ],
 )
-def test_the_script_ends_with_a_sentence(wrong, reason, tmp_path, monkeypatch, fresh_accelerate):
+def test_the_script_ends_with_a_sentence(wrong, reason, tmp_path, monkeypatch, fresh_accelerate, capsys):
     few = "[{name: pm6, only_labelled: true, max_rows: 8}]"
     options = ["--cpu=true", f"--output_dir={tmp_path}", f"--stage1.sources={few}", f"--stage2.sources={few}", wrong]
-    monkeypatch.setattr(sys, "argv", ["train", *options])
-    with pytest.raises(SystemExit, match=reason):
+    monkeypatch.setattr(sys, "argv", ["folder/train_accelerate.py", *options])
+    with pytest.raises(SystemExit, match="1"):
         main()
+    assert re.search(reason, capsys.readouterr().err)
 
 
-def test_errors_of_other_libraries_keep_their_traceback():
-    with pytest.raises(ValueError, match="invalid literal"), errors_as_sentences("a command"):
+def test_errors_of_other_libraries_keep_their_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pcbridge train"])
+    with pytest.raises(ValueError, match="invalid literal"), errors_as_sentences():
         int("x")
-    with pytest.raises(SystemExit, match="a command: no preset"), errors_as_sentences("a command"):
+    with pytest.raises(SystemExit, match="1"), errors_as_sentences():
         PCBridgeConfig.from_preset("huge")
+    assert capsys.readouterr().err.startswith("pcbridge train: no preset")
 
 
 def test_paper_configuration_has_the_papers_constants():

@@ -23,8 +23,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_training import LABELLED, ROOT, SMALL_MODEL, small_config
 
 import train_accelerate
+from dataset_scripts.command_errors import errors_as_sentences
 from modeling_pcbridge.losses import LossSettings
-from pcbridge.command_errors import errors_as_sentences
 from pcbridge.training import data, update
 from pcbridge.training import stage as stage_training
 from pcbridge.training.bad_numbers import BadLossError, poison_if_bad
@@ -425,7 +425,7 @@ def test_a_loader_that_fails_ends_the_run(tmp_path, monkeypatch, capfd):
         raise ValueError("this shard is damaged")
 
     def train():
-        with errors_as_sentences("train"):
+        with errors_as_sentences():
             run(small_config(tmp_path, num_workers=1))
 
     monkeypatch.setattr(data, "collate_in_parts", broken)

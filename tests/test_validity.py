@@ -1,5 +1,7 @@
 """Validity by independent judges: each wrong structure fails the check that is about it."""
 
+import gzip
+
 import numpy as np
 import pytest
 from rdkit import Chem
@@ -63,8 +65,12 @@ def test_the_command_names_structures_that_fail_and_records_that_cannot_be_read(
     assert "| bond lengths | 50.0% |" in output.out and "of 2" in output.out
     assert "record 2" in output.err and "record 3" in output.err and "bond lengths" in output.err
     path.write_text("")
-    with pytest.raises(SystemExit, match="there is no structure"):
+    with pytest.raises(SystemExit, match="1"):
         main(["check", str(path)])
+    assert "there is no structure" in capsys.readouterr().err
+    packed = tmp_path / "packed.sdf.gz"
+    packed.write_bytes(gzip.compress(records[0].encode()))
+    assert main(["check", str(packed)]) == 0
 
 
 def test_the_report_counts_by_size_and_leaves_out_what_the_own_check_refuses(tmp_path):

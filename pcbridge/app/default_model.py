@@ -28,7 +28,8 @@ def find_model(name: str | None) -> str:
     `qm9` and `checkpoints/qm9` are the released model wherever the command runs, unless there is a folder of that name.
 
     Raises:
-        FileNotFoundError: none was named, and this installation has no released one.
+        FileNotFoundError: none was named, and this installation has no released one; or there is no folder of that
+            name, and it cannot be one of a hub, which is owner/name.
     """
     if name is None:
         return str(released_checkpoint())
@@ -36,5 +37,9 @@ def find_model(name: str | None) -> str:
         try:
             return str(released_checkpoint(name.removeprefix("checkpoints/").rstrip("/")))
         except FileNotFoundError:
-            pass  # a hub name
+            is_of_hub = name.count("/") == 1 and not Path(name).parent.is_dir()
+            if not is_of_hub:
+                raise FileNotFoundError(
+                    f"there is no folder {name}, and no released model of that name; on a hub names are owner/name"
+                ) from None
     return name

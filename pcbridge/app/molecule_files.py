@@ -21,12 +21,19 @@ from dataset_scripts.rows import row_of_mol
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.sdf import has_structure, read_sdf, sdf_record
 from dataset_scripts.tables import read_smiles
-from dataset_scripts.text_files import REPLACED, REPLACED_NOTE, as_text, open_text
+from dataset_scripts.text_files import REPLACED, REPLACED_NOTE, as_text, open_text, unpacked
 from dataset_scripts.xyz import atoms_of_frame, charge_of_frame, comment_of_frame, read_xyz, text_of_frame
 from modeling_pcbridge.beyond_training import beyond_as_text
 from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
 from modeling_pcbridge.errors import InputError
-from modeling_pcbridge.rdkit_molecules import mol_from_positions, mol_from_smiles, with_conformers
+from modeling_pcbridge.rdkit_molecules import (
+    atomic_numbers_of,
+    check_structure_fits,
+    mol_from_positions,
+    mol_from_smiles,
+    with_conformers,
+    with_structure,
+)
 
 STANDARD_STREAM = "-"
 # What Parquet holds: the project's row format and more columns, the last two null where there is no ensemble.
@@ -161,7 +168,8 @@ def raw_records(path: str, file_format: str, smiles_column: str = "smiles", time
 
     Args:
         file_format: "smi" (SMILES, then a name; # starts a comment line), "csv" (columns `smiles_column` and, if there
-            is one, `name`), "sdf" or "xyz" (plain or extended; `dataset_scripts.xyz` says how a charge is given).
+            is one, `name`, in any letters), "sdf" or "xyz" (plain or extended; `dataset_scripts.xyz` says how a charge
+            is given).
         timeout: seconds for the bonds of a molecule that comes without any.
 
     Raises:
@@ -206,7 +214,7 @@ def open_writer(path: str, file_format: str) -> Iterator[Write]:
 @contextmanager
 def _open(path: str, mode: Literal["r", "w"]) -> Iterator[TextIO]:
     if mode == "r":
-        with as_text(sys.stdin.buffer) if path == STANDARD_STREAM else open_text(path) as stream:
+        with as_text(unpacked(sys.stdin.buffer)) if path == STANDARD_STREAM else open_text(path) as stream:
             yield stream
     elif path == STANDARD_STREAM:
         yield sys.stdout
@@ -227,12 +235,21 @@ def _read_smiles(stream: TextIO) -> Iterator[Record]:
 
 def _read_csv(stream: TextIO, smiles_column: str) -> Iterator[Record]:
     reader = csv.DictReader(stream)
-    if smiles_column not in (reader.fieldnames or ()):
-        found = ", ".join(reader.fieldnames or ()) or "none"
+    columns = list(reader.fieldnames or ())
+    column, of_names = (_column(columns, name) for name in (smiles_column, "name"))
+    if column is None:
+        found = ", ".join(columns) or "none"
         raise InputError(f"the CSV file has no column {smiles_column!r}; its columns are {found}")
     for row in reader:
-        smiles = (row[smiles_column] or "").strip()
-        yield _record(f"line {reader.line_num}", row.get("name"), smiles, partial(mol_from_smiles, smiles))
+        smiles = (row[column] or "").strip()
+        name = None if of_names is None else row[of_names]
+        yield _record(f"line {reader.line_num}", name, smiles, partial(mol_from_smiles, smiles))
+
+
+def _column(columns: list[str], name: str) -> str | None:
+    """The column of that name, or the only one that has it in other letters, such as SMILES."""
+    alike = [column for column in columns if column.lower() == name.lower()]
+    return name if name in alike else alike[0] if len(alike) == 1 else None
 
 
 def _read_sdf(stream: TextIO) -> Iterator[Record]:
@@ -268,7 +285,21 @@ def _read_xyz(stream: TextIO, timeout: float) -> Iterator[Record]:
 
 def _mol_from_frame(place: str, frame: str, timeout: float) -> Chem.Mol:
     numbers, positions = atoms_of_frame(place, frame)
+    if (named := _mol_named(frame, numbers, positions)) is not None:
+        return named
     return mol_from_positions(numbers.tolist(), positions, charge_of_frame(place, frame), timeout)
+
+
+def _mol_named(frame: str, numbers: np.ndarray, positions: np.ndarray) -> Chem.Mol | None:
+    """The molecule whose SMILES the comment line has, as in files of this project, if the structure is of it."""
+    try:
+        mol = mol_from_smiles(text_of_frame(frame, "smiles"))
+        if atomic_numbers_of(mol) == numbers.tolist():
+            check_structure_fits(mol, positions)
+            return with_structure(mol, positions)
+    except ValueError:
+        pass
+    return None
 
 
 def sdf_of(prediction: Prediction) -> str:

@@ -186,9 +186,11 @@ def _load(arguments: argparse.Namespace, settings: PredictionSettings, error):
     except (RuntimeError, AssertionError) as problem:  # torch knows no such device, or was built without it
         error(f"--device {arguments.device}: {str(problem).splitlines()[0]}")
     try:
-        config.find_level_of_theory(settings.level_of_theory)
+        _, has_dispersion = config.find_level_of_theory(settings.level_of_theory)
     except ValueError as problem:
         error(f"--level_of_theory: {problem}")
+    if settings.dispersion and not has_dispersion:
+        error(f"--dispersion is of {config.energy_level_of_theory}; leave it or --level_of_theory out")
     if settings.steps is not None:
         try:
             check_num_steps(settings.method, settings.steps, config.num_train_timesteps)
@@ -199,7 +201,9 @@ def _load(arguments: argparse.Namespace, settings: PredictionSettings, error):
 
 def _read(arguments: argparse.Namespace, input_format: str, error) -> list:
     """The records of the input, parsed."""
-    from .molecule_files import read_records
+    from modeling_pcbridge.sampling import METHODS_FROM_POSITIONS
+
+    from .molecule_files import Molecule, read_records
 
     try:
         records = list(read_records(arguments.input, input_format, arguments.smiles_column, arguments.timeout))
@@ -210,6 +214,13 @@ def _read(arguments: argparse.Namespace, input_format: str, error) -> list:
     for record in records:
         if record.note:
             print(f"{record.place}: {record.note}", file=sys.stderr)
+    has_structures = any(isinstance(record, Molecule) and record.mol.GetNumConformers() for record in records)
+    if has_structures and arguments.method not in METHODS_FROM_POSITIONS:
+        print(
+            f"--method {arguments.method} makes new structures and leaves those of {arguments.input} aside; "
+            "--method mean_shift refines them",
+            file=sys.stderr,
+        )
     return records
 
 

@@ -13,9 +13,9 @@ import torch
 from jsonargparse import auto_cli
 from rdkit import RDLogger
 
+from dataset_scripts.command_errors import errors_as_sentences
 from dataset_scripts.options import underscored
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
-from pcbridge.command_errors import errors_as_sentences
 from pcbridge.evaluation.config import EvaluationConfig
 from pcbridge.evaluation.evaluate import evaluate_model, evaluate_reference
 from pcbridge.evaluation.references import load_references, mmff_structures, pm6_structures
@@ -83,7 +83,7 @@ def evaluate_checkpoints(
 
 def main() -> None:
     RDLogger.DisableLog("rdApp.*")
-    with errors_as_sentences("evaluate_checkpoints"):
+    with errors_as_sentences():
         auto_cli(evaluate_checkpoints, args=underscored(sys.argv[1:]), as_positional=False)
 
 

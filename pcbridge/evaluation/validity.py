@@ -15,10 +15,11 @@ from pathlib import Path
 from rdkit import Chem, RDLogger
 
 from dataset_scripts.bad_rows import BadRowError
+from dataset_scripts.command_errors import errors_as_sentences
 from dataset_scripts.sdf import mol_of_sdf, read_sdf
+from dataset_scripts.text_files import open_binary
 from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.extras import require_extra
-from pcbridge.command_errors import errors_as_sentences
 
 
 def checks(mols: Sequence[Chem.Mol]) -> list[dict[str, bool]]:
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="SDF with explicit hydrogens")
     arguments = parser.parse_args()
     RDLogger.DisableLog("rdApp.*")
-    with errors_as_sentences("check"):
+    with errors_as_sentences():
         _posebusters()
         found = []
         for path in arguments.files:
@@ -81,7 +82,7 @@ def main() -> None:
 def _of_file(path: Path) -> list[dict[str, bool]]:
     """The checks of every readable record; the others, and structures that fail, are named on standard error."""
     found = []
-    with path.open("rb") as file:
+    with open_binary(path) as file:
         for number, record in enumerate(read_sdf(file, path.name), 1):
             name = f"{path}, record {number} ({record.partition(chr(10))[0].strip()})"
             try:

@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 
 from dataset_scripts.bundled import files_of_source
 from dataset_scripts.collator import Example, example_from_row
+from dataset_scripts.command_errors import errors_as_sentences
 from dataset_scripts.options import underscored
 from dataset_scripts.schema import FEATURES
 from dataset_scripts.tables import write_rows
@@ -142,7 +143,7 @@ def main() -> None:
     parser.add_argument("--max_molecules", type=int, help="of each source and split, by chance (default: all)")
     parser.add_argument("--workers", type=int, default=1, help="processes that make graphs and check structures")
     arguments = parser.parse_args(underscored(sys.argv[1:]))
-    try:
+    with errors_as_sentences():
         model = PCBridgeModel.from_pretrained(arguments.model).eval()
         model.config.check_forces_are_learned("correcting a library")
         model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -162,8 +163,6 @@ def main() -> None:
                 unfinished.rename(path)
                 reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "none"
                 print(f"{source}, {split}: {len(rows)} rows; left out: {reasons}", flush=True)
-    except (ValueError, OSError) as error:
-        parser.exit(1, f"{error}\n")
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from dataset_scripts.command_errors import errors_as_sentences
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.configuration_pcbridge import PCBridgeConfig
 from modeling_pcbridge.training_coverage import TrainingCoverage
-from pcbridge.command_errors import errors_as_sentences
 from pcbridge.training.config import StageConfig
 from pcbridge.training.data import LABEL_LOSSES, TrainingData
 
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="folder whose config.json is changed")
     arguments, options = parser.parse_known_args()
-    with errors_as_sentences("learned"):
+    with errors_as_sentences():
         training = parse(options)
         model = PCBridgeModel.from_pretrained(arguments.checkpoint)
         config = model.config

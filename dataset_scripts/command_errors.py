@@ -3,17 +3,19 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from modeling_pcbridge.errors import PCBridgeError
 
 
 @contextmanager
-def errors_as_sentences(program: str) -> Iterator[None]:
-    """Ends the program with the message of an error that this project raised, or of a file that cannot be used.
+def errors_as_sentences() -> Iterator[None]:
+    """Ends the command with exit code 1 and the message of an error that this project raised, or of an unusable file.
 
     Errors from inside other libraries keep their traceback: they are more likely defects than wrong input.
     """
     try:
         yield
     except (OSError, PCBridgeError) as error:
-        sys.exit(f"{program}: {error}")
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(1)
