@@ -1,6 +1,7 @@
 """Structures of a library moved to a model's own level of theory, with the reason for each that is left out."""
 
 import logging
+import shutil
 import sys
 from itertools import pairwise
 
@@ -123,8 +124,16 @@ def test_rows_are_written_once_and_train(model, tmp_path, monkeypatch, capsys):
     assert all(example.is_equilibrium and example.energy is None for example in examples)
     corrected_library.main()  # what is there is not done again
     assert capsys.readouterr().out == ""
+    again = tmp_path / "copy"
+    shutil.copytree(released_checkpoint("drug_like"), again)  # what counts is the model, not where it lies
+    monkeypatch.setattr(sys, "argv", [*command, "--model", str(again), "--output", str(tmp_path)])
+    corrected_library.main()
+    other = PCBridgeModel.from_pretrained(again)
+    other.energy_decoder.reference_energies.energies[1] += 1.0
+    other.save_pretrained(again)
     for others, reason in (
         (["--by", "relax"], "was made with"),
+        (["--model", str(again)], "was made with"),
         (["--sources", "drug_like", "elsewhere/drug_like"], "would have the same shard"),
     ):
         monkeypatch.setattr(sys, "argv", [*command, "--output", str(tmp_path), *others])

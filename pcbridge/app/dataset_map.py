@@ -14,10 +14,11 @@ from rdkit import rdBase
 from modeling_pcbridge.beyond_training import beyond_as_text
 from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.rdkit_molecules import atomic_numbers_of, mol_from_smiles
+from pcbridge.model_identity import sha256_of
 
 from .default_model import find_model
 from .molecule_files import PARQUET_FEATURES, Prediction, RawRecord
-from .predict_library import pipeline_of_process, sha256_of
+from .predict_library import pipeline_of_process
 from .predict_records import load_pipeline, predict
 from .prediction_settings import PredictionSettings
 

@@ -265,7 +265,9 @@ def _predict_library(
     arguments: argparse.Namespace, settings: PredictionSettings, pipeline, input_format: str, output_format: str
 ) -> tuple[str, int]:
     """What is said of the run, and the number of failures."""
-    from .predict_library import LibraryInput, LibraryTask, predict_library, sha256_of
+    from pcbridge.model_identity import sha256_of
+
+    from .predict_library import LibraryInput, LibraryTask, predict_library
 
     task = LibraryTask(
         model=arguments.model,

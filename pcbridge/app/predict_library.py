@@ -22,8 +22,9 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from dataset_scripts.parallel import WorkerDiedError, results_of
-from modeling_pcbridge import PCBridgeModel, PCBridgePipeline
+from modeling_pcbridge import PCBridgePipeline
 from modeling_pcbridge.errors import InputError
+from pcbridge.model_identity import sha256_of
 
 from .default_model import find_model
 from .library_folder import LibraryFolder, open_library
@@ -224,15 +225,6 @@ def pipeline_of_process(model: str | None, device: str | None, dispersion: bool,
     if sha256_of(pipeline.model) != model_sha256:
         raise InputError(f"a worker has another model {model} than the run")
     return pipeline
-
-
-def sha256_of(model: PCBridgeModel) -> str:
-    """Of the weights and the configuration (hex)."""
-    config = {key: value for key, value in model.config.to_dict().items() if not key.startswith("_")}
-    digest = hashlib.sha256(repr(sorted(config.items())).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _size(record: Record) -> int:

@@ -41,6 +41,7 @@ from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.molecular_graph import MolecularGraph
 from modeling_pcbridge.structure_checks import StructureChecks
 from pcbridge.evaluation.batches import padded_batches, unpadded
+from pcbridge.model_identity import sha256_of
 
 _SPLITS = ("train", "validation")
 _BATCH_SIZE = {"cpu": 8, "cuda": 256}
@@ -131,7 +132,9 @@ def _check_settings(path: Path, settings: str) -> None:
     """
     earlier = (pq.read_schema(path).metadata or {}).get(_SETTINGS, b"").decode()
     if earlier and earlier != settings:
-        raise InputError(f"{path} was made with model, by, max_molecules {earlier}, not {settings}; take a new output")
+        raise InputError(
+            f"{path} was made with model (SHA-256), by, max_molecules {earlier}, not {settings}; take a new output"
+        )
 
 
 def main() -> None:
@@ -147,7 +150,7 @@ def main() -> None:
         model = PCBridgeModel.from_pretrained(arguments.model).eval()
         model.config.check_forces_are_learned("correcting a library")
         model.to("cuda" if torch.cuda.is_available() else "cpu")
-        settings = json.dumps([str(arguments.model), arguments.by, arguments.max_molecules])
+        settings = json.dumps([sha256_of(model), arguments.by, arguments.max_molecules])
         for name, source in _names(arguments.sources).items():
             for split in _SPLITS:
                 path = arguments.output / split / f"{name}.parquet"

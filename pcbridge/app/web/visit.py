@@ -14,7 +14,7 @@ from modeling_pcbridge.beyond_training import atoms_beyond_training
 from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
 from modeling_pcbridge.errors import CalculationError, InputError
 from modeling_pcbridge.molecular_graph import graph_from_mol
-from modeling_pcbridge.rdkit_molecules import mol_from_smiles, with_conformers
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles, unmarked_stereo, with_conformers
 from modeling_pcbridge.sampling import default_relaxation_steps
 
 from ..molecule_files import Molecule, Prediction, sdf_of
@@ -121,6 +121,8 @@ class Predictor:
             notes = [f"Take the prediction as an extrapolation: {phrase}." for phrase in beyond]
         if model.config.has_learned_forces is False:
             notes.append("This model has learned no forces; take those that are shown for none.")
+        if unmarked := unmarked_stereo(mol):
+            notes.append(f"It has no stereo mark at {', '.join(unmarked)}: one isomer of several is shown.")
         if _has_separated_charges(mol):
             notes.append("It has separated charges: all is said of vacuum, where a proton may pass between them.")
         return {
