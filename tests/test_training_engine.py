@@ -217,8 +217,11 @@ def test_resuming_with_other_settings_is_refused(whole, tmp_path):
         run(small_config(tmp_path, resume="latest", batch_size=6))
     with pytest.raises(TrainingStateError, match="made with another weight_decay"):
         run(small_config(tmp_path, resume="latest", weight_decay=0.5))
-    with pytest.raises(TrainingStateError, match="made with another model"):
+    with pytest.raises(TrainingStateError, match=r"made with another model\.hidden_size;"):
         run(small_config(tmp_path, resume="latest", model=SMALL_MODEL | {"hidden_size": 16}))
+    config = small_config(tmp_path, resume="latest")
+    with pytest.raises(TrainingStateError, match=r"made with another stage\.learning_rate, stage\.num_steps;"):
+        run(replace(config, stage1=replace(config.stage1, num_steps=9, learning_rate=0.1)))
 
 
 def test_bad_numbers_are_reported_by_molecule_and_end_the_run_in_the_end(tmp_path, monkeypatch, caplog):

@@ -252,9 +252,7 @@ class _StageTraining:
         if state is None:
             return anew
         progress = Progress.from_dict(read_progress(state))
-        names = sorted(anew.settings.keys() | progress.settings.keys())
-        changed = [name for name in names if progress.settings.get(name) != anew.settings.get(name)]
-        if changed:
+        if changed := _differing(progress.settings, anew.settings):
             raise TrainingStateError(
                 f"the training state {state} was made with another {', '.join(changed)}; take another output_dir, or "
                 "resume with the settings of that run"
@@ -262,3 +260,15 @@ class _StageTraining:
         restore_training_state(state, self.modules, self.optimizers)
         logger.info("%s: resumed at update %d", self.name, progress.step)
         return progress
+
+
+def _differing(before: dict, now: dict) -> list[str]:
+    """The names of settings that differ, such as `seed` and `stage.num_steps`."""
+    found = []
+    for name in sorted(before.keys() | now.keys()):
+        one, other = before.get(name), now.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += [f"{name}.{inner}" for inner in _differing(one, other)]
+        elif one != other:
+            found.append(name)
+    return found
