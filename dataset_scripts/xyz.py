@@ -25,7 +25,7 @@ _ATOMIC_NUMBERS = {Chem.GetPeriodicTable().GetElementSymbol(z): z for z in range
 _CHARGE_GIVEN = re.compile(r'(?:^|\s)(?:total_)?charge\s*=\s*("[^"]*"|\S+)', re.IGNORECASE)
 _CHARGE_SAID = re.compile(r"(?:^|\s)(?:total_)?charge[:\s]\s*([+-]?\d\S*)", re.IGNORECASE)
 
-_NOT_PERIODIC = re.compile(r'(?:^|\s)pbc\s*=\s*"?\[?(?:F(?:alse)?[\s,]*){3}', re.IGNORECASE)
+_NOT_PERIODIC = re.compile(r'(?:^|\s)pbc\s*=\s*"?\[?(?:(?:F(?:alse)?|0)[\s,]*){3}', re.IGNORECASE)
 
 
 def read_xyz(file: IO[str], name: str) -> Iterator[str]:

@@ -61,7 +61,8 @@ class PCBridgePipeline(Pipeline):
         return dict(self.processor(molecules, embed=embed))
 
     def _forward(self, inputs: dict[str, Tensor], level_of_theory: str | None = None, **options) -> dict[str, Tensor]:
-        structures = self.model.predict_structure(**inputs, relaxation_level=level_of_theory, **options)
+        options.setdefault("relaxation_level", level_of_theory)
+        structures = self.model.predict_structure(**inputs, **options)
         shape = structures.positions.shape[:2]  # molecules, samples
         graphs = {key: tensor.repeat_interleave(shape[1], 0) for key, tensor in inputs.items() if key != "positions"}
         result = self.model.predict_energy(

@@ -94,16 +94,26 @@ def mol_from_positions(
 
 
 def _with_bonds(mol: Chem.RWMol, total_charge: int, timeout: float) -> Chem.RWMol:
-    """`mol` with bonds by RDKit, which can neither be interrupted nor told a time, but a number of iterations."""
+    """`mol` with bonds by RDKit."""
     rdDetermineBonds.DetermineConnectivity(mol)
-    nitro_groups = _nitro_groups(mol)
-    without = _without_nitro_groups(mol, nitro_groups)
+    groups = _nitro_groups(mol)
+    if groups and total_charge == 0:  # of an ion they may share the charge
+        try:
+            simpler = _with_bond_orders(_without_nitro_groups(mol, groups), total_charge, timeout)
+            return _with_nitro_groups(mol, simpler, groups)
+        except (ValueError, RuntimeError):
+            pass
+    return _with_bond_orders(mol, total_charge, timeout)
+
+
+def _with_bond_orders(mol: Chem.RWMol, total_charge: int, timeout: float) -> Chem.RWMol:
+    """By RDKit, which can neither be interrupted nor told a time, but a number of iterations."""
     start, iterations = time.monotonic(), 10_000
     while True:
-        candidate, begun = Chem.RWMol(without), time.monotonic()
+        candidate, begun = Chem.RWMol(mol), time.monotonic()
         try:
             rdDetermineBonds.DetermineBondOrders(candidate, charge=total_charge, maxIterations=iterations)
-            return _with_nitro_groups(mol, candidate, nitro_groups)
+            return candidate
         except RuntimeError as error:
             if "Max Iterations" not in str(error):
                 raise
@@ -139,8 +149,7 @@ def _without_nitro_groups(mol: Chem.RWMol, groups: dict[int, tuple[int, int]]) -
 
 def _with_nitro_groups(mol: Chem.RWMol, simpler: Chem.RWMol, groups: dict[int, tuple[int, int]]) -> Chem.RWMol:
     """`mol` with the bond orders and charges of `simpler` and those of nitro groups."""
-    if not groups:
-        return simpler
+    Chem.Kekulize(simpler, clearAromaticFlags=True)
     whole = Chem.RWMol(mol)
     removed = {o for oxygens in groups.values() for o in oxygens}
     kept = [atom for atom in range(mol.GetNumAtoms()) if atom not in removed]
@@ -245,14 +254,20 @@ def with_structure(mol: Chem.Mol, positions: np.ndarray) -> Chem.Mol:
 def unmarked_stereo(mol: Chem.Mol) -> list[str]:
     """The stereo centres and double bonds that have no mark, such as C3 and C1=C2, by symbol and 0-based number.
 
-    Which of two mirror images a molecule without any other centre is makes no difference, but is told too.
+    Also where there are no other isomers than mirror images, and where a cage, as norbornane, leaves only one.
     """
-    found = []
-    for stereo in Chem.FindPotentialStereo(mol):
-        if stereo.specified == Chem.StereoSpecified.Specified:
-            continue
+    unmarked = [s for s in Chem.FindPotentialStereo(mol) if s.specified != Chem.StereoSpecified.Specified]
+    # Of candidates those are centres that keep a mark.
+    marked = Chem.Mol(mol)
+    for stereo in unmarked:
         if stereo.type == Chem.StereoType.Atom_Tetrahedral and mol.GetAtomWithIdx(stereo.centeredOn).GetDegree() > 2:
-            found.append(_label(mol, stereo.centeredOn))
+            marked.GetAtomWithIdx(stereo.centeredOn).SetChiralTag(Chem.ChiralType.CHI_TETRAHEDRAL_CCW)
+    Chem.AssignStereochemistry(marked, cleanIt=True, force=True)
+    found = []
+    for stereo in unmarked:
+        if stereo.type == Chem.StereoType.Atom_Tetrahedral:
+            if marked.GetAtomWithIdx(stereo.centeredOn).GetChiralTag() != Chem.ChiralType.CHI_UNSPECIFIED:
+                found.append(_label(mol, stereo.centeredOn))
         elif stereo.type == Chem.StereoType.Bond_Double:
             bond = mol.GetBondWithIdx(stereo.centeredOn)
             if not _is_cumulated(bond):

@@ -96,13 +96,19 @@ def rdkit_structures(mol: Chem.Mol, num_structures: int, timeout: float, seed: i
     if mol.GetNumConformers():
         starts = mol.GetConformer().GetPositions()[None]
     else:
-        seed %= _MAX_SEED
-        if unmarked_stereo(mol) and (first := etkdg_conformers(mol, 1, seed, timeout)) is not None:
-            mol = _with_marks_of(mol, first[0])
-        conformers = etkdg_conformers(mol, num_structures, seed, timeout)
-        if conformers is None:
+        begun, seed = time.monotonic(), seed % _MAX_SEED
+        is_unmarked = bool(unmarked_stereo(mol))
+        found = etkdg_conformers(mol, 1 if is_unmarked else num_structures, seed, timeout)
+        if found is None:
             return []
-        starts = conformers
+        if is_unmarked:
+            minimum = mmff_minima(mol, found)  # an unmarked N is embedded nearly flat
+            found = found if minimum is None else minimum
+            mol = _with_marks_of(mol, found[0])
+            left = timeout - (time.monotonic() - begun)
+            more = etkdg_conformers(mol, num_structures - 1, seed + 1, left)
+            found = found if more is None else np.concatenate([found, more])
+        starts = found
     minima = mmff_minima(mol, starts)
     return [with_conformers(mol, positions) for positions in (starts if minima is None else minima)]
 
@@ -110,6 +116,10 @@ def rdkit_structures(mol: Chem.Mol, num_structures: int, timeout: float, seed: i
 def _with_marks_of(mol: Chem.Mol, positions: np.ndarray) -> Chem.Mol:
     """A copy of `mol`, without conformers, whose missing stereo marks are those of (N, 3) `positions`."""
     marked = with_conformers(mol, positions)
+    for bond in marked.GetBonds():
+        if bond.GetStereo() == Chem.BondStereo.STEREOANY:  # drawn crossed: a mark that says there is none
+            bond.SetStereo(Chem.BondStereo.STEREONONE)
+            bond.SetBondDir(Chem.BondDir.NONE)
     Chem.AssignStereochemistryFrom3D(marked, replaceExistingTags=False)
     # RDKit perceives no handedness of phosphines and aziridines.
     for stereo in Chem.FindPotentialStereo(marked):

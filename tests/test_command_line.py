@@ -427,7 +427,7 @@ def test_an_ensemble_is_of_one_stereoisomer_and_says_which(tmp_path):
     assert main(["predict", str(tmp_path / "in.smi"), *options]) == 0
     conformers = read_sdf(tmp_path / "out.sdf")
     assert len(conformers) > 1 and len({Chem.MolToSmiles(mol) for mol in conformers}) == 1
-    assert "no stereo mark at C1, C3, C5, so of one isomer of several" in conformers[0].GetProp("origin")
+    assert "no stereo mark at C1, C3, C5, so all are of one isomer" in conformers[0].GetProp("origin")
 
 
 def test_relaxed_at_the_level_that_energies_are_asked_at(tmp_path):

@@ -17,6 +17,7 @@ from dataset_scripts.raw_sources import stream_source
 from dataset_scripts.tables import read_smiles
 from dataset_scripts.xyz import charge_of_frame
 from modeling_pcbridge import PCBridgePipeline, PCBridgeProcessor, extras
+from modeling_pcbridge.molecular_graph import graph_from_mol
 from modeling_pcbridge.rdkit_molecules import atomic_numbers_of, mol_from_positions, mol_from_smiles
 from modeling_pcbridge.rdkit_structures import rdkit_structures
 from pcbridge.app.command_line import main
@@ -26,6 +27,8 @@ from pcbridge.app.molecule_files import Failure, Molecule, read_records
 DATA = Path(__file__).parent / "data"
 WATER = [("O", "0 0 0"), ("H", ".96 0 0"), ("H", "-.24 .93 0")]
 B3LYP = "B3LYP/6-31G*"
+# Beside a ring with S, and as an ion whose charge the groups share.
+NITRO = ("O=[N+]([O-])c1cccs1", "O=[N+]([O-])c1nccs1", "O=[N+]([O-])[N-][N+](=O)[O-]")
 
 
 def frame(comment: str = "", elements=("O", "H", "H"), more: str = "", below: str = "") -> str:
@@ -155,10 +158,13 @@ def test_nitro_groups_of_any_number_are_perceived():
     numbers = [Chem.GetPeriodicTable().GetAtomicNumber(line.split()[0]) for line in lines]
     mol = mol_from_positions(numbers, np.array([line.split()[1:] for line in lines], dtype=float), timeout=2)
     assert len(mol.GetSubstructMatches(Chem.MolFromSmarts("O[N+](=O)[O-]"))) == 6
-    for smiles in ("Cc1c([N+](=O)[O-])cc([N+](=O)[O-])cc1[N+](=O)[O-]", "O=[N+]([O-])c1cccc([N+](=O)[O-])c1"):
+    for smiles in ("Cc1c([N+](=O)[O-])cc([N+](=O)[O-])cc1[N+](=O)[O-]", "O=[N+]([O-])c1cccc([N+](=O)[O-])c1", *NITRO):
         [drawn] = rdkit_structures(mol_from_smiles(smiles), 1, timeout=10)
         numbers, positions = atomic_numbers_of(drawn), drawn.GetConformer().GetPositions()
-        assert Chem.MolToSmiles(Chem.RemoveHs(mol_from_positions(numbers, positions))) == Chem.CanonSmiles(smiles)
+        found = mol_from_positions(numbers, positions, Chem.GetFormalCharge(drawn))
+        graph, expected = graph_from_mol(found, resonance_invariant=True), graph_from_mol(drawn, True)
+        np.testing.assert_array_equal(graph.pair_types, expected.pair_types)
+        np.testing.assert_array_equal(graph.formal_charges, expected.formal_charges)
 
 
 def test_bond_perception_ends_in_time():
@@ -174,6 +180,9 @@ def test_an_xyz_file_that_names_its_molecule_is_of_that_molecule(tmp_path):
     assert main(["predict", str(tmp_path / "in.smi"), "--num_conformers", "1", "-o", str(tmp_path / "out.xyz")]) == 0
     [read] = read_records(str(tmp_path / "out.xyz"), "xyz")
     assert Chem.MolToSmiles(Chem.RemoveHs(read.mol)) == "C[NH2+]CC(=O)[O-]" and read.mol.GetNumConformers() == 1
+    (tmp_path / "charged.xyz").write_text((tmp_path / "out.xyz").read_text().replace("charge=0", "charge=1"))
+    [read] = read_records(str(tmp_path / "charged.xyz"), "xyz")
+    assert isinstance(read, Failure) and "a charge of +1, but a SMILES of +0" in read.error
     # A SMILES of another molecule is not believed.
     text = (tmp_path / "out.xyz").read_text()
     assert "C[NH2+]CC(=O)[O-]" in text
@@ -183,7 +192,7 @@ def test_an_xyz_file_that_names_its_molecule_is_of_that_molecule(tmp_path):
 
 
 def test_periodic_structures_are_refused(tmp_path):
-    for pbc, is_refused in (("", True), (' pbc="T T F"', True), (' pbc="F F F"', False)):
+    for pbc, is_refused in (("", True), (' pbc="T T F"', True), (' pbc="F F F"', False), (' pbc="0 0 0"', False)):
         comment = f'Lattice="9 0 0 0 9 0 0 0 9" Properties=species:S:1:pos:R:3{pbc}'
         (tmp_path / "in.xyz").write_text(f"3\n{comment}\nO 0 0 0\nH .96 0 0\nH -.24 .93 0\n")
         [read] = read_records(str(tmp_path / "in.xyz"), "xyz")

@@ -9,6 +9,7 @@ import pytest
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
+import modeling_pcbridge.rdkit_structures
 from modeling_pcbridge import PCBridgeProcessor
 from modeling_pcbridge.molecular_graph import graph_from_mol, stereo_is_right
 from modeling_pcbridge.rdkit_molecules import mol_from_smiles, unmarked_stereo
@@ -100,3 +101,27 @@ def test_all_structures_are_of_one_stereoisomer(smiles, unmarked):
     assert all(stereo_is_right(graph, structure.GetConformer().GetPositions()[None]) for structure in structures)
     if unmarked:  # without the marks they would be of several
         assert not stereo_is_right(graph, etkdg_conformers(mol, 8, seed=0)).all()
+
+
+def test_a_crossed_double_bond_is_of_one_isomer_too():
+    mol = mol_from_smiles("OC(=O)C=CC(=O)O")
+    mol.GetBondBetweenAtoms(3, 4).SetStereo(Chem.BondStereo.STEREOANY)
+    assert unmarked_stereo(mol) == ["C3=C4"]
+    assert len({Chem.MolToSmiles(structure) for structure in rdkit_structures(mol, 6, timeout=10)}) == 1
+
+
+def test_unmarked_molecules_keep_the_timeout_and_their_first_conformer(monkeypatch):
+    asked = []
+
+    def embed(mol, number, seed, timeout):
+        asked.append((number, timeout))
+        return etkdg_conformers(mol, 1, seed) if len(asked) == 1 else None
+
+    monkeypatch.setattr(modeling_pcbridge.rdkit_structures, "etkdg_conformers", embed)
+    assert len(rdkit_structures(mol_from_smiles("CC(O)C(N)F"), 5, timeout=10)) == 1
+    assert [number for number, _ in asked] == [1, 4] and asked[1][1] < asked[0][1] == 10
+
+
+@pytest.mark.parametrize("smiles", ["C1CN2CCC1CC2", "C1N2CN3CN1CN(C2)C3"])
+def test_bridgeheads_of_symmetric_cages_are_no_centres(smiles):
+    assert unmarked_stereo(mol_from_smiles(smiles)) == []

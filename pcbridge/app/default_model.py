@@ -37,7 +37,7 @@ def find_model(name: str | None) -> str:
         try:
             return str(released_checkpoint(name.removeprefix("checkpoints/").rstrip("/")))
         except FileNotFoundError:
-            is_of_hub = name.count("/") == 1 and not Path(name).parent.is_dir()
+            is_of_hub = name.count("/") == 1 and not name.startswith((".", "/", "checkpoints/"))
             if not is_of_hub:
                 raise FileNotFoundError(
                     f"there is no folder {name}, and no released model of that name; on a hub names are owner/name"

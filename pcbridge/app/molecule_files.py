@@ -285,9 +285,12 @@ def _read_xyz(stream: TextIO, timeout: float) -> Iterator[Record]:
 
 def _mol_from_frame(place: str, frame: str, timeout: float) -> Chem.Mol:
     numbers, positions = atoms_of_frame(place, frame)
+    charge = charge_of_frame(place, frame)
     if (named := _mol_named(frame, numbers, positions)) is not None:
+        if charge not in (0, Chem.GetFormalCharge(named)):
+            raise BadRowError(place, f"a charge of {charge:+d}, but a SMILES of {Chem.GetFormalCharge(named):+d}")
         return named
-    return mol_from_positions(numbers.tolist(), positions, charge_of_frame(place, frame), timeout)
+    return mol_from_positions(numbers.tolist(), positions, charge, timeout)
 
 
 def _mol_named(frame: str, numbers: np.ndarray, positions: np.ndarray) -> Chem.Mol | None:

@@ -193,12 +193,12 @@ def _refined(
 def _origin(mol: Chem.Mol) -> str:
     force_field = " + MMFF94" if MMFFHasAllMoleculeParams(mol) else ", for which MMFF94 has no parameters"
     unmarked = unmarked_stereo(mol)
-    isomer = f"; no stereo mark at {', '.join(unmarked)}, so of one isomer of several" if unmarked else ""
+    isomer = f"; no stereo mark at {', '.join(unmarked)}, so all are of one isomer" if unmarked else ""
     return f"RDKit ETKDGv3{force_field}, refined by PCBridge{isomer}"
 
 
 def _force_limit(pipeline: PCBridgePipeline, settings: PredictionSettings) -> float:
-    """Refined conformers have smaller forces than this; samples of noise may not."""
+    """Of conformers and what is drawn in their place; samples that were asked for may have larger forces."""
     is_checked = settings.method == CONFORMERS and pipeline.model.config.has_learned_forces is not False
     return _LARGEST_FORCE if is_checked else np.inf
 

@@ -122,7 +122,7 @@ class Predictor:
         if model.config.has_learned_forces is False:
             notes.append("This model has learned no forces; take those that are shown for none.")
         if unmarked := unmarked_stereo(mol):
-            notes.append(f"It has no stereo mark at {', '.join(unmarked)}: one isomer of several is shown.")
+            notes.append(f"It has no stereo mark at {', '.join(unmarked)}: of several isomers one is shown.")
         if _has_separated_charges(mol):
             notes.append("It has separated charges: all is said of vacuum, where a proton may pass between them.")
         return {
