@@ -74,8 +74,8 @@ class PCBridgeProcessor(ProcessorMixin):
         Raises:
             ValueError: naming the molecule and the reason: nothing given, unparsable, disconnected or radical input,
                 an element or a total charge that the model has not learned, positions that are not finite or of the
-                wrong shape, implicit hydrogens beside a conformer, a drawing in place of a 3D structure, positions
-                for some molecules only, or nothing that RDKit can embed.
+                wrong shape, a single atom, implicit hydrogens beside a conformer, a drawing in place of a 3D structure,
+                positions for some molecules only, or nothing that RDKit can embed.
         """
         is_one = is_single(molecules)
         molecules = [molecules] if is_one else list(molecules)
@@ -150,6 +150,8 @@ class PCBridgeProcessor(ProcessorMixin):
     def _check(self, mol: Chem.Mol, coordinates: np.ndarray | None) -> None:
         self._check_elements(atomic_numbers_of(mol))
         self._check_total_charge(Chem.GetFormalCharge(mol))
+        if mol.GetNumAtoms() == 1:
+            raise InputError("a single atom has no structure, and energies of atoms are not learned")
         if coordinates is not None and not np.isfinite(coordinates).all():
             raise InputError("positions are not all finite")
 

@@ -64,6 +64,8 @@ def test_save_and_load(processor, tmp_path):
         ("C.C", "disconnected"),
         ("[CH3]", "radical"),
         ("CS", "unsupported element S; this model knows H, C, N, O, F"),
+        ("[F-]", "a single atom has no structure"),
+        (([9], [[0.0, 0.0, 0.0]], -1), "a single atom has no structure"),
         ((*WATER[:1], [[0.0, 0.0, np.nan], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]]), "not all finite"),
         ((*WATER[:1], WATER[1][:2]), r"shape \(2, 3\)"),
         (([], []), "no atoms"),
