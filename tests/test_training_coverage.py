@@ -82,8 +82,8 @@ def test_what_is_beyond_is_named_by_atoms(model):
     graphs = [graph_from_mol(Chem.AddHs(Chem.MolFromSmiles(smiles))) for smiles in ("CCO", "CC(C)O", "CCCCO")]
     assert [atoms_beyond_training(model.config, graph) for graph in graphs] == [[], [0, 1, 2, 3], [1, 2, 3]]
     assert atoms_beyond_training(small_model().config, graphs[1]) == []  # it does not know
-    proton, hydrogen = model.beyond_training(**processor(["[H+]", "[H][H]"]))
-    assert proton[-1] == hydrogen[-1] == "it has no heavy atom, by whose surroundings molecules are compared"
+    [hydrogen] = model.beyond_training(**processor(["[H][H]"]))
+    assert hydrogen[-1] == "it has no heavy atom, by whose surroundings molecules are compared"
     output = model.predict_structure(**inputs, num_inference_steps=2, max_attempts=1)
     assert output.beyond_training == [none, branched, charged, long]
     unknown = small_model().predict_structure(**processor(["CCO"]), num_inference_steps=2, max_attempts=1)
