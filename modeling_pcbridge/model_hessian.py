@@ -12,7 +12,7 @@ from rdkit import Chem
 from rdkit.Chem import BondType
 from torch import Tensor
 
-from .molecular_graph import PAIR_BONDS, PAIR_PATH_OF_2
+from .molecular_graph import PAIR_BONDS, PAIR_PATH_OF_2, is_bond
 
 # By pair type, eV / square angstrom. C-C and C-H have 30, O-H 48, C=C 60, C=O 75, C#N 115. A spring less than half as
 # stiff as the bond would make the steps grow. Bending by 1-3 distances has about 8. `ATOM_STIFFNESS` bounds how far
@@ -78,8 +78,8 @@ def spring_stiffness(pair_types: Tensor, atomic_numbers: Tensor) -> Tensor:
     stiffness = torch.stack([k * (pair_types == pair_type) for pair_type, k in STIFFNESS.items()]).sum(0)
     radii = _covalent_radii(pair_types.device)[atomic_numbers]
     lengths = radii.unsqueeze(-1) + radii.unsqueeze(-2)
-    is_bond = (pair_types >= min(PAIR_BONDS.values())) & (pair_types <= max(PAIR_BONDS.values()))
-    return stiffness * torch.where(is_bond, (_CARBON_BOND / lengths.clamp(min=_CARBON_BOND)) ** 3, 1.0)
+    bonded = is_bond(pair_types)
+    return stiffness * torch.where(bonded, (_CARBON_BOND / lengths.clamp(min=_CARBON_BOND)) ** 3, 1.0)
 
 
 @cache

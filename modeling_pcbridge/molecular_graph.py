@@ -63,7 +63,7 @@ class MolecularGraph:
     @property
     def bonded(self) -> np.ndarray:
         """(N, N) bool, symmetric: whether there is a bond."""
-        return np.isin(self.pair_types, list(PAIR_BONDS.values()))
+        return is_bond(self.pair_types)
 
     @property
     def has_stereo(self) -> bool:
@@ -76,6 +76,11 @@ class MolecularGraph:
         # Between resonance forms it may be no double bond any more, so any other one has to do.
         a, b = min(between, key=lambda ends: self.pair_types[tuple(ends)] != _DOUBLE_BOND)
         return a, b
+
+
+def is_bond(pair_types):
+    """Which of the codes in an array or a tensor are of bonds; bool of the same shape."""
+    return (pair_types >= min(PAIR_BONDS.values())) & (pair_types <= max(PAIR_BONDS.values()))
 
 
 def graph_from_mol(mol: Chem.Mol, resonance_invariant: bool = False) -> MolecularGraph:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from .atoms_of import atoms_of
-from .molecular_graph import PAIR_BONDS
+from .molecular_graph import is_bond
 
 # Inside the squares of lengths (square angstrom): keeps directions smooth where two atoms coincide.
 _LENGTH_EPS = 1e-6
@@ -28,8 +28,7 @@ class OutOfPlaneEnergy(nn.Module):
 
     def forward(self, graph, node_features: Tensor, positions: Tensor, heads: Tensor) -> Tensor:
         """(B,) in eV, in the precision of the positions; arguments as of `TorsionEnergy`."""
-        types = graph.pair_types
-        bonded = (types >= min(PAIR_BONDS.values())) & (types <= max(PAIR_BONDS.values()))
+        bonded = is_bond(graph.pair_types)
         has_three = bonded.sum(-1) == _NUM_NEIGHBOURS
         found = bonded.half().topk(min(_NUM_NEIGHBOURS, bonded.shape[-1])).indices
         neighbours = pad(found, (0, _NUM_NEIGHBOURS - found.shape[-1]))  # (B, N, 3), also where N < 3
