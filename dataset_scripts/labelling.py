@@ -6,6 +6,7 @@
 import hashlib
 import importlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -129,8 +130,9 @@ def check_same_molecule(mol: Chem.Mol, positions: np.ndarray) -> None:
 
 def fingerprint(molecule: dict) -> str:
     """What a label is of, whatever the molecule is called: its SMILES or mol block, and its structure if it has one."""
-    content = [molecule.get(key) for key in ("smiles", "mol_block", "positions")]
-    return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+    content = json.dumps([molecule.get(key) for key in ("smiles", "mol_block", "positions")])
+    content = re.sub(r"-(?=0\.0[,\]])", "", content)  # zero has no sign, which packed labels do not keep
+    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
 def empty_line(molecule: dict, geometry: str, level_name: str) -> dict:

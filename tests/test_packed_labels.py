@@ -1,12 +1,16 @@
 """Packed labels come back as they were, grow, and refuse what contradicts them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from dataset_scripts.label_generation import read_lines
+import dataset_scripts
+from dataset_scripts.label_generation import read_lines, read_molecules
+from dataset_scripts.labelling import fingerprint
 from dataset_scripts.packed_labels import main, pack_labels, read_packed_labels, unpack_labels
 
+RAW_LABELS = Path(dataset_scripts.__file__).parent / "raw_labels"
 LINE = {
     "molecule_id": "water",
     "geometry": "displaced",
@@ -73,3 +77,26 @@ def test_what_contradicts_or_is_no_label_is_refused(tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit):
         main()
     assert "no file of packed labels" in capsys.readouterr().err
+
+
+def test_labels_go_on_from_packed_minima(tmp_path):
+    """What is kept packed can be continued: its labels name the structures that are kept beside them."""
+    for minima, labels in (("fragments_gfn2_minima", "fragments_b3lyp"), ("large_gfn2_minima", "large_b3lyp")):
+        unpack_labels(RAW_LABELS / f"{minima}.parquet", tmp_path / f"{minima}.jsonl")
+        inputs = {molecule["molecule_id"]: molecule for molecule in read_molecules(tmp_path / f"{minima}.jsonl")}
+        lines = [line for line in read_packed_labels(RAW_LABELS / f"{labels}.parquet") if line["geometry"] != "minimum"]
+        strange = {line["molecule_id"] for line in lines if line["input"] != fingerprint(inputs[line["molecule_id"]])}
+        assert len(lines) > 50 and not strange
+
+
+def test_a_zero_has_no_sign(tmp_path):
+    """Packed coordinates are whole numbers, so -0.0 comes back as 0.0, and is the same structure."""
+    minimum = MINIMUM | {"positions": [[-0.0, 0.1, -0.0], [0.0, -0.05, 0.2], [-1.0, -0.0, -0.01]]}
+    write(tmp_path / "a.jsonl", minimum)
+    pack_labels([tmp_path / "a.jsonl"], tmp_path / "a.parquet")
+    unpack_labels(tmp_path / "a.parquet", tmp_path / "b.jsonl")
+    before, after = (read_molecules(tmp_path / name)[0] for name in ("a.jsonl", "b.jsonl"))
+    assert json.dumps(before) != json.dumps(after) and fingerprint(before) == fingerprint(after)
+    assert fingerprint(before) != fingerprint(
+        before | {"positions": [[0.0, 0.1, 0.0], [0.0, 0.05, 0.2], [-1.0, 0.0, -0.01]]}
+    )
