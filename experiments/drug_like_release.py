@@ -68,7 +68,8 @@ _LIMITS = """\
 - Conformers are ranked about as by GFN2-xTB in ten small molecules (experiments/results/conformer_energies.md); large
   ones were not measured, and E has no dispersion unless it is asked for.
 - One training run, seven minutes of an H200, 35 of two cores and 60 of one, no spread over seeds.
-- Radicals, open shells, several fragments, metals. Stereo marks other than tetrahedral centres and double bonds."""
+- Radicals, open shells, several fragments, metals. Stereo marks other than of tetrahedral centres, double bonds and
+  axes of atropisomers."""
 
 
 def stages() -> dict[str, StageConfig]:

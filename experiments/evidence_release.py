@@ -42,7 +42,7 @@ _LIMITS = """\
   errors of several hundredths of an angstrom.
 - It gives structures from the distribution of the training conformers (one per molecule), not a Boltzmann ensemble.
 - Energies far from the training structures (strongly stretched bonds, turned double bonds, reactions) are meaningless.
-- Stereo marks other than tetrahedral centres and double bonds (allenes, atropisomers, helices) are not seen."""
+- Stereo marks of allenes and helices are not seen."""
 FILES = ("config.json", "model.safetensors", "processor_config.json")
 
 

@@ -41,7 +41,7 @@ _LIMITS = """\
   keeps the conformer that it is given.
 - Forces and energies away from minima: none were in the data. Relaxations and dynamics want `checkpoints/consistency`,
   which was trained on forces of displaced structures.
-- Stereo marks other than tetrahedral centres and double bonds (allenes, atropisomers, helices) are not seen."""
+- Stereo marks of allenes and helices are not seen."""
 _PLOTS = {
     "qm9_errors.png": "D-MAE from the graph: against the number of atoms, and its distribution",
     "qm9_refinement.png": "Distribution of D-MAE before and after refinement",

@@ -33,6 +33,7 @@ NUM_STEREO_PAIR_TYPES = 3
 
 _CIS_TAGS = (Chem.BondStereo.STEREOZ, Chem.BondStereo.STEREOCIS)
 _TRANS_TAGS = (Chem.BondStereo.STEREOE, Chem.BondStereo.STEREOTRANS)
+_AXIS_TAGS = (Chem.BondStereo.STEREOATROPCW, Chem.BondStereo.STEREOATROPCCW)
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ class MolecularGraph:
         formal_charges: (N,) int8, in elementary charges, or in 1 / `CHARGE_UNITS` of one where `resonance_invariant`.
         pair_types: (N, N) uint8, symmetric; bond order or shortest-path length (codes above).
         stereo_pair_types: (N, N) uint8, symmetric; cis or trans across a stereo double bond (codes above).
-        stereo_quadruples: (M, 4) int16; for each tetrahedral stereo mark four atoms (a, b, c, d) ordered so that
-            the signed volume det(b - a, c - a, d - a) of the right structure is positive.
+        stereo_quadruples: (M, 4) int16; for each mark of a tetrahedral centre its four neighbours (or three, and it),
+            for each of an atropisomer's axis b-c a neighbour of either end too, as (a, b, c, d) ordered so that the
+            signed volume det(b - a, c - a, d - a) of the right structure is positive.
         torsion_quadruples: (K, 4) int16; the atoms (i, j, k, l) of each torsion, once, see `_torsion_quadruples`.
     """
 
@@ -158,8 +160,15 @@ def stereo_pair_types(mol: Chem.Mol) -> np.ndarray:
 
 
 def stereo_quadruples(mol: Chem.Mol) -> np.ndarray:
-    """(M, 4), of the marked tetrahedral centres of a molecule, see `MolecularGraph`."""
+    """(M, 4), of the marked tetrahedral centres and axes of a molecule, see `MolecularGraph`."""
     quadruples = []
+    for bond in mol.GetBonds():
+        if bond.GetStereo() in _AXIS_TAGS:
+            # Clockwise is a positive torsion of the neighbours of lowest number, which is a positive volume.
+            j, k = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
+            i, end = (min(_neighbours_but(mol, *ends)) for ends in ((j, k), (k, j)))
+            is_clockwise = bond.GetStereo() == Chem.BondStereo.STEREOATROPCW
+            quadruples.append([i, j, k, end] if is_clockwise else [end, j, k, i])
     for atom in mol.GetAtoms():
         tag = atom.GetChiralTag()
         if tag not in (Chem.ChiralType.CHI_TETRAHEDRAL_CW, Chem.ChiralType.CHI_TETRAHEDRAL_CCW):
@@ -174,6 +183,10 @@ def stereo_quadruples(mol: Chem.Mol) -> np.ndarray:
             corners[2], corners[3] = corners[3], corners[2]
         quadruples.append(corners)
     return np.array(quadruples, dtype=np.int16).reshape(-1, 4)
+
+
+def _neighbours_but(mol: Chem.Mol, atom: int, left_out: int) -> list[int]:
+    return [other.GetIdx() for other in mol.GetAtomWithIdx(atom).GetNeighbors() if other.GetIdx() != left_out]
 
 
 def _torsion_quadruples(mol: Chem.Mol, bonds: dict[tuple[int, int], Chem.BondType]) -> np.ndarray:

@@ -111,24 +111,23 @@ class StructureChecks:
         parities = {frozenset(corners): _parity(corners) for corners in stereo_quadruples(mol).tolist()}
         found = []
         for corners in self.graph.stereo_quadruples.tolist():
-            if self._has_lone_pair(corners) and frozenset(corners) not in parities:
-                # Of phosphines and aziridines RDKit perceives nothing.
-                is_right = signed_volumes(positions, np.array([corners])).item() > 0
-            else:
+            if self._is_perceived(corners):
                 is_right = parities.get(frozenset(corners)) == _parity(corners)
+            else:
+                is_right = signed_volumes(positions, np.array([corners])).item() > 0
             if not is_right:
-                found.append(f"the stereo centre among {self._name(*corners)} has the wrong handedness")
+                found.append(f"the stereo centre or axis of {self._name(*corners)} has the wrong handedness")
         wrong = (self.graph.stereo_pair_types != 0) & (stereo_pair_types(mol) != self.graph.stereo_pair_types)
         bonds = {tuple(sorted(self.graph.marked_bond(i, j))) for i, j in np.argwhere(np.triu(wrong)).tolist()}
         found += [f"the double bond {self._name(*bond)} is not as its E/Z mark says" for bond in sorted(bonds)]
         return found
 
-    def _has_lone_pair(self, corners: list[int]) -> bool:
-        """Whether a stereo centre is a corner itself, for want of a fourth neighbour; RDKit knows S and Se."""
-        return any(
-            self.graph.atomic_numbers[centre] not in (16, 34)
-            and set(self._neighbours[centre]) == set(corners) - {centre}
-            for centre in corners
+    def _is_perceived(self, corners: list[int]) -> bool:
+        """Whether RDKit perceives the mark in structures: not of axes, phosphines and aziridines."""
+        numbers, neighbours = self.graph.atomic_numbers, self._neighbours
+        has_centre = any(set(neighbours[centre]) == set(corners) for centre in neighbours[corners[0]])
+        return has_centre or any(
+            numbers[centre] in (16, 34) and set(neighbours[centre]) == set(corners) - {centre} for centre in corners
         )
 
     def _aromatic_rings(self, positions: np.ndarray) -> list[str]:

@@ -74,6 +74,25 @@ def test_centres_with_a_lone_pair_have_a_handedness(smiles):
     assert "has the wrong handedness" in checks.faults(-positions)[0]
 
 
+# A biaryl with four ortho substituents, one bond of the axis drawn upwards (wU) or downwards (wD).
+BIARYL = (
+    "Cc1cccc(Cl)c1-c1c(F)cccc1Br |(0.75,-2.5981,;1.5,-1.299,;3,-1.299,;3.75,0,;3,1.299,;1.5,1.299,;0.75,2.5981,;"
+    "0.75,0,;-0.75,0,;-1.5,1.299,;-0.75,2.5981,;-3,1.299,;-3.75,0,;-3,-1.299,;-1.5,-1.299,;-0.75,-2.5981,),{}:7.6|"
+)
+
+
+def test_atropisomers_have_a_handedness():
+    """ETKDG honours the mark by code of its own."""
+    one, other = (mol_from_smiles(BIARYL.format(wedge)) for wedge in ("wU", "wD"))
+    order = np.random.default_rng(0).permutation(one.GetNumAtoms()).tolist()
+    for mol in (one, other, Chem.RenumberAtoms(one, order)):
+        checks = StructureChecks(graph_from_mol(mol))
+        [positions] = etkdg_conformers(mol, 1, seed=0)
+        assert checks.faults(positions) == []
+        assert "the stereo centre or axis" in checks.faults(-positions)[0]
+    assert "wrong handedness" in StructureChecks(graph_from_mol(other)).faults(etkdg_conformers(one, 1, seed=0)[0])[0]
+
+
 @pytest.mark.parametrize(
     ("smiles", "torsion", "what"),
     [("CC=CC", (0, 1, 2, 3), "double bond"), ("CC(=O)NC", (0, 1, 3, 4), "amide bond")],

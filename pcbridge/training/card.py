@@ -72,7 +72,7 @@ def card_of_run(
         limits=f"- Elements other than {elements}. Molecules larger than those of the training data are "
         "extrapolations.\n- Radicals, several fragments, metals.\n- It gives structures from the distribution of the "
         "training conformers, not a Boltzmann ensemble.\n- Energies far from the training structures are meaningless.\n"
-        "- Stereo marks other than tetrahedral centres and double bonds are not seen.",
+        "- Stereo marks other than of tetrahedral centres, double bonds and axes of atropisomers are not seen.",
         metrics=metrics or "The run writes them, with data split, sample numbers and seed, when it has evaluated.",
     )
 
