@@ -10,6 +10,9 @@ from modeling_pcbridge.errors import InputError
 
 # Batches whose rows are drawn together and then sorted by size. More means less padding and less random batches.
 BATCHES_PER_WINDOW = 16
+# Shards of a source whose rows are mixed with each other. Each shard may hold another kind of molecules, as those that
+# `prepare` writes of several inputs do: one after the other they would each be forgotten during the next.
+SHARDS_AT_ONCE = 8
 
 
 def rows_per_batch(weights: Sequence[float], batch_size: int) -> list[int]:
@@ -34,9 +37,9 @@ class MixtureBatchSampler(Sampler[list[int]]):
     """Batches of indices into the concatenation of several sources.
 
     Every batch has the same number of rows of each source. Each source is walked through in a fresh random order per
-    epoch, on its own; small sources simply come around more often. A source in shards is walked through shard by
-    shard, in random order, with the rows of each in random order, so that few shards are in use at a time. Batch k
-    depends on the seed and k only, so a run resumes at `start_batch` without state.
+    epoch, on its own; small sources simply come around more often. Of a source in more than `SHARDS_AT_ONCE` shards so
+    many, taken at random, are mixed at a time and then the next ones, so that few are in use. Batch k depends on the
+    seed and k only, so a run resumes at `start_batch` without state.
 
     Args:
         sizes: for each source, the number of atoms of each of its rows.
@@ -96,14 +99,16 @@ class MixtureBatchSampler(Sampler[list[int]]):
         return rows[np.argsort(sizes[rows], kind="stable")].reshape(BATCHES_PER_WINDOW, count)
 
     def _rows_at(self, source: int, epoch: int, places: np.ndarray) -> np.ndarray:
-        """The rows at `places` of an epoch's order: shards permuted, and rows within each."""
+        """The rows at `places` of an epoch's order: shards permuted, and the rows of each group of them."""
         lengths = self.shard_lengths[source]
         order = np.random.default_rng((self.seed, source, epoch)).permutation(len(lengths))
-        starts, ends = np.cumsum(lengths) - lengths, np.cumsum(lengths[order])
-        positions = np.searchsorted(ends, places, side="right")
+        groups = np.split(order, range(SHARDS_AT_ONCE, len(order), SHARDS_AT_ONCE))
+        starts, ends = np.cumsum(lengths) - lengths, np.cumsum([lengths[shards].sum() for shards in groups])
+        group_of_place = np.searchsorted(ends, places, side="right")
         rows = np.empty_like(places)
-        for position in np.unique(positions):
-            shard, here = order[position], positions == position
-            within = np.random.default_rng((self.seed, source, epoch, shard)).permutation(lengths[shard])
-            rows[here] = starts[shard] + within[places[here] - (ends[position] - lengths[shard])]
+        for group in np.unique(group_of_place):
+            members = np.concatenate([starts[shard] + np.arange(lengths[shard]) for shard in groups[group]])
+            mixed = np.random.default_rng((self.seed, source, epoch, group)).permutation(members)
+            here = group_of_place == group
+            rows[here] = mixed[places[here] - (ends[group] - len(members))]
         return rows

@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .collator import Example, example_from_row
+from .mixture import SHARDS_AT_ONCE
 
-# Shards that a process holds in memory. Batches walk through one shard of each source, sometimes two.
-_SHARDS_IN_MEMORY = 8
+# Shards that a process holds in memory: at times batches draw from two groups of shards.
+_SHARDS_IN_MEMORY = 2 * SHARDS_AT_ONCE
 # The first so many examples that a process parses are kept for later epochs: about 0.25 GB of QM9, whose examples take
 # 2.5 kB each, and twice that of molecules of 40 atoms. Nothing is evicted, as every epoch asks for each row once.
 _EXAMPLES_IN_MEMORY = 100_000

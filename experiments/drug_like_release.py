@@ -25,6 +25,7 @@ from experiments.evidence_release import FILES
 from experiments.measured_values import measured_values
 from experiments.outside import RESULTS, ROOT
 from modeling_pcbridge import PCBridgeModel
+from modeling_pcbridge.beyond_training import atoms_beyond_training
 from pcbridge.evaluation.batches import energies_and_forces
 from pcbridge.training.card import losses_section, render_card
 from pcbridge.training.config import StageConfig
@@ -86,7 +87,7 @@ def stages() -> dict[str, StageConfig]:
 
 
 def errors_of_labels(model: PCBridgeModel, name: str) -> dict[str, float]:
-    """Errors at B3LYP/6-31G* on the test split of a bundled configuration.
+    """Errors at B3LYP/6-31G* on the test split of a bundled configuration, and where no atom is beyond training.
 
     `fragments` are minima, torsions, dynamics and displaced, `large_labelled` minima of 12 to 20 heavy atoms.
     """
@@ -94,8 +95,12 @@ def errors_of_labels(model: PCBridgeModel, name: str) -> dict[str, float]:
     energies, forces = energies_and_forces(model, [row.graph for row in rows], [row.positions for row in rows], 32)
     of_forces = [np.abs(force - row.forces).mean() for force, row in zip(forces, rows, strict=True)]
     of_energies = [abs(energy - row.energy) for energy, row in zip(energies, rows, strict=True)]
+    is_known = [not atoms_beyond_training(model.config, row.graph) for row in rows]
     return {
         f"force MAE, mean of {len(rows)} structures (eV/angstrom)": float(np.mean(of_forces)),
+        f"force MAE, mean of the {sum(is_known)} with only surroundings that labels had (eV/angstrom)": float(
+            np.mean(of_forces, where=is_known)
+        ),
         "force MAE, median (eV/angstrom)": float(np.median(of_forces)),
         "energy MAE, median (eV)": float(np.median(of_energies)),
     }

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from dataset_scripts.mixture import BATCHES_PER_WINDOW, MixtureBatchSampler, rows_per_batch
+from dataset_scripts.mixture import BATCHES_PER_WINDOW, SHARDS_AT_ONCE, MixtureBatchSampler, rows_per_batch
 
 SIZES = [list(range(3, 23)) * 5, list(range(3, 13))]
 
@@ -43,19 +43,36 @@ def test_each_epoch_visits_every_row_once():
     assert set(counts.values()) == {2, 3} and sum(counts.values()) == 288
 
 
-def test_a_source_in_shards_is_walked_through_shard_by_shard():
-    lengths = [30, 0, 45, 25]
-    batches = list(sampler(shard_lengths=[lengths, [10]]))
-    assert batches != list(sampler())
-    places = [index for batch in batches for index in batch if index < 100]
-    assert Counter(places[:96]) <= Counter(range(100)) and set(places[:192]) == set(range(100))
-    shards = np.searchsorted(np.cumsum(lengths), places, side="right")
-    # A window of 96 rows of 100 touches every shard; with longer shards it touches two at most.
-    assert set(shards) == {0, 2, 3}
-    long = sampler(sizes=[[5] * 10_000, [3]], shard_lengths=[[1000] * 10, [1]], num_batches=BATCHES_PER_WINDOW * 5)
-    windows = np.array(list(long)).reshape(5, -1)
-    assert all(len({index // 1000 for index in window if index < 10_000}) <= 2 for window in windows)
-    assert list(sampler(shard_lengths=[lengths, [10]], start_batch=77)) == batches[77:]
+def test_the_rows_of_a_few_shards_are_mixed():
+    """Each window of 96 of 1,000 rows has of every shard about its share."""
+    lengths, windows = [300, 0, 450, 250], 20
+    some = sampler(sizes=[[5] * 1000, [3]], shard_lengths=[lengths, [1]], num_batches=BATCHES_PER_WINDOW * windows)
+    batches = list(some)
+    rows = np.array(batches).reshape(windows, -1)
+    of_first = rows[rows < 1000].reshape(windows, 96)
+    counts = [
+        np.bincount(np.searchsorted(np.cumsum(lengths), window, side="right"), minlength=4) for window in of_first
+    ]
+    share = np.array(counts) / 96
+    assert (np.abs(share - np.array(lengths) / 1000) < 0.2).all()
+    assert set(Counter(of_first.ravel()[: 96 * 10].tolist()).values()) == {1}  # each row once in an epoch
+    start = 77
+    again = sampler(sizes=[[5] * 1000, [3]], shard_lengths=[lengths, [1]], num_batches=len(batches), start_batch=start)
+    assert list(again) == batches[start:]
+
+
+def test_of_many_shards_few_are_in_use():
+    shards, length = 5 * SHARDS_AT_ONCE + 3, 100
+    num_windows = shards * length // 96
+    many = sampler(
+        sizes=[[5] * shards * length, [3]],
+        shard_lengths=[[length] * shards, [1]],
+        num_batches=BATCHES_PER_WINDOW * num_windows,
+    )
+    windows = np.array(list(many)).reshape(num_windows, -1)
+    used = [{index // length for index in window.tolist() if index < shards * length} for window in windows]
+    assert all(len(of_window) <= 2 * SHARDS_AT_ONCE for of_window in used)
+    assert len(used[0]) == SHARDS_AT_ONCE and set().union(*used) == set(range(shards))
 
 
 def test_order_depends_on_the_seed_only():
