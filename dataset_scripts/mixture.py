@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from math import ceil
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -89,20 +90,22 @@ class MixtureBatchSampler(Sampler[list[int]]):
             window += 1
 
     def _window_rows(self, source: int, window: int, count: int) -> np.ndarray:
-        """(BATCHES_PER_WINDOW, count) rows of one source, sorted by size."""
+        """(BATCHES_PER_WINDOW, count) rows of one source, sorted by size where no row comes twice."""
         sizes = self.sizes[source]
         drawn = np.arange(window * BATCHES_PER_WINDOW * count, (window + 1) * BATCHES_PER_WINDOW * count)
         epochs, places = np.divmod(drawn, len(sizes))
         rows = np.empty_like(drawn)
         for epoch in np.unique(epochs):
             rows[epochs == epoch] = self._rows_at(source, int(epoch), places[epochs == epoch])
-        return rows[np.argsort(sizes[rows], kind="stable")].reshape(BATCHES_PER_WINDOW, count)
+        if epochs[0] == epochs[-1]:  # else copies of a row would share a batch
+            rows = rows[np.argsort(sizes[rows], kind="stable")]
+        return rows.reshape(BATCHES_PER_WINDOW, count)
 
     def _rows_at(self, source: int, epoch: int, places: np.ndarray) -> np.ndarray:
         """The rows at `places` of an epoch's order: shards permuted, and the rows of each group of them."""
         lengths = self.shard_lengths[source]
         order = np.random.default_rng((self.seed, source, epoch)).permutation(len(lengths))
-        groups = np.split(order, range(SHARDS_AT_ONCE, len(order), SHARDS_AT_ONCE))
+        groups = np.array_split(order, ceil(len(order) / SHARDS_AT_ONCE))
         starts, ends = np.cumsum(lengths) - lengths, np.cumsum([lengths[shards].sum() for shards in groups])
         group_of_place = np.searchsorted(ends, places, side="right")
         rows = np.empty_like(places)
