@@ -100,6 +100,46 @@ def test_a_trained_model_gets_a_level_more_and_keeps_what_it_knows(rows):
     assert (extended.energy_decoder.reference_energies.by_level[0] == 0).all()
 
 
+@pytest.mark.parametrize("levels", [["b", B3LYP_6_31GD], ["c", "b"], [B3LYP_6_31GD, "c"]])
+def test_levels_keep_their_heads_in_another_order_and_beside_others(rows, levels):
+    """Also where there are as many levels as before."""
+    model = small_model(dtype=torch.float32, energy_levels_of_theory=LEVELS, **FORMS["extensive"]).eval()
+    model.energy_decoder.reference_energies.by_level[0, 1:] = -3.0
+    model.energy_decoder.reference_energies.by_level[1, 1:] = -7.0
+    batch = collate([example_from_row(row, LEVELS) for row in rows[:3]])
+    inputs = {key: batch[key] for key in (*GRAPH_KEYS, "positions")}
+    other = with_levels_of_theory(model, levels).eval()
+    for level in set(levels) & set(LEVELS):
+        before, after = (each.predict_energy(**inputs, level_of_theory=level) for each in (model, other))
+        torch.testing.assert_close(after.energy, before.energy, rtol=0, atol=1e-4)
+        torch.testing.assert_close(after.forces, before.forces, rtol=0, atol=1e-4)
+
+
+def test_training_goes_on_where_a_checkpoint_is_right_already(rows, two_levels, tmp_path):
+    """A new level is a known one but for constants of the elements, and of the known one fluorine was forgotten."""
+    model = PCBridgeModel.from_pretrained(released_checkpoint())
+    references = model.energy_decoder.reference_energies.by_level[0]
+    fluorine = references[9].item()
+    references[9] = 0.0
+    model.save_pretrained(tmp_path)
+    changed, _ = initial_model(
+        small_config(
+            tmp_path,
+            stage1=config_of(two_levels).stage1,
+            init_from=str(tmp_path),
+            model={"energy_levels_of_theory": [B3LYP_6_31GD, "b"]},
+        )
+    )
+    assert changed.energy_decoder.reference_energies.by_level[0, 9].item() == pytest.approx(fluorine, abs=0.1)
+    resonance_invariant = changed.config.resonance_invariant
+    for level, labelled in ((B3LYP_6_31GD, rows), ("b", [at_b(row) for row in rows])):
+        batch = collate([example_from_row(row, LEVELS, resonance_invariant) for row in labelled])
+        inputs = {key: batch[key] for key in (*GRAPH_KEYS, "positions")}
+        predicted = changed.predict_energy(**inputs, level_of_theory=level).energy
+        errors = predicted - torch.tensor([row["energy"] for row in labelled])
+        assert errors.abs().mean() < 0.15  # eV; fitted beside the copied head, level b was off by more than one
+
+
 def test_a_level_is_the_last_one_and_a_difference(rows):
     model = small_model(energy_levels_of_theory=LEVELS, level_differences=True, **FORMS["extensive"])
     batch = collate([example_from_row(row, LEVELS) for row in rows[:4]])

@@ -389,16 +389,21 @@ def test_validation_keeps_the_best_weights_and_ends_early(tmp_path, monkeypatch)
 
 
 def test_validation_loss_is_the_loss_of_the_stage_on_other_rows(tmp_path):
-    """Without noise it is what the model itself says on all validation rows in one batch."""
+    """Without noise it is what the model itself says on all validation rows of each source, by the sources' weights."""
     config = small_config(tmp_path, validation=ValidationConfig(10, num_pictures=0), batch_size=32)
-    stage = replace(config.stage1, losses=LossSettings(force_weight=0.5, denoising_weight=0.0))
+    sources = [replace(source, weight=weight) for source, weight in zip(LABELLED, (1.0, 3.0), strict=True)]
+    losses = LossSettings(force_weight=0.5, denoising_weight=0.0)
+    stage = replace(config.stage1, losses=losses, sources=sources)
     model = small_model()
     loss = Validation(model, data.TrainingData(config, model), stage, config, tmp_path, Accelerator(cpu=True)).loss(
         model
     )
-    examples = [e for source in LABELLED for e in data.load_source(source, "validation", ["B3LYP/6-31G*"])]
-    [(batch, _)] = data.collate_in_parts(examples, None)
-    assert loss == pytest.approx(model(**batch, loss_settings=stage.losses).loss.item(), rel=1e-4)
+    of_sources = []
+    for source in LABELLED:
+        [(batch, _)] = data.collate_in_parts(list(data.load_source(source, "validation", ["B3LYP/6-31G*"])), None)
+        of_sources.append(model(**batch, loss_settings=losses).loss.item())
+    assert abs(of_sources[0] - of_sources[1]) > 0.01 * of_sources[0]
+    assert loss == pytest.approx(0.25 * of_sources[0] + 0.75 * of_sources[1], rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -139,17 +139,17 @@ def load_source(
     return examples
 
 
-def reference_energies_of(examples: Sequence[Example], level: int = 0) -> dict[int, float]:
-    """Per-element energies in eV, by least squares over the energy labels of a level: atomic number -> energy; empty
-    where no example has one.
+def reference_energies_of(compositions: Sequence[np.ndarray], energies: Sequence[float]) -> dict[int, float]:
+    """Per-element energies, atomic number -> eV, by least squares over molecules.
+
+    Args:
+        compositions: atomic numbers of the atoms of each molecule that count, (N_i,).
+        energies: of each, eV.
     """
-    labelled = [example for example in examples if example.energy is not None and example.level == level]
-    if not labelled:
-        return {}
-    counts = np.array([np.bincount(example.graph.atomic_numbers, minlength=NUM_ELEMENTS) for example in labelled])
+    counts = np.array([np.bincount(numbers, minlength=NUM_ELEMENTS) for numbers in compositions])
     elements = np.flatnonzero(counts.any(axis=0))
     # The least-norm solution, for elements that always come together.
-    solution = np.linalg.lstsq(counts[:, elements], np.array([example.energy for example in labelled]), rcond=None)[0]
+    solution = np.linalg.lstsq(counts[:, elements], np.asarray(energies), rcond=None)[0]
     return dict(zip(elements.tolist(), solution.tolist(), strict=True))
 
 

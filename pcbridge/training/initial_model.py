@@ -2,13 +2,18 @@
 
 import copy
 import logging
+from collections.abc import Sequence
+from math import ceil
 
+import numpy as np
 import torch
 
+from dataset_scripts.collator import Example
 from modeling_pcbridge.configuration_pcbridge import PCBridgeConfig
 from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.training_coverage import TrainingCoverage
+from pcbridge.evaluation.batches import energies_and_forces
 from pcbridge.training.config import TrainingConfig
 from pcbridge.training.data import TrainingData, reference_energies_of, sample_rows
 
@@ -16,21 +21,21 @@ logger = logging.getLogger(__name__)
 
 # Reference energies are fitted to this many rows of each source.
 _REFERENCE_ROWS = 10_000
+# And, where E of a checkpoint is predicted for them, to this many with each element.
+_PREDICTED_ROWS = 100
 
 
 def initial_model(config: TrainingConfig) -> tuple[PCBridgeModel, TrainingData]:
-    """The model of `init_from`, or a new one, and its data; levels that are new have reference energies fitted to it.
+    """The model of `init_from`, or a new one, and its data, to which missing reference energies are fitted.
 
     Raises:
         InputError: no training row has an energy at a new level of theory, or `model` differs from that of `init_from`.
     """
-    known: list[str] = []
     if config.init_from is None:
         nothing = {"has_learned_forces": False, "training_coverage": TrainingCoverage().to_json()}
         model = PCBridgeModel(PCBridgeConfig.from_preset(config.preset, **config.model, **nothing))
     else:
         model = PCBridgeModel.from_pretrained(config.init_from)
-        known = model.config.energy_levels_of_theory
         changed = {key for key, value in config.model.items() if getattr(model.config, key, None) != value}
         new_terms = {key for key in changed & set(_TERMS) if config.model[key] is True}
         if differing := sorted(changed - new_terms - {"energy_levels_of_theory"}):
@@ -39,24 +44,50 @@ def initial_model(config: TrainingConfig) -> tuple[PCBridgeModel, TrainingData]:
                 f"goes on from, only energy_levels_of_theory can, and {' and '.join(_TERMS)} can be added"
             )
         model = with_terms(model, new_terms)
-        model = with_levels_of_theory(model, config.model.get("energy_levels_of_theory", known))
+        levels = config.model.get("energy_levels_of_theory", model.config.energy_levels_of_theory)
+        model = with_levels_of_theory(model, levels)
     data = TrainingData(config, model)
-    for index, level in enumerate(model.config.energy_levels_of_theory):
-        if level not in known:
-            _fit_references(model, data, config, index)
+    for index in range(len(model.config.energy_levels_of_theory)):
+        _fit_references(model, data, config, index)
     return model, data
 
 
 def _fit_references(model: PCBridgeModel, data: TrainingData, config: TrainingConfig, index: int) -> None:
+    """Fit the reference energies that a level lacks, all of a new one or those of new elements, to the training labels.
+
+    To what is left of them by the other reference energies and, in a checkpoint, by the heads: that of a new level
+    starts as a copy, which knows much of the energies already.
+
+    Raises:
+        InputError: no training row has an energy at a level without any reference energy.
+    """
     level = model.config.energy_levels_of_theory[index]
+    references = model.energy_decoder.reference_energies.by_level[index]
+    known = set(references.nonzero().flatten().tolist())
     sources = data.examples(config.sources, "train")
-    rows = [row for source in sources for row in sample_rows(source, _REFERENCE_ROWS)]
-    references = reference_energies_of(rows, index)
-    if not references:
+    rows = [
+        row
+        for source in sources
+        for row in sample_rows(source, _REFERENCE_ROWS)
+        if row.energy is not None and row.level == index and not known.issuperset(row.graph.atomic_numbers.tolist())
+    ]
+    if not rows and not known:
         raise InputError(f"no training row has an energy at {level}, so its reference energies cannot be fitted")
-    for atomic_number, energy in references.items():
-        model.energy_decoder.reference_energies.by_level[index, atomic_number] = energy
-    missing = sorted(set().union(*(source.elements for source in sources)) - set(references))
+    if rows and config.init_from is not None:
+        rows = _some_of_each_element(rows, known)
+        graphs, positions = [row.graph for row in rows], [row.positions for row in rows]
+        predicted, _ = energies_and_forces(model, graphs, positions, config.batch_size, level)
+    else:
+        of_known = references.numpy()
+        predicted = np.array([of_known[row.graph.atomic_numbers].sum() for row in rows])
+    if rows:
+        new_atoms = [row.graph.atomic_numbers[~np.isin(row.graph.atomic_numbers, list(known))] for row in rows]
+        energies = [row.energy for row in rows]
+        for atomic_number, energy in reference_energies_of(new_atoms, np.array(energies) - predicted).items():
+            references[atomic_number] = energy
+    missing = sorted(
+        set().union(*(source.elements for source in sources)) - set(references.nonzero().flatten().tolist())
+    )
     if missing:
         logger.warning(
             "no energy at %s among %d rows of each source has atomic numbers %s, so total energies of molecules with "
@@ -67,12 +98,23 @@ def _fit_references(model: PCBridgeModel, data: TrainingData, config: TrainingCo
         )
 
 
+def _some_of_each_element(rows: Sequence[Example], known: set[int]) -> list[Example]:
+    """At most `_PREDICTED_ROWS` of `rows` for each element that is not `known`."""
+    chosen: dict[int, Example] = {}
+    for element in set().union(*(row.graph.atomic_numbers.tolist() for row in rows)) - known:
+        places = [place for place, row in enumerate(rows) if element in row.graph.atomic_numbers]
+        chosen |= {place: rows[place] for place in places[:: ceil(len(places) / _PREDICTED_ROWS)]}
+    return list(chosen.values())
+
+
 # Parts of E that a checkpoint may lack, and that training can add to it.
 _TERMS = ("torsion_terms", "out_of_plane_terms")
 # Heads that add nothing at first have zeros here only; zeros in both layers would never leave zero.
 _OUTPUTS_OF_HEADS = tuple(
     f"energy_decoder.{name}." for name in ("mlp.down", "torsions.weights", "out_of_plane.weights")
 )
+# What has a part per level of theory, those of one level after those of the other.
+_PARTS_OF_LEVELS = (*_OUTPUTS_OF_HEADS, "energy_decoder.mlp.up.", "energy_decoder.reference_energies.")
 
 
 @torch.no_grad()
@@ -117,8 +159,8 @@ def with_levels_of_theory(model: PCBridgeModel, levels: list[str]) -> PCBridgeMo
     config.energy_levels_of_theory = levels
     extended = PCBridgeModel(config).to(model.dtype)
     state = model.state_dict()
-    for name, tensor in extended.energy_decoder.state_dict(prefix="energy_decoder.").items():
-        if tensor.shape != state[name].shape:  # a part per level
+    for name in extended.state_dict():
+        if name.startswith(_PARTS_OF_LEVELS):
             parts = state[name].unflatten(0, (len(known), -1))[places]
             if name.startswith(_OUTPUTS_OF_HEADS):
                 parts[adds_nothing] = 0.0

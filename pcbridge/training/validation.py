@@ -45,16 +45,22 @@ class Validation:
         self.settings, self.stage, self.folder = config.validation, stage, folder
         self.config, self.accelerator = config, accelerator
         self.best = copy.deepcopy(model)
-        sources = data.examples(stage.sources, "validation")
-        examples = [example for source in sources for example in sample_rows(source, self.settings.max_molecules)]
-        examples = sorted(examples, key=lambda example: example.graph.num_atoms)
-        size = config.batch_size
-        micro_batches = [examples[start : start + size] for start in range(0, len(examples), size)]
-        parts = [part for batch in micro_batches for part in collate_in_parts(batch, config.max_pairs)]
+        sources = [
+            sample_rows(source, self.settings.max_molecules) for source in data.examples(stage.sources, "validation")
+        ]
+        all_weights, all_rows = sum(source.weight for source in stage.sources), sum(map(len, sources))
+        parts: list[tuple[float, dict]] = []
+        for source, examples in zip(stage.sources, sources, strict=True):
+            # By these factors a source has the share of all rows that it has of the batches of training.
+            factor = source.weight / all_weights * all_rows / len(examples)
+            examples = sorted(examples, key=lambda example: example.graph.num_atoms)
+            for start in range(0, len(examples), config.batch_size):
+                micro_batch = examples[start : start + config.batch_size]
+                parts += [(factor, batch) for batch, _ in collate_in_parts(micro_batch, config.max_pairs)]
         # Every process takes its share, however many there are.
         own = range(accelerator.process_index, len(parts), accelerator.num_processes)
-        self.batches = [(place, parts[place][0]) for place in own]
-        self.counts = count_labels([batch for _, batch in self.batches], accelerator)
+        self.batches = [(place, *parts[place]) for place in own]
+        self.counts = count_labels([batch for *_, batch in self.batches], accelerator, [f for _, f, _ in self.batches])
 
     def __call__(self, average: PCBridgeModel, step: int, so_far: BestSoFar | None) -> tuple[float, BestSoFar]:
         """The validation loss of `average` after `step` updates, and which weights are best now; `best` holds them."""
@@ -74,15 +80,15 @@ class Validation:
 
     @torch.no_grad()
     def loss(self, model: PCBridgeModel) -> float:
-        """The stage's weighted loss over all validation rows, each time with the same noise."""
+        """The stage's loss over all validation rows, by the weights of their sources, each time with the same noise."""
         was_training = model.training
         model.eval()
         total = torch.zeros((), device=self.accelerator.device)
-        for place, batch in self.batches:
+        for place, factor, batch in self.batches:
             batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
             generator = noise_generator(self.config, self.accelerator, place)
             output = training_loss(model, batch, self.stage.losses, generator, self.accelerator, self.counts)
-            total += output.loss.float()
+            total += factor * output.loss.float()
         model.train(was_training)
         return self.accelerator.reduce(total, reduction="sum").item()
 
