@@ -160,6 +160,9 @@ def test_learning_rate_warms_up_and_decays_to_zero():
     factors = [learning_rate_factor(step, stage) for step in range(11)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[4:] == pytest.approx([1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0.0])
+    short = StageConfig(num_steps=4, learning_rate=1.0, warmup_steps=50, sources=[])
+    assert [learning_rate_factor(step, short) for step in range(5)] == [0.5, 1.0, 1.0, 0.5, 0.0]
+    assert learning_rate_factor(0, replace(short, num_steps=1)) == 1.0
 
 
 def test_reference_energies_leave_small_residuals():

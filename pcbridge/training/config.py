@@ -42,7 +42,7 @@ class StageConfig:
     Attributes:
         num_steps: optimiser updates.
         learning_rate: peak; warmed up linearly over `warmup_steps`, then decayed linearly to zero.
-        warmup_steps: updates.
+        warmup_steps: updates; at most half of the stage.
         sources: what the batches are mixed from.
         losses: which losses, how weighed.
     """

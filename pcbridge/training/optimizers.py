@@ -35,7 +35,8 @@ def make_optimizers(model: PCBridgeModel, config: TrainingConfig, learning_rate:
 
 
 def learning_rate_factor(step: int, stage: StageConfig) -> float:
-    """Linear warm-up, then linear decay to zero after `num_steps`; update number `step` counts from 0."""
-    warmup = (step + 1) / max(stage.warmup_steps, 1)
-    decay = (stage.num_steps - step) / max(stage.num_steps - stage.warmup_steps, 1)
+    """Linear warm-up, for half of a short stage, then linear decay to zero; update number `step` counts from 0."""
+    warmup_steps = min(stage.warmup_steps, stage.num_steps // 2)
+    warmup = (step + 1) / max(warmup_steps, 1)
+    decay = (stage.num_steps - step) / (stage.num_steps - warmup_steps)
     return min(1.0, warmup, decay)

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedType, GradScalerKwargs
@@ -91,23 +92,25 @@ def _train(
     """Stage 1, then stage 2 and its baseline, each from the weights of stage 1; by name, in this order."""
     trained: dict[str, Trained] = {}
 
-    def train(name: str, stage: StageConfig, before: dict[str, StageConfig]) -> None:
-        history = train_stage(name, model, data, stage, config, accelerator)
+    def train(name: str, stage: StageConfig, before: dict[str, StageConfig], seed: int) -> None:
+        history = train_stage(name, model, data, stage, replace(config, seed=seed), accelerator)
         stages = {**before, name: stage}
         folder = save_checkpoint(model, Path(config.output_dir) / name, config, data, stages, accelerator)
         trained[name] = Trained(folder, stages, history)
 
     first = {} if config.stage1 is None else {STAGE1: config.stage1}
     for name, stage in first.items():
-        train(name, stage, {})
+        train(name, stage, {}, config.seed)
     if config.stage2 is not None:
         branches = {CONSISTENCY: config.stage2}
         if config.compare_multi_task:
             branches = {MULTI_TASK: without_consistency(config.stage2), **branches}
+        # Other batches and noise than those of stage 1, the same for both branches.
+        seed = int(np.random.SeedSequence((config.seed, 2)).generate_state(1)[0])
         start = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         for name, stage in branches.items():
             model.load_state_dict(start)
-            train(name, stage, first)
+            train(name, stage, first, seed)
     return trained
 
 
