@@ -1,5 +1,6 @@
 """Examples of a data set in Parquet files, read as they are asked for: also for sets that do not fit into memory."""
 
+import hashlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -142,6 +143,12 @@ class ShardedExamples(Sequence[Example]):
         self.has_labels = any(level in self.label_levels or level in minimum_levels for level in self.levels_of_theory)
         self.has_structures = structures and bool(minimum_levels - {None})
         self._make_caches()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the numbers of atoms of the rows that count, by shard: of what the order of batches depends on."""
+        shards = np.asarray(self.shard_lengths, dtype=np.int64).tobytes()
+        return hashlib.blake2b(shards + self.sizes.tobytes(), digest_size=8).hexdigest()
 
     def _make_caches(self) -> None:
         self._read = lru_cache(_SHARDS_IN_MEMORY)(pq.read_table)

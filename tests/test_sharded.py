@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from dataset_scripts.sharded import ShardedExamples
 from pcbridge.training.config import SourceConfig, StageConfig, ValidationConfig
 from pcbridge.training.data import TrainingData, check_losses_have_rows, load_source, make_loader
 from pcbridge.training.run import run
+from pcbridge.training.states import TrainingStateError
 
 LEVEL = "B3LYP/6-31G*"
 
@@ -158,3 +160,14 @@ def test_training_on_shards_is_training_on_the_rows_and_workers_change_nothing(f
         histories.append(metrics["histories"]["stage1"])
     assert histories[0] == histories[1]
     assert all(record["validation_loss"] > 0 for record in histories[0])
+
+
+def test_a_run_is_not_resumed_with_other_rows(folder, tmp_path):
+    data = shutil.copytree(folder, tmp_path / "data")
+    config = small_config(tmp_path / "run", validation=None)
+    config = replace(config, stage1=replace(config.stage1, sources=[SourceConfig(str(data))], num_steps=4))
+    run(config)
+    run(replace(config, resume="latest"))  # there is nothing to do
+    (data / "train" / "part-3.parquet").unlink()
+    with pytest.raises(TrainingStateError, match=f"made with another rows of {data}"):
+        run(replace(config, resume="latest"))

@@ -247,6 +247,9 @@ class _StageTraining:
         settings = {"stage": asdict(self.stage)} | {k: v for k, v in config.items() if k not in _MAY_CHANGE}
         # Processes may become fewer or more if each then accumulates more or fewer.
         settings["micro_batches_per_update"] = config["gradient_accumulation_steps"] * self.accelerator.num_processes
+        # Of changed rows other batches would be made.
+        for source, examples in zip(self.stage.sources, self.data.examples(self.stage.sources, "train"), strict=True):
+            settings.setdefault(f"rows of {source.name}", []).append(examples.fingerprint)
         anew = Progress(json.loads(json.dumps(settings)))  # as a state gives them back
         state = None if self.config.resume is None else newest_state(self.state_folder)
         if state is None:
