@@ -18,6 +18,7 @@ from dataset_scripts.bundled import load_bundled
 from dataset_scripts.own_data import own_source
 from dataset_scripts.prepare import prepare
 from dataset_scripts.schema import B3LYP_6_31GD
+from modeling_pcbridge import PCBridgeConfig
 from modeling_pcbridge.losses import LossSettings
 from pcbridge.app.default_model import released_checkpoint
 from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
@@ -61,10 +62,15 @@ def main() -> None:
         sources=[SourceConfig(str(shards)), SourceConfig("pm6", max_rows=500)],
         losses=energies,
     )
+    checkpoint = str(released_checkpoint())
+    levels = PCBridgeConfig.from_pretrained(checkpoint).energy_levels_of_theory
+    if options.level not in levels:
+        levels = [options.level, *levels]  # a head of its own, and the model's own level from now on
     config = TrainingConfig(
         stage1=stage,
         stage2=None,
-        init_from=str(released_checkpoint()),
+        init_from=checkpoint,
+        model={"energy_levels_of_theory": levels},
         output_dir=str(options.output_dir),
         batch_size=8 if options.quick else 32,
         ema_decay=0.98,  # a short run: an average over its last fifty updates or so

@@ -65,7 +65,7 @@ _LIMITS = """\
   9 relaxed to the minimum of E, 8 after the correction of GFN2-xTB minima.
 - H2: its bond comes out 0.02 angstrom short. Those of water, ammonia, methane, HF and H2S are within 0.004.
 - Zwitterions of amino acids. Allenes that MMFF94 has turned stay turned, which the checks refuse.
-- Generation from noise: take conformers, and refine them.
+- Drug-like structures from noise are often broken (experiments/results/validity.md): start from conformers.
 - Conformers are ranked about as by GFN2-xTB in ten small molecules (experiments/results/conformer_energies.md); large
   ones were not measured, and E has no dispersion unless it is asked for.
 - One training run, seven minutes of an H200, 35 of two cores and 60 of one, no spread over seeds.

@@ -24,7 +24,7 @@ from train_accelerate import parse
 FOLDER = ROOT / "checkpoints" / "qm9"
 _INTRODUCTION = """\
 Predicts the DFT equilibrium structure of a molecule from its graph, brings a cheap structure (MMFF94, PM6) of it
-to DFT level, and predicts the total electronic energy and forces of any structure, with one shared encoder.
+to DFT level, and predicts the total electronic energy of minima, with one shared encoder. It has learned no forces.
 Energies and structures both come from DFT here."""
 _USE = """\
 A structure that is given is refined and its conformer kept: for an RDKit molecule `mol` with a conformer,

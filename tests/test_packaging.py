@@ -1,6 +1,7 @@
 """What is installed: a wheel in an environment of its own, each extra alone, and an import that stays light."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,14 @@ def test_the_package_lists_and_gives_its_names():
 
 def test_every_extra_has_its_modules_tested():
     assert set(PROJECT["optional-dependencies"]) == set(USES_OF_EXTRAS)
+
+
+def test_a_space_gets_every_folder_that_the_package_is_made_of():
+    """space/README.md copies them; without one of them the package cannot be installed there."""
+    [copied] = re.findall(r"^cp -r ((?:.|\n)*?) space-repository/", (ROOT / "space/README.md").read_text(), re.M)
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {setuptools["package-dir"].get(name, name.split(".")[0]) for name in setuptools["packages"]}
+    assert folders <= set(copied.split()) and {f"{name}.py" for name in setuptools["py-modules"]} <= set(copied.split())
 
 
 def test_least_versions_are_the_lower_bounds():

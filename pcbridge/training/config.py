@@ -95,8 +95,8 @@ class TrainingConfig:
         preset: sizes of the model, see `PCBridgeConfig.from_preset`.
         model: fields of `PCBridgeConfig` that differ from the preset.
         init_from: checkpoint to start from, a folder or a hub name; needed when stage 1 is left out. The model is the
-            checkpoint's then, and `preset` and `model` are not used, but for `model.energy_levels_of_theory`: levels
-            that the checkpoint has not get heads that start as copies of its first.
+            checkpoint's then, and `preset` is not used. Of `model` only `energy_levels_of_theory` may differ, where new
+            levels get heads that start as copies of its first, and terms of E may be switched on.
         compare_multi_task: also train stage 2 without the consistency losses, from the same stage-1 weights and on
             the same batches: the paper's baseline.
         output_dir: where everything goes.
