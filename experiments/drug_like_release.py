@@ -63,7 +63,7 @@ _LIMITS = """\
   so its energies at B3LYP/6-31G* are far off.
 - Of the molecules below, none of 213 has worse bonds after refinement than before (MMFF94), 18 without the step on E,
   9 relaxed to the minimum of E, 8 after the correction of GFN2-xTB minima.
-- Of H2, water, ammonia, methane, HF and H2S bonds are within 0.005 angstrom of B3LYP/6-31G* after refinement, but angles
+- Bonds of H2, water, ammonia, methane, HF and H2S are within 0.005 angstrom of B3LYP/6-31G* when refined, but angles
   of water and H2S off by 1.7 and 1.4 degrees; relaxed on E within 0.003 angstrom (H2 0.008) and 0.3 degrees.
 - Zwitterions of amino acids. Allenes that MMFF94 has turned stay turned, which the checks refuse.
 - Drug-like structures from noise are often broken (experiments/results/validity.md): start from conformers.

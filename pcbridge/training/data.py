@@ -139,7 +139,9 @@ def load_source(
     return examples
 
 
-def reference_energies_of(compositions: Sequence[np.ndarray], energies: Sequence[float]) -> dict[int, float]:
+def reference_energies_of(
+    compositions: Sequence[np.ndarray], energies: Sequence[float] | np.ndarray
+) -> dict[int, float]:
     """Per-element energies, atomic number -> eV, by least squares over molecules.
 
     Args:

@@ -55,8 +55,8 @@ def initial_model(config: TrainingConfig) -> tuple[PCBridgeModel, TrainingData]:
 def _fit_references(model: PCBridgeModel, data: TrainingData, config: TrainingConfig, index: int) -> None:
     """Fit the reference energies that a level lacks, all of a new one or those of new elements, to the training labels.
 
-    To what is left of them by the other reference energies and, in a checkpoint, by the heads: that of a new level
-    starts as a copy, which knows much of the energies already.
+    Of a checkpoint to what the other reference energies and the heads leave of them: the head of a new level starts as
+    a copy, which knows much of the energies already.
 
     Raises:
         InputError: no training row has an energy at a level without any reference energy.
@@ -65,30 +65,30 @@ def _fit_references(model: PCBridgeModel, data: TrainingData, config: TrainingCo
     references = model.energy_decoder.reference_energies.by_level[index]
     known = set(references.nonzero().flatten().tolist())
     sources = data.examples(config.sources, "train")
+    elements = set().union(*(source.elements for source in sources))
+    if elements <= known:
+        return
     rows = [
         row
         for source in sources
+        if level in source.label_levels and not source.elements <= known
         for row in sample_rows(source, _REFERENCE_ROWS)
         if row.energy is not None and row.level == index and not known.issuperset(row.graph.atomic_numbers.tolist())
     ]
     if not rows and not known:
         raise InputError(f"no training row has an energy at {level}, so its reference energies cannot be fitted")
-    if rows and config.init_from is not None:
-        rows = _some_of_each_element(rows, known)
-        graphs, positions = [row.graph for row in rows], [row.positions for row in rows]
-        predicted, _ = energies_and_forces(model, graphs, positions, config.batch_size, level)
-    else:
-        of_known = references.numpy()
-        predicted = np.array([of_known[row.graph.atomic_numbers].sum() for row in rows])
     if rows:
+        if config.init_from is None:
+            predicted = np.zeros(len(rows))
+        else:
+            rows = _some_of_each_element(rows, known)
+            graphs, positions = [row.graph for row in rows], [row.positions for row in rows]
+            predicted, _ = energies_and_forces(model, graphs, positions, config.batch_size, level)
         new_atoms = [row.graph.atomic_numbers[~np.isin(row.graph.atomic_numbers, list(known))] for row in rows]
-        energies = [row.energy for row in rows]
-        for atomic_number, energy in reference_energies_of(new_atoms, np.array(energies) - predicted).items():
+        left = np.array([row.energy for row in rows]) - predicted
+        for atomic_number, energy in reference_energies_of(new_atoms, left).items():
             references[atomic_number] = energy
-    missing = sorted(
-        set().union(*(source.elements for source in sources)) - set(references.nonzero().flatten().tolist())
-    )
-    if missing:
+    if missing := sorted(elements - set(references.nonzero().flatten().tolist())):
         logger.warning(
             "no energy at %s among %d rows of each source has atomic numbers %s, so total energies of molecules with "
             "them will be far off",
