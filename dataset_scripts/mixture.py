@@ -90,16 +90,15 @@ class MixtureBatchSampler(Sampler[list[int]]):
             window += 1
 
     def _window_rows(self, source: int, window: int, count: int) -> np.ndarray:
-        """(BATCHES_PER_WINDOW, count) rows of one source, sorted by size where no row comes twice."""
+        """(BATCHES_PER_WINDOW, count) rows of one source, those of each epoch sorted by size."""
         sizes = self.sizes[source]
         drawn = np.arange(window * BATCHES_PER_WINDOW * count, (window + 1) * BATCHES_PER_WINDOW * count)
         epochs, places = np.divmod(drawn, len(sizes))
         rows = np.empty_like(drawn)
         for epoch in np.unique(epochs):
             rows[epochs == epoch] = self._rows_at(source, int(epoch), places[epochs == epoch])
-        if epochs[0] == epochs[-1]:  # else copies of a row would share a batch
-            rows = rows[np.argsort(sizes[rows], kind="stable")]
-        return rows.reshape(BATCHES_PER_WINDOW, count)
+        # Each epoch on its own: else copies of a row would share a batch.
+        return rows[np.lexsort((sizes[rows], epochs))].reshape(BATCHES_PER_WINDOW, count)
 
     def _rows_at(self, source: int, epoch: int, places: np.ndarray) -> np.ndarray:
         """The rows at `places` of an epoch's order: shards permuted, and the rows of each group of them."""

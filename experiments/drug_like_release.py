@@ -64,7 +64,8 @@ _LIMITS = """\
 - Of the molecules below, none of 213 has worse bonds after refinement than before (MMFF94), 18 without the step on E,
   9 relaxed to the minimum of E, 8 after the correction of GFN2-xTB minima.
 - Bonds of H2, water, ammonia, methane, HF and H2S are within 0.005 angstrom of B3LYP/6-31G* when refined, but angles
-  of water and H2S off by 1.7 and 1.4 degrees; relaxed on E within 0.003 angstrom (H2 0.008) and 0.3 degrees.
+  of water and H2S off by 1.7 and 1.4 degrees; relaxed on E within 0.003 angstrom (H2 0.008) and 0.3 degrees (compared
+  by hand with minima of `pcbridge data label --level b3lyp --geometries minimum`).
 - Zwitterions of amino acids. Allenes that MMFF94 has turned stay turned, which the checks refuse.
 - Drug-like structures from noise are often broken (experiments/results/validity.md): start from conformers.
 - Conformers of 17 molecules of 9 to 18 heavy atoms are ranked about as by GFN2-xTB, with dispersion

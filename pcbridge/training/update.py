@@ -45,13 +45,11 @@ Part = tuple[dict, list[str]]
 MicroBatch = list[Part]
 
 
-def count_labels(
-    batches: list[dict], accelerator: Accelerator, factors: list[float] | None = None
-) -> dict[str, Tensor]:
-    """Labels of each kind in `batches` on all processes, as scalar tensors; each batch counts by its factor."""
+def count_labels(batches: list[dict], accelerator: Accelerator) -> dict[str, Tensor]:
+    """Labels of each kind in `batches` on all processes, as scalar tensors."""
     counts = torch.zeros(3, device=accelerator.device)
-    for batch, factor in zip(batches, factors or [1.0] * len(batches), strict=True):
-        counts += factor * torch.stack([batch[mask].sum() for mask in LABEL_MASKS]).to(accelerator.device)
+    for batch in batches:
+        counts += torch.stack([batch[mask].sum() for mask in LABEL_MASKS]).to(accelerator.device)
     energy, forces, equilibrium = accelerator.reduce(counts, reduction="sum")
     return {"energy": energy, "forces": forces, "equilibrium": equilibrium}
 

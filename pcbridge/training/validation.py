@@ -49,18 +49,28 @@ class Validation:
             sample_rows(source, self.settings.max_molecules) for source in data.examples(stage.sources, "validation")
         ]
         all_weights, all_rows = sum(source.weight for source in stage.sources), sum(map(len, sources))
-        parts: list[tuple[float, dict]] = []
-        for source, examples in zip(stage.sources, sources, strict=True):
-            # By these factors a source has the share of all rows that it has of the batches of training.
-            factor = source.weight / all_weights * all_rows / len(examples)
+        # By these factors a source has the share of all rows that it has of the batches of training.
+        self.factors = [
+            source.weight / all_weights * all_rows / len(examples)
+            for source, examples in zip(stage.sources, sources, strict=True)
+        ]
+        parts: list[tuple[int, dict]] = []
+        for number, examples in enumerate(sources):
             examples = sorted(examples, key=lambda example: example.graph.num_atoms)
             for start in range(0, len(examples), config.batch_size):
                 micro_batch = examples[start : start + config.batch_size]
-                parts += [(factor, batch) for batch, _ in collate_in_parts(micro_batch, config.max_pairs)]
+                parts += [(number, batch) for batch, _ in collate_in_parts(micro_batch, config.max_pairs)]
         # Every process takes its share, however many there are.
         own = range(accelerator.process_index, len(parts), accelerator.num_processes)
         self.batches = [(place, *parts[place]) for place in own]
-        self.counts = count_labels([batch for *_, batch in self.batches], accelerator, [f for _, f, _ in self.batches])
+        of_sources = [
+            count_labels([batch for _, source, batch in self.batches if source == number], accelerator)
+            for number in range(len(sources))
+        ]
+        self.counts = {
+            kind: torch.stack([f * counts[kind] for f, counts in zip(self.factors, of_sources, strict=True)]).sum()
+            for kind in of_sources[0]
+        }
 
     def __call__(self, average: PCBridgeModel, step: int, so_far: BestSoFar | None) -> tuple[float, BestSoFar]:
         """The validation loss of `average` after `step` updates, and which weights are best now; `best` holds them."""
@@ -84,11 +94,11 @@ class Validation:
         was_training = model.training
         model.eval()
         total = torch.zeros((), device=self.accelerator.device)
-        for place, factor, batch in self.batches:
+        for place, source, batch in self.batches:
             batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
             generator = noise_generator(self.config, self.accelerator, place)
             output = training_loss(model, batch, self.stage.losses, generator, self.accelerator, self.counts)
-            total += factor * output.loss.float()
+            total += self.factors[source] * output.loss.float()
         model.train(was_training)
         return self.accelerator.reduce(total, reduction="sum").item()
 
