@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .atoms_of import atoms_of
+from .atoms_of import add_to_atoms, atoms_of
 from .molecular_graph import PAIR_PADDING, PAIR_PATH_OF_2
 
 # Molecules of fewer atoms are faster with all pairs.
@@ -158,19 +158,11 @@ class NeighbourLists(NamedTuple):
 
     def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Products (B, H, N, K) of queries (B, H, N, d) with the keys (B, H, N, d) that they see."""
-        products = queries.transpose(1, 2).unsqueeze(-2) @ self._seen(keys).mT
-        return products.squeeze(-2).transpose(1, 2)
+        return _Scores.apply(queries, keys.to(queries.dtype), self.neighbours)
 
     def gather_sum(self, weights: Tensor, values: Tensor) -> Tensor:
         """Sums (B, H, N, d) of the values (B, H, N, d) that an atom sees, by weights (B, H, N, K)."""
-        sums = weights.transpose(1, 2).unsqueeze(-2) @ self._seen(values)
-        return sums.squeeze(-2).transpose(1, 2)
-
-    def _seen(self, values: Tensor) -> Tensor:
-        """(B, H, N, d) -> (B, N, H, K, d)."""
-        heads = values.transpose(1, 2)
-        # Rows of all heads at once, as short ones are slow to add back.
-        return atoms_of(heads.flatten(2), self.neighbours).unflatten(-1, heads.shape[2:]).transpose(2, 3)
+        return _GatherSum.apply(weights.to(values.dtype), values, self.neighbours)
 
 
 PairLayout = AllPairs | NeighbourLists
@@ -228,3 +220,71 @@ class _Fold(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return _Unfold.apply(gradient, *ctx.saved_tensors), None, None, None
+
+
+# Of lists the gathered keys and values, (B, N, K, C), would be most of what autograd keeps. These three gather them
+# anew instead, and are each other's derivatives, to any order.
+
+
+class _Scores(torch.autograd.Function):
+    """s_ij = x_i . y_n(i, j): (B, H, N, d) twice and neighbours (B, N, K) -> (B, H, N, K)."""
+
+    @staticmethod
+    def forward(queries, keys, neighbours):
+        with torch.autocast(keys.device.type, enabled=False):
+            products = queries.transpose(1, 2).unsqueeze(-2) @ _seen(keys, neighbours).mT
+        return products.squeeze(-2).transpose(1, 2)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        queries, keys, neighbours = ctx.saved_tensors
+        return _GatherSum.apply(gradient, keys, neighbours), _ScatterSum.apply(gradient, queries, neighbours), None
+
+
+class _GatherSum(torch.autograd.Function):
+    """x_i = sum_j w_ij y_n(i, j): (B, H, N, K), (B, H, N, d) and neighbours (B, N, K) -> (B, H, N, d)."""
+
+    @staticmethod
+    def forward(weights, values, neighbours):
+        with torch.autocast(values.device.type, enabled=False):
+            sums = weights.transpose(1, 2).unsqueeze(-2) @ _seen(values, neighbours)
+        return sums.squeeze(-2).transpose(1, 2)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        weights, values, neighbours = ctx.saved_tensors
+        return _Scores.apply(gradient, values, neighbours), _ScatterSum.apply(weights, gradient, neighbours), None
+
+
+class _ScatterSum(torch.autograd.Function):
+    """y_a = sum over (i, j) with n(i, j) = a of w_ij x_i: shapes as of `_GatherSum`, whose transpose it is."""
+
+    @staticmethod
+    def forward(weights, values, neighbours):
+        parts = (weights.permute(0, 2, 3, 1).unsqueeze(-1) * values.transpose(1, 2).unsqueeze(2)).flatten(-2)
+        sums = add_to_atoms(parts, neighbours, values.shape[2])
+        return sums.unflatten(-1, (values.shape[1], -1)).transpose(1, 2)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        weights, values, neighbours = ctx.saved_tensors
+        return _Scores.apply(values, gradient, neighbours), _GatherSum.apply(weights, gradient, neighbours), None
+
+
+def _seen(values: Tensor, neighbours: Tensor) -> Tensor:
+    """(B, H, N, d) -> (B, N, H, K, d)."""
+    heads = values.transpose(1, 2)
+    # Rows of all heads at once, as short ones are slow to take.
+    return atoms_of(heads.flatten(2), neighbours).unflatten(-1, heads.shape[2:]).transpose(2, 3)

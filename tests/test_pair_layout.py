@@ -147,3 +147,17 @@ def test_all_pairs_where_they_are_faster_or_must_be(chains, monkeypatch):
     assert chosen(*large, cutoff=None) is AllPairs
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert chosen(*large) is AllPairs
+
+
+def test_sums_over_lists_have_derivatives_to_second_order():
+    """Products with keys, sums of values and, as their derivatives, sums over those that see an atom."""
+    generator = torch.Generator().manual_seed(0)
+    neighbours = torch.randint(5, (2, 5, 3), generator=generator)
+    layout = NeighbourLists(neighbours, torch.ones_like(neighbours, dtype=torch.bool))
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(2, 2, 5, *shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    for function, inputs in ((layout.scores, (random(4), random(4))), (layout.gather_sum, (random(3), random(4)))):
+        assert torch.autograd.gradcheck(function, inputs)
+        assert torch.autograd.gradgradcheck(function, inputs)
