@@ -286,6 +286,15 @@ def test_mixed_precision_follows_float32(tmp_path, fresh_accelerate, monkeypatch
         assert records[precision][name] != records["no"][name]
 
 
+def test_the_second_stage_has_batches_and_noise_of_its_own(tmp_path):
+    """Of two equal stages that change nothing the second would have the losses of the first."""
+    config = small_config(tmp_path)
+    stage = replace(config.stage1, num_steps=1, learning_rate=1e-30)
+    first, second = (history[0] for history in run(replace(config, stage1=stage, stage2=stage))["histories"].values())
+    assert first["energy_loss"] != second["energy_loss"]
+    assert first["denoising_loss"] != second["denoising_loss"]
+
+
 def test_deterministic_refuses_sums_without_an_order(tmp_path, monkeypatch):
     """An operation that has no ordered form ends the run; without the option it goes through."""
 
