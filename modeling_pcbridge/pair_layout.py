@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .atoms_of import add_to_atoms, atoms_of
+from .atoms_of import atoms_of
 from .molecular_graph import PAIR_PADDING, PAIR_PATH_OF_2
 
 # Molecules of fewer atoms are faster with all pairs.
@@ -107,10 +107,12 @@ class NeighbourLists(NamedTuple):
     Attributes:
         neighbours: (B, N, K), padded by the atom itself.
         is_real: (B, N, K) bool, False on padding.
+        opposites: (B, N, K), where in the N K entries the same pair is, seen from its other atom; padding is its own.
     """
 
     neighbours: Tensor
     is_real: Tensor
+    opposites: Tensor
 
     @classmethod
     @torch.no_grad()
@@ -132,7 +134,10 @@ class NeighbourLists(NamedTuple):
         neighbours = atoms[:, None].repeat(len(positions), 1, longest)
         # Both run through the atoms in order, and through what each sees in order.
         neighbours[is_real] = is_seen.nonzero()[:, -1]
-        return cls(neighbours, is_real)
+        places = torch.arange(num_atoms * longest, device=positions.device).view(num_atoms, longest)
+        # How many atoms j sees before i, which is where i is in its list.
+        before = (is_seen.cumsum(-1, dtype=torch.int32) - 1).mT.gather(-1, neighbours)
+        return cls(neighbours, is_real, torch.where(is_real, neighbours * longest + before, places))
 
     @property
     def is_self(self) -> Tensor:
@@ -158,11 +163,11 @@ class NeighbourLists(NamedTuple):
 
     def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Products (B, H, N, K) of queries (B, H, N, d) with the keys (B, H, N, d) that they see."""
-        return _Scores.apply(queries, keys.to(queries.dtype), self.neighbours)
+        return _Scores.apply(queries, keys.to(queries.dtype), self.neighbours, self.opposites)
 
     def gather_sum(self, weights: Tensor, values: Tensor) -> Tensor:
         """Sums (B, H, N, d) of the values (B, H, N, d) that an atom sees, by weights (B, H, N, K)."""
-        return _GatherSum.apply(weights.to(values.dtype), values, self.neighbours)
+        return _GatherSum.apply(weights.to(values.dtype), values, self.neighbours, self.opposites)
 
 
 PairLayout = AllPairs | NeighbourLists
@@ -222,15 +227,16 @@ class _Fold(torch.autograd.Function):
         return _Unfold.apply(gradient, *ctx.saved_tensors), None, None, None
 
 
-# Of lists the gathered keys and values, (B, N, K, C), would be most of what autograd keeps. These three gather them
-# anew instead, and are each other's derivatives, to any order.
+# Of lists the gathered keys and values, (B, N, K, C), would be most of what autograd keeps. These gather them anew
+# instead, and are each other's derivatives, to any order. As lists are symmetric, what an atom gives to those that see
+# it is gathered from them too, so nothing is added in an order that changes from run to run.
 
 
 class _Scores(torch.autograd.Function):
-    """s_ij = x_i . y_n(i, j): (B, H, N, d) twice and neighbours (B, N, K) -> (B, H, N, K)."""
+    """s_ij = x_i . y_n(i, j): (B, H, N, d) twice, neighbours and opposites (B, N, K) -> (B, H, N, K)."""
 
     @staticmethod
-    def forward(queries, keys, neighbours):
+    def forward(queries, keys, neighbours, opposites):
         with torch.autocast(keys.device.type, enabled=False):
             products = queries.transpose(1, 2).unsqueeze(-2) @ _seen(keys, neighbours).mT
         return products.squeeze(-2).transpose(1, 2)
@@ -241,15 +247,16 @@ class _Scores(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        queries, keys, neighbours = ctx.saved_tensors
-        return _GatherSum.apply(gradient, keys, neighbours), _ScatterSum.apply(gradient, queries, neighbours), None
+        queries, keys, *lists = ctx.saved_tensors
+        of_keys = _GatherSum.apply(_Opposite.apply(gradient, lists[1]), queries, *lists)
+        return _GatherSum.apply(gradient, keys, *lists), of_keys, None, None
 
 
 class _GatherSum(torch.autograd.Function):
-    """x_i = sum_j w_ij y_n(i, j): (B, H, N, K), (B, H, N, d) and neighbours (B, N, K) -> (B, H, N, d)."""
+    """x_i = sum_j w_ij y_n(i, j): (B, H, N, K), (B, H, N, d), neighbours and opposites (B, N, K) -> (B, H, N, d)."""
 
     @staticmethod
-    def forward(weights, values, neighbours):
+    def forward(weights, values, neighbours, opposites):
         with torch.autocast(values.device.type, enabled=False):
             sums = weights.transpose(1, 2).unsqueeze(-2) @ _seen(values, neighbours)
         return sums.squeeze(-2).transpose(1, 2)
@@ -260,27 +267,29 @@ class _GatherSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        weights, values, neighbours = ctx.saved_tensors
-        return _Scores.apply(gradient, values, neighbours), _ScatterSum.apply(weights, gradient, neighbours), None
+        weights, values, *lists = ctx.saved_tensors
+        of_values = _GatherSum.apply(_Opposite.apply(weights, lists[1]), gradient, *lists)
+        return _Scores.apply(gradient, values, *lists), of_values, None, None
 
 
-class _ScatterSum(torch.autograd.Function):
-    """y_a = sum over (i, j) with n(i, j) = a of w_ij x_i: shapes as of `_GatherSum`, whose transpose it is."""
+class _Opposite(torch.autograd.Function):
+    """w_ij -> w_ji, (B, H, N, K), by the opposites (B, N, K). Its own transpose."""
 
     @staticmethod
-    def forward(weights, values, neighbours):
-        parts = (weights.permute(0, 2, 3, 1).unsqueeze(-1) * values.transpose(1, 2).unsqueeze(2)).flatten(-2)
-        sums = add_to_atoms(parts, neighbours, values.shape[2])
-        return sums.unflatten(-1, (values.shape[1], -1)).transpose(1, 2)
+    def forward(weights, opposites):
+        return (
+            weights.flatten(-2)
+            .gather(-1, opposites.flatten(1).unsqueeze(1).expand(-1, weights.shape[1], -1))
+            .view_as(weights)
+        )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
+        ctx.save_for_backward(inputs[1])
 
     @staticmethod
     def backward(ctx, gradient):
-        weights, values, neighbours = ctx.saved_tensors
-        return _Scores.apply(values, gradient, neighbours), _GatherSum.apply(weights, gradient, neighbours), None
+        return _Opposite.apply(gradient, *ctx.saved_tensors), None
 
 
 def _seen(values: Tensor, neighbours: Tensor) -> Tensor:

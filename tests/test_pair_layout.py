@@ -7,6 +7,7 @@ from rdkit import Chem
 
 from modeling_pcbridge import LossSettings
 from modeling_pcbridge.graph_batch import GraphBatch
+from modeling_pcbridge.molecular_graph import PAIR_PADDING
 from modeling_pcbridge.pair_layout import AllPairs, NeighbourLists, Sight, layout_of
 
 LOCAL = {**FORMS["extensive"], "structure_cutoff": 3.0}
@@ -150,14 +151,16 @@ def test_all_pairs_where_they_are_faster_or_must_be(chains, monkeypatch):
 
 
 def test_sums_over_lists_have_derivatives_to_second_order():
-    """Products with keys, sums of values and, as their derivatives, sums over those that see an atom."""
+    """Products with keys and sums of values, where some atoms see fewer than others."""
     generator = torch.Generator().manual_seed(0)
-    neighbours = torch.randint(5, (2, 5, 3), generator=generator)
-    layout = NeighbourLists(neighbours, torch.ones_like(neighbours, dtype=torch.bool))
+    positions = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
+    layout = NeighbourLists.of(torch.full((2, 5, 5), PAIR_PADDING + 1), positions, Sight(2.5))
+    assert 0 < layout.is_real.sum() < layout.is_real.numel()
+    size = layout.neighbours.shape[-1]
 
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(2, 2, 5, *shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    def random(num: int) -> torch.Tensor:
+        return torch.randn(2, 2, 5, num, generator=generator, dtype=torch.float64, requires_grad=True)
 
-    for function, inputs in ((layout.scores, (random(4), random(4))), (layout.gather_sum, (random(3), random(4)))):
+    for function, inputs in ((layout.scores, (random(4), random(4))), (layout.gather_sum, (random(size), random(4)))):
         assert torch.autograd.gradcheck(function, inputs)
         assert torch.autograd.gradgradcheck(function, inputs)
