@@ -54,12 +54,14 @@ class Arm:
         title: in tables.
         fields: of the model's config that differ from the preset.
         largest: heavy atoms of the B3LYP/6-31G* labels.
+        one_each: one label of each molecule in place of up to four, of other geometries.
         is_curve: whether it is trained with each of `_COUNTS`, or with all labels only.
     """
 
     title: str
     fields: dict
     largest: int = MAX_HEAVY_ATOMS
+    one_each: bool = False
     is_curve: bool = False
 
 
@@ -71,6 +73,7 @@ ARMS = {
     "differences": Arm("with GFN2-xTB, differences", _DIFFERENCES, is_curve=True),
     "up_to_5": Arm("the same, labels of up to 5 heavy atoms", _DIFFERENCES, 5),
     "up_to_7": Arm("the same, labels of up to 7 heavy atoms", _DIFFERENCES, 7),
+    "one_each": Arm("the same, one label of each molecule", _DIFFERENCES, one_each=True),
     "all_atoms": Arm("the same, attention over all atoms", _DIFFERENCES | {"attention_cutoff": None}),
 }
 _TESTS = {
@@ -81,23 +84,21 @@ _EVALUATION_BATCH = 16
 _GFN2_LABELS = DATA / "fragments_gfn2_more"
 
 
-def write_labels(count: int | None, largest: int, seed: int, folder: Path) -> int:
-    """At least `count` labels of random molecules, all for None, as a source in `folder`; returns their number.
-
-    Of molecules of up to `largest` heavy atoms.
-    """
+def write_labels(count: int | None, arm: Arm, seed: int, folder: Path) -> int:
+    """At least `count` labels of random molecules, all for None, as a source in `folder`; returns their number."""
     rows = pq.read_table(parquet_path("fragments", "train"))
     names, elements = (rows[column].to_pylist() for column in ("molecule_id", "atomic_numbers"))
     places = defaultdict(list)
     for place, name in enumerate(names):
-        if sum(number > 1 for number in elements[place]) <= largest:
+        if sum(number > 1 for number in elements[place]) <= arm.largest:
             places[name].append(place)
     molecules = sorted(places)
-    random.Random(seed).shuffle(molecules)
+    generator = random.Random(seed)
+    generator.shuffle(molecules)
     chosen: list[int] = []
     for molecule in molecules:
         if count is None or len(chosen) < count:
-            chosen += places[molecule]
+            chosen += [generator.choice(places[molecule])] if arm.one_each else places[molecule]
     path = folder / "train" / "labels.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(rows.take(pa.array(sorted(chosen))), path)
@@ -107,7 +108,7 @@ def write_labels(count: int | None, largest: int, seed: int, folder: Path) -> in
 def run(name: str, count: int | None, updates: int, seed: int, output: Path) -> dict:
     """Train an arm with so many labels, and evaluate."""
     arm, labels = ARMS[name], output / "labels"
-    number = write_labels(count, arm.largest, seed, labels)
+    number = write_labels(count, arm, seed, labels)
     sources, cheap = [SourceConfig(str(labels), structures=False)], 0
     if GFN2_XTB in arm.fields["energy_levels_of_theory"]:
         sources.append(SourceConfig(str(_GFN2_LABELS), weight=3, structures=False))
