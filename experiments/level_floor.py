@@ -73,8 +73,9 @@ def report(molecules: Sequence[Molecule], minima: dict[str, np.ndarray], checkpo
         "# How far apart two levels of theory are",
         "",
         f"{len(taken)} outside molecules of up to {_MAX_HEAVY_ATOMS} heavy atoms ({', '.join(m.name for m in taken)}): "
-        "errors against their r2SCAN-3c minima / against the B3LYP/6-31G* minima below these; means over molecules. The "
-        "last row is what a perfect model of B3LYP/6-31G* would have. Starts of the models are MMFF94 minima. Written by `python -m experiments.level_floor`.",
+        "errors against their r2SCAN-3c minima / against the B3LYP/6-31G* minima below these; means over molecules. "
+        "The last row is what a perfect model of B3LYP/6-31G* would have. Starts of the models are MMFF94 minima. "
+        "Written by `python -m experiments.level_floor`.",
         "",
         "| | " + " | ".join(title for title, _ in _METRICS.values()) + " |",
         "|---" * (len(_METRICS) + 1) + "|",
