@@ -9,6 +9,8 @@ from modeling_pcbridge.training_coverage import ENVIRONMENT_RADIUS, TrainingCove
 
 from .sharded import ShardedExamples
 
+_MOST_ROWS = 200_000
+
 
 class SourceCoverage(NamedTuple):
     """What a source can teach.
@@ -25,10 +27,13 @@ class SourceCoverage(NamedTuple):
 
 
 def coverage_of(examples: ShardedExamples) -> SourceCoverage:
-    """What `examples` cover: each different SMILES of the rows is read once, which takes less than parsing all rows."""
+    """What `examples` cover: each different SMILES of the rows is read once, which takes less than parsing all rows.
+
+    Of more than `_MOST_ROWS` rows every so many-th: a millisecond for each SMILES, while other processes wait.
+    """
     largest_labelled, largest_structure = 0, 0
     charges_labelled, charges_of_structures, environments = set[int](), set[int](), set[int]()
-    for smiles, is_labelled, is_structure in examples.molecules():
+    for smiles, is_labelled, is_structure in examples.molecules(_MOST_ROWS):
         mol = Chem.MolFromSmiles(smiles)
         size, charge = mol.GetNumHeavyAtoms(), Chem.GetFormalCharge(mol)
         if is_labelled:

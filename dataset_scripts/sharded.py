@@ -174,12 +174,17 @@ class ShardedExamples(Sequence[Example]):
         with Pool(num_processes, _set_shards, (self,)) as pool:
             self._parsed = dict(enumerate(pool.imap(_example_at, range(len(self)), chunksize=64)))
 
-    def molecules(self) -> set[tuple[str, bool, bool]]:
-        """SMILES of the rows that count, with whether such a row is labelled, and whether it serves as a structure."""
+    def molecules(self, most: int) -> set[tuple[str, bool, bool]]:
+        """SMILES of the rows that count, with whether such a row is labelled, and whether it serves as a structure.
+
+        Of more than `most` rows every so many-th, so that memory and time are bounded.
+        """
+        stride = -(-len(self) // most)
         found: set[tuple[str, bool, bool]] = set()
         known = pa.array(self.levels_of_theory)
         for table in self._columns("smiles", "energy_level_of_theory", "equilibrium_level_of_theory"):
-            smiles, label_level, minimum_level = table.columns
+            rows = np.arange(0, table.num_rows, max(stride, 1))
+            smiles, label_level, minimum_level = table.take(rows).columns
             # Forces at a minimum are zero, see `example_from_row`.
             labelled = pc.or_(pc.is_in(label_level, known), pc.is_in(minimum_level, known))
             structure = pc.and_(minimum_level.is_valid(), self.structures)

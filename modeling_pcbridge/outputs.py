@@ -42,7 +42,8 @@ class StructureOutput(ModelOutput):
         positions: (B, num_samples, N, 3), angstrom, each centred; zero on padding.
         is_sound: (B, num_samples) bool, on the CPU: whether nothing is wrong with the structure as one of its graph.
         faults: for each molecule and sample what is wrong, as `StructureChecks.faults` names it: bonds broken or
-            formed, atoms too close, stereo marks, aromatic rings, double bonds and amides out of their plane.
+            formed, atoms too close, stereo marks, aromatic rings, double bonds and amides out of their plane; and with
+            `relaxation_steps="converged"` that the relaxation has not.
         beyond_training: for each molecule in what it goes beyond the training data, as `beyond_training` says; None
             for a model that does not know.
     """

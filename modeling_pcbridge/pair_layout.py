@@ -229,7 +229,7 @@ class _Fold(torch.autograd.Function):
 
 # Of lists the gathered keys and values, (B, N, K, C), would be most of what autograd keeps. These gather them anew
 # instead, and are each other's derivatives, to any order. As lists are symmetric, what an atom gives to those that see
-# it is gathered from them too, so nothing is added in an order that changes from run to run.
+# it is gathered from them too.
 
 
 class _Scores(torch.autograd.Function):
@@ -248,8 +248,12 @@ class _Scores(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         queries, keys, *lists = ctx.saved_tensors
-        of_keys = _GatherSum.apply(_Opposite.apply(gradient, lists[1]), queries, *lists)
-        return _GatherSum.apply(gradient, keys, *lists), of_keys, None, None
+        of_queries = of_keys = None
+        if ctx.needs_input_grad[0]:
+            of_queries = _GatherSum.apply(gradient, keys, *lists)
+        if ctx.needs_input_grad[1]:
+            of_keys = _GatherSum.apply(_Opposite.apply(gradient, lists[1]), queries, *lists)
+        return of_queries, of_keys, None, None
 
 
 class _GatherSum(torch.autograd.Function):
@@ -268,8 +272,12 @@ class _GatherSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         weights, values, *lists = ctx.saved_tensors
-        of_values = _GatherSum.apply(_Opposite.apply(weights, lists[1]), gradient, *lists)
-        return _Scores.apply(gradient, values, *lists), of_values, None, None
+        of_weights = of_values = None
+        if ctx.needs_input_grad[0]:
+            of_weights = _Scores.apply(gradient, values, *lists)
+        if ctx.needs_input_grad[1]:
+            of_values = _GatherSum.apply(_Opposite.apply(weights, lists[1]), gradient, *lists)
+        return of_weights, of_values, None, None
 
 
 class _Opposite(torch.autograd.Function):

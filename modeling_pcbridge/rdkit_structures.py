@@ -58,23 +58,34 @@ def _was_interrupted(mol: Chem.Mol, parameters: rdDistGeom.EmbedParameters) -> b
 
 
 def mmff_minima(mol: Chem.Mol, starts: np.ndarray) -> np.ndarray | None:
-    """The MMFF94 minima (S, N, 3) below (S, N, 3) structures; None where MMFF94 lacks parameters."""
+    """The MMFF94 minima (S, N, 3) below (S, N, 3) structures, or near; None where MMFF94 lacks parameters."""
+    found = _mmff_optimised(mol, starts)
+    return None if found is None else found[0]
+
+
+def _mmff_optimised(mol: Chem.Mol, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """As `mmff_minima`, and whether each minimum was reached, (S,) bool."""
     if not rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
         return None
     mol = with_conformers(mol, *starts)
-    rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(mol, maxIters=_MAX_MMFF_STEPS)
-    return np.array([conformer.GetPositions() for conformer in mol.GetConformers()])
+    ends = rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(mol, maxIters=_MAX_MMFF_STEPS)
+    return np.array([conformer.GetPositions() for conformer in mol.GetConformers()]), np.array(
+        [e == 0 for e, _ in ends]
+    )
 
 
 def mmff_minimum(mol: Chem.Mol) -> tuple[np.ndarray, None]:
     """The MMFF94 minimum (N, 3), angstrom, below the structure of `mol`; its energy is no total energy, so none.
 
     Raises:
-        CalculationError: MMFF94 lacks parameters.
+        CalculationError: MMFF94 lacks parameters, or no minimum was found.
     """
-    minima = mmff_minima(mol, mol.GetConformer().GetPositions()[None])
-    if minima is None:
+    found = _mmff_optimised(mol, mol.GetConformer().GetPositions()[None])
+    if found is None:
         raise CalculationError("MMFF94 has no parameters for this molecule")
+    minima, is_reached = found
+    if not is_reached[0]:
+        raise CalculationError(f"no MMFF94 minimum in {_MAX_MMFF_STEPS} steps")
     return minima[0], None
 
 

@@ -20,6 +20,8 @@ SamplingMethod = Literal["ddim", "denoising", "refine", "mean_shift", "correct"]
 METHODS_FROM_POSITIONS = ("refine", "mean_shift", "correct")
 # What would be the same if it were drawn again.
 _METHODS_WITHOUT_NOISE = ("mean_shift", "correct")
+# The fault of a structure that should lie at a minimum of E.
+UNFINISHED = f"forces above {MAX_FORCE:g} eV/angstrom after {MAX_EVALUATIONS} steps of relaxation"
 # What is told of each step of the reverse process: (rows, step, positions), see `PCBridgeModel.predict_structure`.
 OnStep = Callable[[Tensor, int, Tensor], None]
 
@@ -117,11 +119,13 @@ def sample_structures(
     if starts is not None:
         starts = centre(starts.to(torch.promote_types(model.dtype, torch.float32)), graph.atom_mask)
 
-    def draw(rows: Tensor, attempt: int) -> Tensor:
-        """The structures of some samples, (len(rows), N, 3), in turns that bound the memory."""
-        return torch.cat([draw_at_once(some, attempt) for some in rows.split(graph.rows_at_once)])
+    def draw(rows: Tensor, attempt: int) -> tuple[Tensor, list[list[str]]]:
+        """The structures of some samples, (len(rows), N, 3), in turns that bound the memory, and their faults."""
+        turns = [draw_at_once(some, attempt) for some in rows.split(graph.rows_at_once)]
+        structures, is_finished = (torch.cat(parts) for parts in zip(*turns, strict=True))
+        return structures, faults_of(structures, is_finished, rows)
 
-    def draw_at_once(rows: Tensor, attempt: int) -> Tensor:
+    def draw_at_once(rows: Tensor, attempt: int) -> tuple[Tensor, Tensor]:
         of_molecules = rows // settings.num_samples
         num_atoms = [molecules[place].num_atoms for place in of_molecules.tolist()]
         places = of_molecules.to(graph.atom_mask.device, non_blocking=True)
@@ -137,20 +141,19 @@ def sample_structures(
 
     checks = [StructureChecks(molecule) for molecule in molecules]
 
-    def faults_of(structures: Tensor, rows: Tensor) -> list[list[str]]:
+    def faults_of(structures: Tensor, is_finished: Tensor, rows: Tensor) -> list[list[str]]:
         arrays, places = structures.double().cpu().numpy(), (rows // settings.num_samples).tolist()
-        return [checks[k].faults(array[: molecules[k].num_atoms]) for k, array in zip(places, arrays, strict=True)]
+        faults = [checks[k].faults(array[: molecules[k].num_atoms]) for k, array in zip(places, arrays, strict=True)]
+        return [f if done else [*f, UNFINISHED] for f, done in zip(faults, is_finished.tolist(), strict=True)]
 
-    rows = torch.arange(len(seeds))
-    samples = draw(rows, attempt=0)
-    faults = faults_of(samples, rows)
+    samples, faults = draw(torch.arange(len(seeds)), attempt=0)
     for attempt in range(1, settings.num_attempts):
         wrong = torch.tensor([row for row, of_sample in enumerate(faults) if of_sample], dtype=torch.int64)
         if len(wrong) == 0:
             break
-        again = draw(wrong, attempt)
+        again, faults_again = draw(wrong, attempt)
         samples[wrong.to(samples.device)] = again
-        for row, of_sample in zip(wrong.tolist(), faults_of(again, wrong), strict=True):
+        for row, of_sample in zip(wrong.tolist(), faults_again, strict=True):
             faults[row] = of_sample
     per_molecule = [faults[first : first + shape[1]] for first in range(0, len(faults), shape[1])]
     return samples.unflatten(0, shape), per_molecule
@@ -164,8 +167,10 @@ def draw_structures(
     settings: SamplingSettings,
     starts: Tensor | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """One structure of each of B molecules, (B, N, 3), angstrom, whatever its stereo marks are.
+
+    And whether each is finished, (B,) bool: a relaxation until it has converged may not have.
 
     Args:
         model: a `PCBridgeModel`.
@@ -197,15 +202,16 @@ def draw_structures(
             structures = _reverse(model, graph, starts, noise, scheduler, timesteps, settings.eta, on_step)
         if settings.mean_shift_steps > 0:
             structures = model.mean_shift(graph, structures, settings.mean_shift_steps)
+    is_finished = torch.ones(len(structures), dtype=torch.bool, device=structures.device)
     if settings.relaxation_steps == "converged":
         at_level = partial(model.detached_energy_and_forces, level_of_theory=settings.relaxation_level)
         relaxed = relax(at_level, graph, structures, MAX_FORCE, MAX_EVALUATIONS)
-        structures = centre(relaxed.positions, graph.atom_mask)
+        structures, is_finished = centre(relaxed.positions, graph.atom_mask), relaxed.converged
     elif settings.relaxation_steps > 0:
         structures = model.relax(graph, structures, settings.relaxation_steps)
     if on_step is not None and settings.relaxation_steps != 0:
         on_step(num_steps + 1, structures)
-    return structures
+    return structures, is_finished
 
 
 def _reverse_schedule(model, method: str, num_steps: int):

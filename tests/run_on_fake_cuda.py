@@ -150,7 +150,7 @@ def sample(settings: SamplingSettings) -> None:
     count = len(BATCH["positions"])
     starts = BATCH["positions"] if settings.method in ("refine", "mean_shift") else None
     with torch.no_grad(), patch.object(DiffusionSchedule, "ddim_scheduler", real_scheduler):
-        structures = draw_structures(MODEL, graph(), [9] * count, list(range(count)), settings, starts)
+        structures, _ = draw_structures(MODEL, graph(), [9] * count, list(range(count)), settings, starts)
     assert structures.device.type == "cuda" and structures.dtype == torch.float32
 
 

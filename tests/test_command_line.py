@@ -231,6 +231,7 @@ def test_same_seed_same_file_whatever_the_batches(smiles_file, tmp_path):
         ),
         (["in.smi", "--workers", "2"], "--workers needs an --output that is a folder"),
         (["in.smi", "--method", "ddim", "--num_conformers", "2"], "--num_conformers is no option of --method ddim"),
+        (["in.smi", "--method", "mean_shift", "--num_samples", "2"], "so all --num_samples would be the same"),
         (["in.smi", "--rank_by", "energy"], "--rank_by is no option of --method conformers"),
         (["in.smi", "--energy_window", "-1"], "a number that is not negative, not -1"),
         (["in.smi", "--method", "ddim", "--steps", "2000"], "--steps: num_inference_steps of ddim must lie in 2..1000"),

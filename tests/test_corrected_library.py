@@ -3,6 +3,7 @@
 import logging
 import shutil
 import sys
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -163,7 +164,7 @@ def test_an_unknown_source_and_a_model_without_forces_have_their_sentence(tmp_pa
         assert stopped.value.code == 1 and reason in capsys.readouterr().err
 
 
-def test_relaxed_rows_are_minima_of_the_model(model):
+def test_relaxed_rows_are_minima_of_the_model(model, monkeypatch):
     rows = load_bundled("drug_like", "validation").select(range(3))
     relaxed, left_out = corrected_library.corrected_rows(model, rows, 2, by="relax")
     assert len(relaxed) == 3 and not left_out
@@ -171,3 +172,6 @@ def test_relaxed_rows_are_minima_of_the_model(model):
     for graph, positions in padded_batches(model, [e.graph for e in examples], [e.positions for e in examples], 8):
         _, forces = model.energy_and_forces(graph, positions)
         assert forces.norm(dim=-1).max() < 0.03
+    relax = partial(model.relax_structure, max_evaluations=3)
+    monkeypatch.setattr(model, "relax_structure", relax)
+    assert corrected_library.corrected_rows(model, rows, by="relax") == ([], {"its relaxation did not converge": 3})

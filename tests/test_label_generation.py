@@ -25,6 +25,7 @@ from dataset_scripts.labelling import check_same_molecule, label, starting_struc
 from dataset_scripts.own_data import own_source
 from dataset_scripts.prepare import prepare
 from dataset_scripts.schema import FEATURES
+from modeling_pcbridge import rdkit_structures
 from modeling_pcbridge.rdkit_molecules import mol_from_smiles, with_structure
 
 RAW_LABELS = parquet_path("pm6", "test").parents[1] / "raw_labels" / "b3lyp_7_heavy_atoms.jsonl"
@@ -292,7 +293,7 @@ def test_generated_lines_are_read_as_labels_of_the_bundle(tmp_path):
         read_labels(path)
 
 
-def test_mmff94_gives_minima_without_energies():
+def test_mmff94_gives_minima_without_energies(monkeypatch):
     line = label({"molecule_id": "ester", "smiles": "CCOC(C)=O"}, "minimum", "mmff94")
     assert line["equilibrium_level_of_theory"] == "MMFF94"
     assert (line["energy"], line["forces"], line["energy_level_of_theory"]) == (None, None, None)
@@ -301,3 +302,5 @@ def test_mmff94_gives_minima_without_energies():
     field = ChemicalForceFields.MMFFGetMoleculeForceField(mol, properties)
     assert np.abs(field.CalcGrad()).max() < 0.05  # kcal/mol/angstrom
     assert "MMFF94 has no parameters" in label({"molecule_id": "b", "smiles": "CB(C)C"}, "minimum", "mmff94")["error"]
+    monkeypatch.setattr(rdkit_structures, "_MAX_MMFF_STEPS", 2)
+    assert "no MMFF94 minimum in 2 steps" in label({"molecule_id": "c", "smiles": "CCOC"}, "minimum", "mmff94")["error"]

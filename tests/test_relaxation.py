@@ -10,7 +10,7 @@ from rdkit import Chem
 from rdkit.Chem import ChemicalForceFields as force_fields
 from rdkit.Chem import rdDistGeom
 
-from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
+from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor, sampling
 from modeling_pcbridge.graph_batch import GraphBatch, pad_graphs, pad_positions
 from modeling_pcbridge.molecular_graph import graph_from_mol
 from modeling_pcbridge.relaxation import relax, relaxation_init, relaxation_step
@@ -213,6 +213,17 @@ def test_the_teacher_does_not_oscillate(model, displaced):
     energies = torch.stack(energies)
     assert (energies.diff(dim=0) < 0.02).all() and (energies.diff(dim=0).mean(1) < 0).all()
     assert forces[3] < 0.15 * forces[0] and forces[4] < 0.5 * forces[3] and forces[5] < forces[4]
+
+
+def test_structures_that_did_not_converge_are_no_predictions(model, monkeypatch):
+    inputs = PCBridgeProcessor()([embedded("CCO"), embedded("O")])
+
+    def faults() -> list:
+        return model.predict_structure(**inputs, method="mean_shift", relaxation_steps="converged").faults
+
+    assert faults() == [[[]], [[]]]
+    monkeypatch.setattr(sampling, "MAX_EVALUATIONS", 2)
+    assert faults()[0] == [[sampling.UNFINISHED]]
 
 
 def test_released_energy_relaxes_to_a_threshold(model):

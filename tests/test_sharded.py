@@ -53,6 +53,9 @@ def test_rows_are_those_of_the_shards(rows, folder):
         assert (got.molecule_id, got.energy) == (expected.molecule_id, expected.energy)
         np.testing.assert_array_equal(got.positions, expected.positions)
     assert examples.sizes.tolist() == [len(row["atomic_numbers"]) for row in rows]
+    assert {smiles for smiles, *_ in examples.molecules(60)} == {row["smiles"] for row in rows}
+    every_third = rows[:25:3] + rows[25:50:3] + rows[50::3]
+    assert {smiles for smiles, *_ in examples.molecules(20)} == {row["smiles"] for row in every_third}
     elsewhere = pickle.loads(pickle.dumps(examples))  # as a worker process gets it
     assert elsewhere[30].molecule_id == rows[30]["molecule_id"]
     with pytest.raises(IndexError):

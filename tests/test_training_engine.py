@@ -199,6 +199,22 @@ def test_a_full_disk_leaves_the_last_state(tmp_path):
     assert read_progress(state) == {"step": 10}
 
 
+def test_a_damaged_newer_state_goes_and_not_the_one_just_written(tmp_path):
+    model = small_model()
+    optimizer = torch.optim.Adam(model.parameters())
+    for step in (10, 20, 30):
+        save_training_state(tmp_path, {"model": model}, [optimizer], {"step": step}, keep=3)
+    save_training_state(tmp_path, {"model": model}, [optimizer], {"step": 15}, keep=1)
+    assert read_progress(newest_state(tmp_path)) == {"step": 15} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_processes_that_find_different_states_do_not_start(tmp_path, monkeypatch):
+    """As when output_dir is on a disk of each node, and only the first has states."""
+    monkeypatch.setattr(stage_training, "gather_object", lambda own: [*own, "step-00000010"])
+    with pytest.raises(TrainingStateError, match=r"\(None, step-00000010\) .*must be a folder that all of them share"):
+        run(small_config(tmp_path, resume="latest"))
+
+
 def test_states_are_pruned_and_an_earlier_run_is_set_aside(whole, tmp_path):
     folder, history = whole
     of_stage1, of_stage2 = state_folder(tmp_path), tmp_path / "training_state" / "consistency"

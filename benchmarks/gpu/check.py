@@ -144,7 +144,7 @@ class Check:
                             list(range(len(batch["positions"]))),
                             settings,
                             b["positions"] if starts else None,
-                        ).cpu()
+                        )[0].cpu()
                         for m, b in models
                     )
                     return (found - expected).norm(dim=-1).max().item()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from modeling_pcbridge.errors import PCBridgeError
 
-from .prediction_settings import CONFORMERS, OF_CONFORMERS, OF_OTHER_METHODS, PredictionSettings
+from .prediction_settings import CONFORMERS, METHODS_WITHOUT_NOISE, OF_CONFORMERS, OF_OTHER_METHODS, PredictionSettings
 
 # torch and RDKit are imported late, so that --help does not wait for them.
 
@@ -127,6 +127,8 @@ def _settings(arguments: argparse.Namespace, error) -> PredictionSettings:
     for name in OF_OTHER_METHODS if arguments.method == CONFORMERS else OF_CONFORMERS:
         if getattr(arguments, name) is not None:
             error(f"--{name} is no option of --method {arguments.method}")
+    if arguments.method in METHODS_WITHOUT_NOISE and (arguments.num_samples or 1) > 1:
+        error(f"--method {arguments.method} draws nothing, so all --num_samples would be the same")
     if not -(2**63) <= arguments.seed < 2**63:
         error(f"--seed must fit into 64 bits, which {arguments.seed} does not")
     if arguments.mean_shift_steps < 0:

@@ -221,8 +221,8 @@ def _sorted_out(molecule: Molecule, result: dict, origin: str, level_of_theory: 
     found, broken = [], []
     for k, faults in enumerate(result["faults"]):
         energy, force = float(result["energy"][k]), np.linalg.norm(result["forces"][k], axis=-1).max()
-        if not faults and not np.isfinite(energy):
-            faults = ["the predicted energy is not finite"]
+        if not faults and not np.isfinite([energy, force]).all():
+            faults = ["the predicted energy or forces are not finite"]
         if not faults and force > largest_force:
             faults = [f"forces of up to {force:.1f} eV/angstrom, so that no minimum is near"]
         if faults:

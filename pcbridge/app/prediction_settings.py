@@ -7,6 +7,8 @@ CONFORMERS = "conformers"
 # Settings that only this method has, and those that only the others have.
 OF_CONFORMERS = ("num_conformers", "energy_window", "rmsd_threshold")
 OF_OTHER_METHODS = ("num_samples", "rank_by")
+# Of which every sample would be the same.
+METHODS_WITHOUT_NOISE = ("mean_shift", "correct")
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,9 @@ def card_of_run(
     elements = ", ".join(table.GetElementSymbol(z) for z in model.supported_elements)
     start = f"It started from the weights of `{run.init_from}`. " if run.init_from else ""
     per_update = run.batch_size * run.gradient_accumulation_steps
+    at_most = "up to " if run.validation else ""  # the weights are those of the best validation
     trained = [
-        f"- {name}: {stage.num_steps:,} updates of {per_update} molecules per process from "
+        f"- {name}: {at_most}{stage.num_steps:,} updates of {per_update} molecules per process from "
         f"{', '.join(f'`{source.name}` (weight {source.weight:g})' for source in stage.sources)}"
         for name, stage in stages.items()
     ]

@@ -82,7 +82,9 @@ def corrected_rows(
             structures, graphs = _corrected_structures(model, of_level, level, in_parallel, by)
             faults = list(in_parallel(_faults, list(zip(graphs, structures, strict=True))))
         for row, structure, has_faults in zip(of_level, structures, faults, strict=True):
-            if has_faults:
+            if structure is None:
+                left_out["its relaxation did not converge"] += 1
+            elif has_faults:
                 left_out["is no longer a structure of its graph"] += 1
             else:
                 positions, at = structure.round(6).tolist(), f"{own} by PCBridge from {level}"
@@ -92,27 +94,29 @@ def corrected_rows(
 
 def _corrected_structures(
     model: PCBridgeModel, rows: list[dict], level: str, in_parallel: Callable[..., Iterable[Example]], by: str
-) -> tuple[list[np.ndarray], list[MolecularGraph]]:
-    """Of each row the structure (N, 3), angstrom, at the model's own level, and the graph."""
+) -> tuple[list[np.ndarray | None], list[MolecularGraph]]:
+    """Of each row the structure (N, 3), angstrom, at the model's own level, and the graph; None if not converged."""
     rows.sort(key=lambda row: len(row["atomic_numbers"]))  # so that batches have little padding
     parse = partial(example_from_row, levels_of_theory=(), resonance_invariant=model.config.resonance_invariant)
     examples = list(in_parallel(parse, rows))
     graphs, starts = [e.graph for e in examples], [e.positions for e in examples]
-    structures: list[np.ndarray] = []
+    structures: list[np.ndarray | None] = []
     with tqdm(total=len(graphs), unit="molecule", mininterval=10) as bar:
         for graph, positions in padded_batches(model, graphs, starts, _BATCH_SIZE.get(model.device.type, 8)):
             if by == "relax":
-                moved = model.relax_structure(positions, **graph.inputs).positions
+                relaxed = model.relax_structure(positions, **graph.inputs)
+                assert relaxed.converged is not None
+                of_batch = unpadded(graph, relaxed.positions)
+                structures += [s if c else None for s, c in zip(of_batch, relaxed.converged.tolist(), strict=True)]
             else:
-                moved = model.correct_structure(positions, level, **graph.inputs)
-            structures += unpadded(graph, moved)
+                structures += unpadded(graph, model.correct_structure(positions, level, **graph.inputs))
             bar.update(len(positions))
     return structures, graphs
 
 
-def _faults(of_graph: tuple[MolecularGraph, np.ndarray]) -> bool:
+def _faults(of_graph: tuple[MolecularGraph, np.ndarray | None]) -> bool:
     graph, structure = of_graph
-    return bool(StructureChecks(graph).faults(structure))
+    return structure is not None and bool(StructureChecks(graph).faults(structure))
 
 
 def _names(sources: Iterable[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
 from pcbridge.training.compilation import compiled
@@ -252,6 +252,12 @@ class _StageTraining:
             settings.setdefault(f"rows of {source.name}", []).append(examples.fingerprint)
         anew = Progress(json.loads(json.dumps(settings)))  # as a state gives them back
         state = None if self.config.resume is None else newest_state(self.state_folder)
+        seen = gather_object([None if state is None else state.name])
+        if len(set(seen)) > 1:
+            raise TrainingStateError(
+                f"the processes find different training states ({', '.join(map(str, seen))}) in {self.state_folder}: "
+                "output_dir must be a folder that all of them share"
+            )
         if state is None:
             return anew
         progress = Progress.from_dict(read_progress(state))

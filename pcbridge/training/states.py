@@ -65,8 +65,11 @@ def save_training_state(
         last = _states(folder)
         left = f"the last one is {last[-1]}" if last else "there is none before it"
         raise TrainingStateError(f"the training state {target} could not be written ({error}); {left}") from error
-    for old in _states(folder)[:-keep]:
-        shutil.rmtree(old)
+    states = _states(folder)
+    place = states.index(target)
+    # Newer ones are damaged, else the run would have gone on from them.
+    for other in states[: max(place + 1 - keep, 0)] + states[place + 1 :]:
+        shutil.rmtree(other)
 
 
 def newest_state(folder: Path) -> Path | None:
