@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
-from multiprocessing import Pool
+from multiprocessing import Pool, get_start_method
 from pathlib import Path
 from typing import NamedTuple
 
@@ -168,8 +168,11 @@ class ShardedExamples(Sequence[Example]):
         return example
 
     def parse_all(self, num_processes: int) -> None:
-        """Parse every row now, by several processes, so that no batch waits for it; only where all can be kept."""
-        if len(self) > _EXAMPLES_IN_MEMORY:
+        """Parse every row now, by several processes, so that no batch waits for it; only where all can be kept.
+
+        And where processes are forked: others get what the workers of a loader have of `__getstate__`, the index.
+        """
+        if len(self) > _EXAMPLES_IN_MEMORY or get_start_method() != "fork":
             return
         with Pool(num_processes, _set_shards, (self,)) as pool:
             self._parsed = dict(enumerate(pool.imap(_example_at, range(len(self)), chunksize=64)))
