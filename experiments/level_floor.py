@@ -87,6 +87,16 @@ def report(molecules: Sequence[Molecule], minima: dict[str, np.ndarray], checkpo
             for key, (_, digits) in _METRICS.items()
         ]
         text.append(f"| {name} | {' | '.join(cells)} |")
+    text += ["", "Bonds (angstrom) and angles (degrees) of each molecule against its B3LYP/6-31G* minimum:", ""]
+    shown = [f"{Path(checkpoint).name}, {name}" for name in _SHOWN]
+    text += [
+        f"| | {' | '.join(f'{name}, {what}' for name in shown for what in ('bonds', 'angles'))} |",
+        "|---" * 5 + "|",
+    ]
+    records = [measured(own, by_method[name], None)["records"] for name in shown]
+    for molecule in own:
+        cells = [f"{r[molecule.name]['bonds']:.4f} | {r[molecule.name]['angles']:.2f}" for r in records]
+        text.append(f"| {molecule.name} | {' | '.join(cells)} |")
     return "\n".join([*text, ""])
 
 
