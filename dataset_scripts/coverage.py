@@ -9,7 +9,7 @@ from modeling_pcbridge.training_coverage import ENVIRONMENT_RADIUS, TrainingCove
 
 from .sharded import ShardedExamples
 
-_MOST_ROWS = 200_000
+_MOST_ROWS = 200_000  # of a source; five minutes
 
 
 class SourceCoverage(NamedTuple):

@@ -69,9 +69,8 @@ def _mmff_optimised(mol: Chem.Mol, starts: np.ndarray) -> tuple[np.ndarray, np.n
         return None
     mol = with_conformers(mol, *starts)
     ends = rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(mol, maxIters=_MAX_MMFF_STEPS)
-    return np.array([conformer.GetPositions() for conformer in mol.GetConformers()]), np.array(
-        [e == 0 for e, _ in ends]
-    )
+    minima = np.array([conformer.GetPositions() for conformer in mol.GetConformers()])
+    return minima, np.array([not_reached == 0 for not_reached, _ in ends])
 
 
 def mmff_minimum(mol: Chem.Mol) -> tuple[np.ndarray, None]:
