@@ -18,7 +18,6 @@ from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.diffusion import centre
 from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.graph_batch import GraphBatch
-from modeling_pcbridge.model_hessian import model_hessian
 from pcbridge.app.command_line import main
 from pcbridge.app.default_model import released_checkpoint
 from pcbridge.evaluation.batches import padded_batches
@@ -45,18 +44,16 @@ def minima() -> tuple[GraphBatch, torch.Tensor]:
     return next(padded_batches(model, [e.graph for e in examples], [e.positions for e in examples], 8))
 
 
-def test_a_step_takes_out_what_the_two_levels_differ_by(model, minima):
-    """E_own - E_other and the springs of the model Hessian about the given minimum have no force at the end."""
+def test_what_is_left_of_the_force_is_the_error_that_the_levels_share(model, minima):
+    """F_own at the end is near F_other at the start, which only the model's error keeps from being zero."""
     graph, positions = minima
     moved = model.correct_structure(positions, OTHER, **graph.inputs)
-    forces = [model.detached_energy_and_forces(graph, positions, level)[1] for level in (OWN, OTHER)]
-    hessian = model_hessian(positions, graph.pair_types, graph.atomic_numbers).double()
-    step = (moved - centre(positions, graph.atom_mask)).double()
-    springs = torch.einsum("bij,bj->bi", hessian, step.flatten(1)).unflatten(1, (-1, 3))
-    differences = (forces[0] - forces[1]).double()
-    assert differences.norm(dim=-1).max() > 0.1
-    torch.testing.assert_close(springs, differences, atol=0.02, rtol=0)
-    assert 0.001 < step.norm(dim=-1).max() < 0.2
+    own = [model.detached_energy_and_forces(graph, at)[1] for at in (positions, moved)]
+    _, error = model.detached_energy_and_forces(graph, positions, OTHER)
+    before, after = ((forces - error).flatten(1).norm(dim=-1) for forces in own)
+    assert (after < before / 4).all(), (before, after)
+    moves = (moved - centre(positions, graph.atom_mask)).norm(dim=-1).amax(-1)
+    assert ((moves > 0.01) & (moves < 0.3)).all(), moves
 
 
 def test_levels_that_agree_move_nothing(model, minima, monkeypatch):
