@@ -37,13 +37,16 @@ def initial_model(config: TrainingConfig) -> tuple[PCBridgeModel, TrainingData]:
     else:
         model = PCBridgeModel.from_pretrained(config.init_from)
         changed = {key for key, value in config.model.items() if getattr(model.config, key, None) != value}
-        new_terms = {key for key in changed & set(_TERMS) if config.model[key] is True}
-        if differing := sorted(changed - new_terms - {"energy_levels_of_theory"}):
+        added = {key for key in changed & {*_TERMS, "level_differences"} if config.model[key] is True}
+        if differing := sorted(changed - added - {"energy_levels_of_theory"}):
             raise InputError(
                 f"model: {', '.join(differing)} of {config.init_from} cannot be changed; of a checkpoint that training "
-                f"goes on from, only energy_levels_of_theory can, and {' and '.join(_TERMS)} can be added"
+                f"goes on from, only energy_levels_of_theory can, and {', '.join(_TERMS)} and level_differences can be "
+                "added"
             )
-        model = with_terms(model, new_terms)
+        model = with_terms(model, added & set(_TERMS))
+        if "level_differences" in added:
+            model = with_level_differences(model)
         levels = config.model.get("energy_levels_of_theory", model.config.energy_levels_of_theory)
         model = with_levels_of_theory(model, levels)
     data = TrainingData(config, model)
@@ -131,6 +134,17 @@ def with_terms(model: PCBridgeModel, names: set[str]) -> PCBridgeModel:
         if name not in state and name.startswith(_OUTPUTS_OF_HEADS):
             parameter.zero_()
     return extended
+
+
+def with_level_differences(model: PCBridgeModel) -> PCBridgeModel:
+    """The same model with E at all levels as at the last, until training learns the differences (`level_differences`).
+
+    Heads that were apart from the last one are lost, and so are their reference energies.
+    """
+    levels = model.config.energy_levels_of_theory
+    last = with_levels_of_theory(model, levels[-1:])
+    last.config.level_differences = True  # of one level there is none
+    return with_levels_of_theory(last, levels)
 
 
 @torch.no_grad()
