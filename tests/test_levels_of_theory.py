@@ -16,6 +16,7 @@ from dataset_scripts.schema import B3LYP_6_31GD, FEATURES
 from modeling_pcbridge import LossSettings, PCBridgeConfig, PCBridgeModel
 from modeling_pcbridge.graph_batch import GRAPH_KEYS
 from pcbridge.app.default_model import released_checkpoint
+from pcbridge.evaluation.batches import energies_and_forces
 from pcbridge.training.config import SourceConfig, StageConfig
 from pcbridge.training.initial_model import initial_model, with_levels_of_theory
 from pcbridge.training.run import run
@@ -206,6 +207,17 @@ def test_a_run_at_two_levels_and_one_that_adds_a_level(two_levels, tmp_path):
         initial_model(replace(more, model=more.model | {"dispersion": "d3bj"}))
     bent, _ = initial_model(replace(more, model=more.model | {"out_of_plane_terms": True}))
     assert bent.config.out_of_plane_terms and bent.energy_decoder.out_of_plane is not None
+    # Heads that were apart: E at the last level stays, the first one begins as it, but for constants of the elements.
+    apart = config_of(two_levels, init_from=str(tmp_path / "two" / "stage1"))
+    joined, data = initial_model(replace(apart, model=apart.model | {"level_differences": True}))
+    row = data.examples([two_levels], "train")[0][0]
+    on_last, before = (
+        energies_and_forces(each, [row.graph], [row.positions], 1, LEVELS[1]) for each in (joined, trained)
+    )
+    on_own = energies_and_forces(joined, [row.graph], [row.positions], 1)
+    assert on_last[0] == pytest.approx(before[0], abs=1e-4) and on_own[1][0] == pytest.approx(on_last[1][0], abs=1e-4)
+    shift = sum(SHIFTS[number] for number in row.graph.atomic_numbers.tolist())
+    assert on_own[0][0] - on_last[0][0] == pytest.approx(shift, abs=1.0)
     assert run(replace(more, seed=1))["histories"]["stage1"][-1]["loss"] > 0
 
 
