@@ -11,9 +11,10 @@ from .dispersion import d3bj_energy_and_gradient
 from .encoder import PCBridgeEncoder
 from .energy_decoder import EnergyDecoder
 from .graph_batch import GraphBatch
+from .model_hessian import quasi_newton_step
 from .pair_layout import Sight
 from .pretrained_pcbridge import PCBridgePreTrainedModel
-from .relaxation import Potential, next_move, relaxation_init, relaxation_step
+from .relaxation import next_move, relaxation_init, relaxation_step
 from .structure_decoder import StructureDecoder
 
 # Length of the longest displacement of a molecule at most, in units of the preconditioning. Trained models: up to 5. At
@@ -23,9 +24,10 @@ _LARGEST_DISPLACEMENT = 6.0
 # At full noise neighbours in space tell little; what is so near in the graph is seen wherever it is.
 _BONDS_SEEN = 3
 
-# Fewer stop on the way: errors of bonds against B3LYP/6-31G*, from GFN2-xTB minima, are .0058 angstrom after 1, .0033
-# after 2, .0026 after 6 and .0025 after 10 steps. Many more follow E where it is wrong.
-_CORRECTION_STEPS = 6
+# Shorter steps than the model Hessian's, which is too soft for some modes. After three, stiff bonds and angles are nearly
+# where E wants them, which it knows best; soft modes, which it knows least, have hardly begun to move.
+_CORRECTION_STEPS = 3
+_SHARE_OF_STEP = 0.7
 
 
 class PCBridgeFunctions(PCBridgePreTrainedModel):
@@ -128,25 +130,28 @@ class PCBridgeFunctions(PCBridgePreTrainedModel):
         One evaluation of E per step, as a teacher can afford: each step is checked by the evaluation of the next, so
         the energy falls, and only the last is taken unseen. Nothing waits for the device. See `relaxation`.
         """
-        return _after_steps(self.detached_energy_and_forces, graph, positions, num_steps)
+        if num_steps == 0:
+            return centre(positions, graph.atom_mask)
+        state = relaxation_init(self.detached_energy_and_forces, graph, positions)
+        for _ in range(num_steps - 1):
+            state = relaxation_step(self.detached_energy_and_forces, graph, state)
+        return centre(state.positions + next_move(graph, state), graph.atom_mask)
 
     def correct(self, graph: GraphBatch, positions: Tensor, level_of_theory: str | None = None) -> Tensor:
-        """`positions` (B, N, 3), minima of another level, after steps to the model's own level; centred, detached.
+        """`positions` (B, N, 3), minima of another level, after three steps to the model's own; centred, detached.
 
-        Both levels are heads of one encoder, whose errors they share. Where the other level has its minimum R_0, its
-        true force is zero, so F_other(R_0) is such an error, and F_own(R) - F_other(R_0) tells better than the model's
-        own force where its minimum is. The steps are those of `relax`, on E_own(R) + F_other(R_0) . (R - R_0). See
-        `correct_structure`.
+        Both levels are heads of one encoder, whose errors they share. At a minimum R_0 of the other level its true
+        force is zero, so F_other(R_0) is such an error, and F_own(R) - F_other(R_0) tells better than the model's own
+        force where its minimum is: steps are H^-1 times it, with the model Hessian for H. See `correct_structure`.
         """
         level_of_theory = self.config.find_other_level_of_theory(level_of_theory)
-        start = centre(positions, graph.atom_mask)
-        _, error = self.detached_energy_and_forces(graph, start, level_of_theory)
-
-        def without_error(graph: GraphBatch, moved: Tensor) -> tuple[Tensor, Tensor]:
-            energy, forces = self.detached_energy_and_forces(graph, moved)
-            return energy + (error * (moved - start)).sum((1, 2)), forces - error
-
-        return _after_steps(without_error, graph, start, _CORRECTION_STEPS)
+        positions = centre(positions, graph.atom_mask)
+        _, error = self.detached_energy_and_forces(graph, positions, level_of_theory)
+        for _ in range(_CORRECTION_STEPS):
+            _, forces = self.detached_energy_and_forces(graph, positions)
+            step = quasi_newton_step(positions, forces - error, graph.pair_types, graph.atomic_numbers)
+            positions = positions + _SHARE_OF_STEP * step
+        return centre(positions, graph.atom_mask)
 
     @torch.no_grad()
     def mean_shift(
@@ -180,16 +185,6 @@ class PCBridgeFunctions(PCBridgePreTrainedModel):
     def geometry_dtype(self) -> torch.dtype:
         """Coordinates are never held in less than float32, whatever the weights are."""
         return torch.promote_types(self.dtype, torch.float32)
-
-
-def _after_steps(potential: Potential, graph: GraphBatch, positions: Tensor, num_steps: int) -> Tensor:
-    """`positions` (B, N, 3) after `num_steps` quasi-Newton steps down `potential`; centred."""
-    if num_steps == 0:
-        return centre(positions, graph.atom_mask)
-    state = relaxation_init(potential, graph, positions)
-    for _ in range(num_steps - 1):
-        state = relaxation_step(potential, graph, state)
-    return centre(state.positions + next_move(graph, state), graph.atom_mask)
 
 
 def _sight(cutoff: float | None, num_bonds: int = 0) -> Sight | None:
