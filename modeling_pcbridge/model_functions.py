@@ -24,8 +24,8 @@ _LARGEST_DISPLACEMENT = 6.0
 # At full noise neighbours in space tell little; what is so near in the graph is seen wherever it is.
 _BONDS_SEEN = 3
 
-# Shorter steps than the model Hessian's, which is too soft for some modes. After three, stiff bonds and angles are about
-# where E wants them, which it knows best; soft modes, which it knows least, have hardly begun to move.
+# Shorter steps than the model Hessian's, which is too soft for some modes. After three, stiff bonds and angles are
+# about where E, which knows them best, wants them; soft modes, which it knows least, have hardly begun to move.
 _CORRECTION_STEPS = 3
 _SHARE_OF_STEP = 0.7
 
