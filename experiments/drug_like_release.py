@@ -2,9 +2,9 @@
 
     python -m experiments.outside flexisol_validation.parquet --checkpoints \\
         outputs/drug_like/stage1 outputs/drug_like_corrected/consistency outputs/drug_like_near/consistency \\
-        outputs/drug_like_bent/consistency
+        outputs/drug_like_bent/consistency outputs/drug_like_three_steps/consistency
     python -m experiments.same_level
-    python -m experiments.drug_like_release outputs/drug_like_bent/consistency
+    python -m experiments.drug_like_release outputs/drug_like_three_steps/consistency
 
 What it covers is in the config.json of a training; of one that began from a checkpoint that does not know,
 `python -m pcbridge.training.learned checkpoints/drug_like --config ...` with both configurations adds it.
@@ -34,7 +34,7 @@ from train_accelerate import parse
 FOLDER = ROOT / "checkpoints" / "drug_like"
 SAME_LEVEL = RESULTS.with_name("same_level.json")
 # As `experiments.outside` names the rows of the released model.
-ROW = "drug_like_bent/consistency"
+ROW = "drug_like_three_steps/consistency"
 _AT_SAME_LEVEL = "checkpoints/drug_like, "
 _INTRODUCTION = """\
 Brings a cheap structure (MMFF94, GFN2-xTB) of a drug-like molecule towards its B3LYP/6-31G* structure, and predicts the
@@ -47,14 +47,15 @@ structure decoder are followed by one quasi-Newton step on E; `relaxation_steps=
 minimum of GFN2-xTB is best moved by `method="correct"` (`pcbridge predict xtb.sdf --method correct -o dft.sdf`).
 Ensembles of conformers: `pcbridge predict library.smi -o ensembles/`."""
 _DATA = """\
-- Energies and forces at B3LYP/6-31G*: 1,276 structures, in the last round 1,485, of the bundled `fragments` (up to
-  nine heavy atoms) and the labelled rows of `pm6` and `pm6_displaced`.
-- Energies and forces at GFN2-xTB, learned by a head of their own: 15,382 structures of fragments and 4,652 of whole
-  molecules, in the third round 8,210 structures near minima of whole molecules, and in the last one 12,271 of
-  fragments, 886 of whole molecules and 2,898 near their minima.
+- Energies and forces at B3LYP/6-31G*: 1,276 structures, in the last rounds 1,485 and 1,876, of the bundled `fragments`
+  (up to nine heavy atoms) and the labelled rows of `pm6` and `pm6_displaced`.
+- Energies and forces at GFN2-xTB: 15,382 structures of fragments and 4,652 of whole molecules, in the third round 8,210
+  structures near minima of whole molecules, and in the last ones 12,271 and 102,607 of fragments, 886 of whole
+  molecules and 2,898 near their minima.
 - Structures: GFN2-xTB minima of 3,506 molecules of the bundled `drug_like` and of 2,492 fragments, in the second stage
-  moved to B3LYP/6-31G* by the difference of the two heads (`pcbridge/training/corrected_library.py`), and again, of
-  4,223 molecules and 2,625 fragments in the last round, by the better heads of the model that this gave.
+  moved to B3LYP/6-31G* by the difference of the two levels (`pcbridge/training/corrected_library.py`), and again, of
+  4,223 molecules and 2,625 fragments, by the better model that this gave; in the last round by three steps in place
+  of one.
 
 How all of it is made: docs/training.md. The molecules of the test below, and all others of its source, are in none of
 it."""
@@ -77,13 +78,14 @@ _LIMITS = """\
 
 def stages() -> dict[str, StageConfig]:
     """What trained the released model."""
-    names = ("drug_like", "drug_like_corrected", "drug_like_near", "drug_like_bent")
-    first, corrected, near, bent = (f"--config={ROOT / 'configs' / name}.yaml" for name in names)
+    names = ("drug_like", "drug_like_corrected", "drug_like_near", "drug_like_bent", "drug_like_three_steps")
+    first, corrected, near, bent, three_steps = (f"--config={ROOT / 'configs' / name}.yaml" for name in names)
     found = {
         "stage 1": parse([first]).stage1,
         "corrected structures": parse([corrected]).stage2,
         "corrected structures, and labels near minima": parse([corrected, near]).stage2,
         "the same with out-of-plane terms": parse([corrected, bent]).stage2,
+        "structures corrected by three steps, and more labels": parse([corrected, three_steps]).stage2,
     }
     return {name: stage for name, stage in found.items() if stage is not None}
 
