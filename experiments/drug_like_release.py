@@ -62,16 +62,17 @@ it."""
 _LIMITS = """\
 - Elements other than H, C, N, O, F, P, S, Cl, Br, I; total charges beyond -2 to +2. Iodine has GFN2-xTB labels only,
   so its energies at B3LYP/6-31G* are far off.
-- Of the molecules below, none of 213 has worse bonds after refinement than before (MMFF94), 18 without the step on E,
-  9 relaxed to the minimum of E, 8 after the correction of GFN2-xTB minima.
-- Bonds of H2, water, ammonia, methane, HF and H2S are within 0.005 angstrom of B3LYP/6-31G* when refined, but angles
-  of water and H2S off by 1.7 and 1.4 degrees; relaxed on E within 0.003 angstrom (H2 0.008) and 0.3 degrees (compared
-  by hand with minima of `pcbridge data label --level b3lyp --geometries minimum`).
+- Of the molecules below, none of 213 has worse bonds after refinement than before (MMFF94), 3 without the step on E,
+  9 relaxed to the minimum of E, none after the correction of GFN2-xTB minima.
+- Molecules without heavy neighbours, H2, water and H2S, are refined to 0.017, 0.009 and 0.009 angstrom of B3LYP/6-31G*
+  bonds and water to 2 degrees; ammonia, methane and HF to 0.001. Relax them (`relaxation_steps="converged"`): within 0.004
+  angstrom (H2 0.016) and 0.3 degrees (compared by hand with minima of `pcbridge data label --level b3lyp --geometries
+  minimum`).
 - Zwitterions of amino acids. Allenes that MMFF94 has turned stay turned, which the checks refuse.
 - Drug-like structures from noise are often broken (experiments/results/validity.md): start from conformers.
 - Conformers of 17 molecules of 9 to 18 heavy atoms are ranked about as by GFN2-xTB, with dispersion
   (experiments/results/conformer_energies.md), which E has only where it is asked for.
-- One training run, seven minutes of an H200, 35 of two cores and 60 of one, no spread over seeds.
+- One training run, seven minutes of an H200, 35 of two cores and 105 of one, no spread over seeds.
 - Radicals, open shells, several fragments, metals. Stereo marks other than of tetrahedral centres, double bonds and
   axes of atropisomers."""
 
