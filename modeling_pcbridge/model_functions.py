@@ -24,10 +24,9 @@ _LARGEST_DISPLACEMENT = 6.0
 # At full noise neighbours in space tell little; what is so near in the graph is seen wherever it is.
 _BONDS_SEEN = 3
 
-# Shorter steps than the model Hessian's, which is too soft for some modes. After three, stiff bonds and angles are
-# about where E, which knows them best, wants them; soft modes, which it knows least, have hardly begun to move.
+# After three, stiff bonds and angles, which E knows best, are about where it wants them; soft modes, which it knows
+# least, have hardly begun to move.
 _CORRECTION_STEPS = 3
-_SHARE_OF_STEP = 0.7
 
 
 class PCBridgeFunctions(PCBridgePreTrainedModel):
@@ -149,8 +148,7 @@ class PCBridgeFunctions(PCBridgePreTrainedModel):
         _, error = self.detached_energy_and_forces(graph, positions, level_of_theory)
         for _ in range(_CORRECTION_STEPS):
             _, forces = self.detached_energy_and_forces(graph, positions)
-            step = quasi_newton_step(positions, forces - error, graph.pair_types, graph.atomic_numbers)
-            positions = positions + _SHARE_OF_STEP * step
+            positions = positions + quasi_newton_step(positions, forces - error, graph.pair_types, graph.atomic_numbers)
         return centre(positions, graph.atom_mask)
 
     @torch.no_grad()

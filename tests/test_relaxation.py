@@ -116,14 +116,14 @@ def test_minima_are_those_of_ase(potential, start):
             self.results = {"energy": energy.item(), "forces": forces[0].numpy()}
 
     graph, positions = start
-    found = relax(potential, graph, positions, max_force=1e-3, max_evaluations=400)
+    found = relax(potential, graph, positions, max_force=2e-4, max_evaluations=600)
     assert found.converged.all()
     same_basin, evaluations = 0, 0
     for row, n in enumerate(graph.atom_mask.sum(1).tolist()):
         atoms = ase.Atoms(graph.atomic_numbers[row, :n].numpy(), positions[row, :n].numpy())
         atoms.calc = OneMolecule(graph[row : row + 1].truncated(n))
         optimizer = optimize.BFGS(atoms, logfile=None)
-        assert optimizer.run(fmax=1e-3, steps=600)
+        assert optimizer.run(fmax=2e-4, steps=1000)
         evaluations += optimizer.nsteps + 1
         if abs(atoms.get_potential_energy() - found.energy[row].item()) < 1e-4:
             same_basin += 1
