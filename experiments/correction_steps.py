@@ -2,8 +2,8 @@
 
     python -m experiments.correction_steps flexisol_validation.parquet
 
-The file is that of `experiments.outside`. Quasi-Newton steps along F_own(R) - F_other(R_0), whole and shorter ones, and
-the minimum they lead to, are compared with the r2SCAN-3c minima of the file and with the B3LYP/6-31G* minima of
+The file is that of `experiments.outside`. Quasi-Newton steps along F_own(R) - F_other(R_0) and the minimum that they
+lead to are compared with the r2SCAN-3c minima of the file and with the B3LYP/6-31G* minima of
 `experiments.same_level`. Table: experiments/results/correction_steps.md.
 """
 
@@ -26,7 +26,7 @@ from modeling_pcbridge.model_hessian import quasi_newton_step
 from modeling_pcbridge.relaxation import relax
 from pcbridge.evaluation.batches import moved
 
-_SETTINGS = [(1, 1.0), (2, 1.0), (3, 1.0), (5, 1.0), (1, 0.7), (2, 0.7), (3, 0.7), (4, 0.7), (6, 0.7)]  # steps, share
+_STEPS = (1, 2, 3, 4, 6, 10)
 _MAX_FORCE = 0.02  # eV/angstrom
 _METRICS = {
     "bonds": ("bonds, angstrom", 4),
@@ -37,14 +37,13 @@ _METRICS = {
 }
 
 
-def corrected(model: PCBridgeModel, graph: GraphBatch, positions: Tensor, num_steps: int, share: float) -> Tensor:
-    """As `PCBridgeModel.correct`, by so many steps of that share of the quasi-Newton step."""
+def corrected(model: PCBridgeModel, graph: GraphBatch, positions: Tensor, num_steps: int) -> Tensor:
+    """As `PCBridgeModel.correct`, by so many steps."""
     positions = centre(positions, graph.atom_mask)
     _, error = model.detached_energy_and_forces(graph, positions, GFN2_XTB)
     for _ in range(num_steps):
         _, forces = model.detached_energy_and_forces(graph, positions)
-        step = quasi_newton_step(positions, forces - error, graph.pair_types, graph.atomic_numbers)
-        positions = positions + share * step
+        positions = positions + quasi_newton_step(positions, forces - error, graph.pair_types, graph.atomic_numbers)
     return positions
 
 
@@ -64,9 +63,7 @@ def rows(model: PCBridgeModel, molecules: Sequence[Molecule]) -> dict[str, list[
     """The cells of each way to correct."""
     taken, graphs = taken_by(model, molecules)
     starts = [molecule.gfn2 for molecule in taken if molecule.gfn2 is not None]
-    ways = {
-        f"{steps} x {share:g}": partial(corrected, model, num_steps=steps, share=share) for steps, share in _SETTINGS
-    }
+    ways = {str(num_steps): partial(corrected, model, num_steps=num_steps) for num_steps in _STEPS}
     structures: dict[str, list[np.ndarray]] = {GFN2_XTB: starts}
     structures |= {name: moved(model, graphs, starts, BATCH_SIZE, way) for name, way in ways.items()}
     structures["to the minimum"] = moved(model, graphs, starts, 1, partial(converged, model))
@@ -90,8 +87,8 @@ def main() -> None:
     lines = [
         "# Steps from GFN2-xTB to B3LYP/6-31G*",
         "",
-        f"GFN2-xTB minima after so many steps of so large a share of the quasi-Newton step: errors against {sizes}, "
-        "means over molecules. Written by `python -m experiments.correction_steps`.",
+        f"GFN2-xTB minima after so many quasi-Newton steps: errors against {sizes}, means over molecules; model: "
+        f"`{arguments.checkpoint}`. Written by `python -m experiments.correction_steps`.",
         "",
         "| | " + " | ".join(title for title, _ in _METRICS.values()) + " |",
         "|---" * (len(_METRICS) + 1) + "|",
