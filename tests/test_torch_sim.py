@@ -39,14 +39,13 @@ def test_relaxation_by_fire_ends_where_ours_ends(model, inputs):
         model.initial_state(),
         model,
         optimizer=torch_sim.optimizers.fire,
-        convergence_fn=torch_sim.generate_force_convergence_fn(force_tol=0.01, include_cell_forces=False),
-        max_steps=500,
+        convergence_fn=torch_sim.generate_force_convergence_fn(force_tol=0.002, include_cell_forces=False),
+        max_steps=3000,
     )
-    ours = model.model.relax_structure(**inputs, max_force=0.01)
+    ours = model.model.relax_structure(**inputs, max_force=0.002)
     assert ours.converged.all()
-    assert model(final)["forces"].norm(dim=-1).max() <= 0.01
-    same_basin = (model(final)["energy"] - ours.energy).abs() < 2e-3
-    assert same_basin.sum() >= 4
+    assert model(final)["forces"].norm(dim=-1).max() <= 0.002
+    torch.testing.assert_close(model(final)["energy"], ours.energy, rtol=0, atol=2e-3)
 
 
 def test_dynamics_conserve_energy(model, inputs):
