@@ -18,33 +18,16 @@ from torch import Tensor
 
 from dataset_scripts.schema import GFN2_XTB
 from experiments import outside, same_level
-from experiments.outside import BATCH_SIZE, MAX_EVALUATIONS, Molecule, measured, taken_by
+from experiments.outside import BATCH_SIZE, MAX_EVALUATIONS, METRICS, Molecule, mean_cells, measured, taken_by
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.diffusion import centre
 from modeling_pcbridge.graph_batch import GraphBatch
-from modeling_pcbridge.model_hessian import quasi_newton_step
 from modeling_pcbridge.relaxation import relax
 from pcbridge.evaluation.batches import moved
 
 _STEPS = (1, 2, 3, 4, 6, 10)
 _MAX_FORCE = 0.02  # eV/angstrom
-_METRICS = {
-    "bonds": ("bonds, angstrom", 4),
-    "bonds_centred": ("type means removed", 4),
-    "one_three": ("1-3 distances, angstrom", 4),
-    "angles": ("angles, degrees", 2),
-    "torsions": ("torsions, degrees", 1),
-}
-
-
-def corrected(model: PCBridgeModel, graph: GraphBatch, positions: Tensor, num_steps: int) -> Tensor:
-    """As `PCBridgeModel.correct`, by so many steps."""
-    positions = centre(positions, graph.atom_mask)
-    _, error = model.detached_energy_and_forces(graph, positions, GFN2_XTB)
-    for _ in range(num_steps):
-        _, forces = model.detached_energy_and_forces(graph, positions)
-        positions = positions + quasi_newton_step(positions, forces - error, graph.pair_types, graph.atomic_numbers)
-    return positions
+_METRICS = {key: METRICS[key] for key in ("bonds", "bonds_centred", "one_three", "angles", "torsions")}
 
 
 def converged(model: PCBridgeModel, graph: GraphBatch, positions: Tensor) -> Tensor:
@@ -63,15 +46,14 @@ def rows(model: PCBridgeModel, molecules: Sequence[Molecule]) -> dict[str, list[
     """The cells of each way to correct."""
     taken, graphs = taken_by(model, molecules)
     starts = [molecule.gfn2 for molecule in taken if molecule.gfn2 is not None]
-    ways = {str(num_steps): partial(corrected, model, num_steps=num_steps) for num_steps in _STEPS}
+    ways = {str(n): partial(model.correct, level_of_theory=GFN2_XTB, num_steps=n) for n in _STEPS}
     structures: dict[str, list[np.ndarray]] = {GFN2_XTB: starts}
     structures |= {name: moved(model, graphs, starts, BATCH_SIZE, way) for name, way in ways.items()}
     structures["to the minimum"] = moved(model, graphs, starts, 1, partial(converged, model))
-    found = {}
-    for name, of_way in structures.items():
-        records = measured(taken, of_way, None)["records"].values()
-        found[name] = [f"{np.nanmean([r[key] for r in records]):.{digits}f}" for key, (_, digits) in _METRICS.items()]
-    return found
+    return {
+        name: mean_cells(measured(taken, of_way, None)["records"].values(), _METRICS)
+        for name, of_way in structures.items()
+    }
 
 
 def main() -> None:

@@ -50,8 +50,8 @@ _DATA = """\
 - Energies and forces at B3LYP/6-31G*: 1,276 structures, in the last rounds 1,485 and 1,876, of the bundled `fragments`
   (up to nine heavy atoms) and the labelled rows of `pm6` and `pm6_displaced`.
 - Energies and forces at GFN2-xTB: 15,382 structures of fragments and 4,652 of whole molecules, in the third round 8,210
-  structures near minima of whole molecules, and in the last ones 12,271 and 102,607 of fragments, 886 of whole
-  molecules and 2,898 near their minima.
+  structures near minima of whole molecules, and in the last ones 12,271 of fragments,
+  then 102,607 of fragments and QM9 molecules, 886 of whole molecules and 2,898 near their minima.
 - Structures: GFN2-xTB minima of 3,506 molecules of the bundled `drug_like` and of 2,492 fragments, in the second stage
   moved to B3LYP/6-31G* by the difference of the two levels (`pcbridge/training/corrected_library.py`), and again, of
   4,223 molecules and 2,625 fragments, by the better model that this gave; in the last rounds by three steps in place
@@ -71,7 +71,7 @@ _LIMITS = """\
 - Drug-like structures from noise are often broken (experiments/results/validity.md): start from conformers.
 - Conformers of 17 molecules of 9 to 18 heavy atoms are ranked about as by GFN2-xTB, with dispersion
   (experiments/results/conformer_energies.md), which E has only where it is asked for.
-- One training run, seven minutes of an H200, 35 of two cores and 115 of one, no spread over seeds.
+- One training run, seven minutes of an H200, 35 of two cores and 112 of one, no spread over seeds.
 - Radicals, open shells, several fragments, metals. Stereo marks other than of tetrahedral centres, double bonds and
   axes of atropisomers."""
 

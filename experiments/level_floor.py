@@ -21,19 +21,14 @@ from rdkit import Chem
 
 from dataset_scripts.label_generation import read_lines
 from dataset_scripts.quantum_chemistry import b3lyp_minimum
-from experiments.outside import REFINED, Molecule, measured, read, structures_of, taken_by
+from experiments.outside import METRICS, REFINED, Molecule, mean_cells, measured, read, structures_of, taken_by
 from modeling_pcbridge import PCBridgeModel
 
 LINES = Path(__file__).parent / "results" / "level_floor.jsonl"
 _MAX_HEAVY_ATOMS = 12
 _ELEMENTS = {1, 6, 7, 8, 9, 16, 17}
 _SHOWN = (REFINED, "mean shift, relaxed on E")
-_METRICS = {
-    "bonds": ("bonds, angstrom", 4),
-    "bonds_centred": ("type means removed", 4),
-    "one_three": ("1-3 distances, angstrom", 4),
-    "angles": ("angles, degrees", 2),
-}
+_METRICS = {key: METRICS[key] for key in ("bonds", "bonds_centred", "one_three", "angles")}
 
 
 def chosen(molecules: Sequence[Molecule]) -> list[Molecule]:
@@ -82,10 +77,7 @@ def report(molecules: Sequence[Molecule], minima: dict[str, np.ndarray], checkpo
     ]
     for name, structures in by_method.items():
         outside, same = (measured(of, structures, None)["records"].values() for of in (taken, own))
-        cells = [
-            " / ".join(f"{np.nanmean([r[key] for r in records]):.{digits}f}" for records in (outside, same))
-            for key, (_, digits) in _METRICS.items()
-        ]
+        cells = [" / ".join(both) for both in zip(*(mean_cells(r, _METRICS) for r in (outside, same)), strict=True)]
         text.append(f"| {name} | {' | '.join(cells)} |")
     text += ["", "Bonds (angstrom) and angles (degrees) of each molecule against its B3LYP/6-31G* minimum:", ""]
     shown = [f"{Path(checkpoint).name}, {name}" for name in _SHOWN]

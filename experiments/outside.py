@@ -13,7 +13,7 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,7 +59,7 @@ _GROUPS = {
     "CF2 or CF3": ("C(F)F", 1),
     "any": ("*", 1),
 }
-_METRICS = {
+METRICS = {
     "bonds": ("bonds, angstrom", 4),
     "bonds_centred": ("bonds, type means removed", 4),
     "one_three": ("1-3 distances, angstrom", 4),
@@ -218,18 +218,24 @@ def structures_of(
     return found
 
 
+def mean_cells(records: Iterable[dict[str, float]], metrics: Iterable[str]) -> list[str]:
+    """Of each metric the mean over the molecules that have it, with its digits."""
+    records = list(records)
+    return [f"{np.nanmean([r[key] for r in records]):.{METRICS[key][1]}f}" for key in metrics]
+
+
 def table(results: dict[str, dict], start: dict) -> list[str]:
     """A row for each method: how many molecules, means over them, and how many have worse bonds than MMFF94."""
     medians = ["bonds, median", "angles, median"]
-    titles = [title for title, _ in _METRICS.values()]
+    titles = [title for title, _ in METRICS.values()]
     columns = ["served", *titles, *medians, "bonds worse than MMFF94", "s per molecule"]
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, result in results.items():
         records = result["records"]
         cells = [str(len(records))]
-        cells += [f"{np.nanmean([r[key] for r in records.values()]):.{d}f}" for key, (_, d) in _METRICS.items()]
+        cells += mean_cells(records.values(), METRICS)
         for key in ("bonds", "angles"):
-            cells.append(f"{np.nanmedian([r[key] for r in records.values()]):.{_METRICS[key][1]}f}")
+            cells.append(f"{np.nanmedian([r[key] for r in records.values()]):.{METRICS[key][1]}f}")
         compared = set(records) & set(start["records"])
         cells.append("" if name == "MMFF94" else f"{100 * len(worse_bonds(result, start)) / len(compared):.0f}%")
         cells.append("" if result["seconds"] is None else f"{result['seconds']:.2f}")

@@ -136,8 +136,14 @@ class PCBridgeFunctions(PCBridgePreTrainedModel):
             state = relaxation_step(self.detached_energy_and_forces, graph, state)
         return centre(state.positions + next_move(graph, state), graph.atom_mask)
 
-    def correct(self, graph: GraphBatch, positions: Tensor, level_of_theory: str | None = None) -> Tensor:
-        """`positions` (B, N, 3), minima of another level, after three steps to the model's own; centred, detached.
+    def correct(
+        self,
+        graph: GraphBatch,
+        positions: Tensor,
+        level_of_theory: str | None = None,
+        num_steps: int = _CORRECTION_STEPS,
+    ) -> Tensor:
+        """`positions` (B, N, 3), minima of another level, after steps to the model's own; centred, detached.
 
         Both levels are heads of one encoder, whose errors they share. At a minimum R_0 of the other level its true
         force is zero, so F_other(R_0) is such an error, and F_own(R) - F_other(R_0) tells better than the model's own
@@ -146,7 +152,7 @@ class PCBridgeFunctions(PCBridgePreTrainedModel):
         level_of_theory = self.config.find_other_level_of_theory(level_of_theory)
         positions = centre(positions, graph.atom_mask)
         _, error = self.detached_energy_and_forces(graph, positions, level_of_theory)
-        for _ in range(_CORRECTION_STEPS):
+        for _ in range(num_steps):
             _, forces = self.detached_energy_and_forces(graph, positions)
             positions = positions + quasi_newton_step(positions, forces - error, graph.pair_types, graph.atomic_numbers)
         return centre(positions, graph.atom_mask)
