@@ -1,10 +1,10 @@
 """Does the correction of the library do it? The last stage of the drug-like model with and without it, over seeds.
 
-    python -m experiments.drug_like_arms flexisol_validation.parquet --stage1 outputs/drug_like/stage1
+    python -m experiments.drug_like_arms flexisol_validation.parquet
 
-Both arms go on from one stage 1 with the labels of configs/drug_like_corrected.yaml. "consistency" learns the
-structures of its `data/corrected`, "multi-task" the very rows that these were made of, at GFN2-xTB. A seed is of
-batches and noise, the same in both. Runs that are there are not done again. The file is that of
+Both arms are the last round of training (configs/drug_like_minima.yaml), from one checkpoint and with the same labels.
+"consistency" learns the structures of its `data/corrected`, "multi-task" the very rows that these were made of, at
+GFN2-xTB. A seed is of batches and noise, the same in both. Runs that are there are not done again. The file is that of
 `experiments.outside`; without it, the molecules are those of `experiments.same_level`. The starts are MMFF94 minima.
 Table and numbers go to experiments/results/drug_like_arms*.
 """
@@ -27,7 +27,7 @@ from experiments.statistics import compare
 from modeling_pcbridge import PCBridgeModel
 from pcbridge.training.corrected_library import read_minima
 
-CONFIG = ROOT / "configs" / "drug_like_corrected.yaml"
+CONFIGS = [ROOT / "configs" / f"drug_like_{name}.yaml" for name in ("corrected", "minima")]
 CORRECTED = "data/corrected"
 RESULTS = Path(__file__).parent / "results" / "drug_like_arms"
 ARMS = ("multi-task", "consistency")
@@ -53,21 +53,22 @@ def write_uncorrected(folder: Path) -> None:
         write_rows(copy, [row | dict.fromkeys(("energy", "forces", "energy_level_of_theory")) for row in rows])
 
 
-def train(arm: str, seed: int, folder: Path, stage1: Path, num_steps: int) -> Path:
+def train(arm: str, seed: int, folder: Path, start: Path, num_steps: int) -> Path:
     """The checkpoint of an arm, trained unless it is there."""
     output = folder / f"{arm}-{seed}"
     checkpoint = output / "consistency"
     if not (checkpoint / "model.safetensors").exists():
-        config = yaml.safe_load(CONFIG.read_text())
-        config |= {"init_from": str(stage1.resolve()), "output_dir": str(output.resolve()), "seed": seed}
-        config["stage2"]["num_steps"] = num_steps
+        config = {"init_from": str(start.resolve()), "output_dir": str(output.resolve()), "seed": seed}
+        config["stage2"] = {"num_steps": num_steps, "sources": yaml.safe_load(CONFIGS[-1].read_text())["stage2"]["sources"]}
         for source in config["stage2"]["sources"]:
             if source["name"] == CORRECTED and arm == "multi-task":
                 source["name"] = str((folder / "uncorrected").resolve())
         folder.mkdir(parents=True, exist_ok=True)
         written = folder / f"{arm}-{seed}.yaml"
         written.write_text(yaml.safe_dump(config))
-        command = [sys.executable, "train_accelerate.py", "--config", str(written.resolve()), "--resume", "latest"]
+        command = [sys.executable, "train_accelerate.py", "--resume", "latest"]
+        for path in (*CONFIGS, written.resolve()):
+            command += ["--config", str(path)]
         subprocess.run(command, cwd=ROOT, check=True)
     return checkpoint
 
@@ -78,8 +79,8 @@ def report(values: dict[str, dict[str, list[float]]], num_molecules: int, num_st
     lines = [
         "# The last stage with and without the correction",
         "",
-        f"{num_molecules} molecules of {source}, from MMFF94 minima by mean shift; {num_steps} updates from one stage "
-        f"1, {num_seeds} seeds of batches and noise, mean and standard deviation over them. "
+        f"{num_molecules} molecules of {source}, from MMFF94 minima by mean shift; {num_steps} updates from one "
+        f"checkpoint, {num_seeds} seeds of batches and noise, mean and standard deviation over them. "
         "Written by `python -m experiments.drug_like_arms`.",
         "",
         "| | " + " | ".join(ARMS) + " | difference | 95% interval | p |",
@@ -97,7 +98,7 @@ def report(values: dict[str, dict[str, list[float]]], num_molecules: int, num_st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, nargs="?")
-    parser.add_argument("--stage1", type=Path, required=True, help="checkpoint of configs/drug_like.yaml")
+    parser.add_argument("--start", type=Path, default=ROOT / "checkpoints" / "drug_like", help="checkpoint")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "drug_like_arms", help="of the runs")
     parser.add_argument("--num_steps", type=int, default=1500, help="updates of each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -111,7 +112,7 @@ def main() -> None:
     values: dict[str, dict[str, list[float]]] = {arm: {key: [] for key in _METRICS} for arm in ARMS}
     for seed in arguments.seeds:
         for arm in ARMS:
-            checkpoint = train(arm, seed, arguments.folder, arguments.stage1, arguments.num_steps)
+            checkpoint = train(arm, seed, arguments.folder, arguments.start, arguments.num_steps)
             if arguments.train_only:
                 continue
             model = PCBridgeModel.from_pretrained(checkpoint).eval()

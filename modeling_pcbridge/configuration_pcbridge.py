@@ -105,8 +105,8 @@ class PCBridgeConfig(PreTrainedConfig):
         mean_shift_timesteps: from which t, down to which, mean shift falls. Beginning with more noise moves torsions,
             which shows in large molecules; with less, bonds stay as they came. None, as in checkpoints from before
             this field: from `refinement_timestep` to 3.
-        num_relaxation_steps: quasi-Newton steps down E at the end of mean shift, unless told otherwise. One averages
-            what the two decoders say of stiff bonds and angles and leaves the conformer.
+        num_relaxation_steps: quasi-Newton steps down E at the end of mean shift, unless told otherwise. A few average
+            what the two decoders say of stiff bonds and angles and leave the conformer.
         energy_levels_of_theory: the methods whose total electronic energies the model predicts, each by a head and
             reference energies of its own; the first is the model's own, by which it relaxes, ranks and teaches.
         level_differences: E at each level but the last is E at the last, which should be the one with the most labels,

@@ -127,13 +127,15 @@ class PCBridgeFunctions(PCBridgePreTrainedModel):
         """`positions` (B, N, 3) after `num_steps` quasi-Newton steps towards the minimum of E; centred, detached.
 
         One evaluation of E per step, as a teacher can afford: each step is checked by the evaluation of the next, so
-        the energy falls, and only the last is taken unseen. Nothing waits for the device. See `relaxation`.
+        the energy falls, and only the last is taken unseen. A step knows the model Hessian and nothing of the steps
+        before: what L-BFGS would learn from those are the soft modes, and along these the structure is to stay. Nothing
+        waits for the device. See `relaxation`.
         """
         if num_steps == 0:
             return centre(positions, graph.atom_mask)
         state = relaxation_init(self.detached_energy_and_forces, graph, positions)
         for _ in range(num_steps - 1):
-            state = relaxation_step(self.detached_energy_and_forces, graph, state)
+            state = relaxation_step(self.detached_energy_and_forces, graph, state).forget_all_but(0)
         return centre(state.positions + next_move(graph, state), graph.atom_mask)
 
     def correct(

@@ -128,7 +128,7 @@ def test_consistency_and_relaxation_bring_bonds_closer_to_dft(refined):
     assert refined["multi-task, 4 steps"] <= refined["consistency, 0 steps"]
 
 
-def test_the_drug_like_model_ends_mean_shift_by_a_step_on_its_energy():
+def test_the_drug_like_model_ends_mean_shift_by_two_steps_on_its_energy():
     model = PCBridgeModel.from_pretrained(CHECKPOINTS / "drug_like")
     processor = PCBridgeProcessor.from_pretrained(CHECKPOINTS / "drug_like")
     inputs = processor(["CC(=O)Nc1ccc(O)cc1", "CS(=O)(=O)Nc1ccccc1"], embed=True)
@@ -139,8 +139,9 @@ def test_the_drug_like_model_ends_mean_shift_by_a_step_on_its_energy():
         return found.energy, found.forces.norm(dim=(1, 2)), found.forces.norm(dim=-1).amax(-1)
 
     (energy, forces, _), (energy_before, forces_before, _) = energy_and_forces(), energy_and_forces(relaxation_steps=0)
-    assert torch.equal(energy, energy_and_forces(relaxation_steps=1)[0])
-    assert (energy < energy_before - 0.002).all() and (forces < 0.65 * forces_before).all()
+    assert torch.equal(energy, energy_and_forces(relaxation_steps=2)[0])
+    assert (energy < energy_and_forces(relaxation_steps=1)[0]).all()
+    assert (energy < energy_before - 0.005).all() and (forces < 0.5 * forces_before).all()
     assert (energy_and_forces(relaxation_steps="converged")[2] <= 0.021).all()
 
 
