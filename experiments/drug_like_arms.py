@@ -59,7 +59,10 @@ def train(arm: str, seed: int, folder: Path, start: Path, num_steps: int) -> Pat
     checkpoint = output / "consistency"
     if not (checkpoint / "model.safetensors").exists():
         config = {"init_from": str(start.resolve()), "output_dir": str(output.resolve()), "seed": seed}
-        config["stage2"] = {"num_steps": num_steps, "sources": yaml.safe_load(CONFIGS[-1].read_text())["stage2"]["sources"]}
+        config["stage2"] = {
+            "num_steps": num_steps,
+            "sources": yaml.safe_load(CONFIGS[-1].read_text())["stage2"]["sources"],
+        }
         for source in config["stage2"]["sources"]:
             if source["name"] == CORRECTED and arm == "multi-task":
                 source["name"] = str((folder / "uncorrected").resolve())
