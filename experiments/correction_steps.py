@@ -1,14 +1,16 @@
-"""How far should a minimum of GFN2-xTB be moved towards B3LYP/6-31G*? Steps of `PCBridgeModel.correct_structure`.
+"""What can E make of minima of a cheap level, that a structure decoder would then learn from? From which, and how far?
 
+    python -m experiments.outside_references flexisol_validation.parquet   # the PM6 minima
     python -m experiments.correction_steps flexisol_validation.parquet
 
-The file is that of `experiments.outside`. Quasi-Newton steps along F_own(R) - F_other(R_0) and the minimum that they
-lead to are compared with the r2SCAN-3c minima of the file and with the B3LYP/6-31G* minima of
-`experiments.same_level`. Table: experiments/results/correction_steps.md.
+The file is that of `experiments.outside`. Minima of GFN2-xTB after quasi-Newton steps along F_own(R) - F_other(R_0)
+(`PCBridgeModel.correct_structure`), and the minimum that these lead to, are compared with the r2SCAN-3c minima of the
+file and with the B3LYP/6-31G* minima of `experiments.same_level`; minima of any level after steps along F_own(R), with
+the former. Tables: experiments/results/correction_steps.md.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +19,20 @@ import torch
 from torch import Tensor
 
 from dataset_scripts.schema import GFN2_XTB
-from experiments import outside, same_level
-from experiments.outside import BATCH_SIZE, MAX_EVALUATIONS, METRICS, Molecule, mean_cells, measured, taken_by
+from experiments import same_level
+from experiments.outside import (
+    BATCH_SIZE,
+    MAX_EVALUATIONS,
+    METRICS,
+    RESULTS,
+    Molecule,
+    cheap_minima,
+    mean_cells,
+    measured,
+    read,
+    taken_by,
+)
+from experiments.outside_references import pm6_minima
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.diffusion import centre
 from modeling_pcbridge.graph_batch import GraphBatch
@@ -42,6 +56,32 @@ def converged(model: PCBridgeModel, graph: GraphBatch, positions: Tensor) -> Ten
     return relax(potential, graph, start, _MAX_FORCE, MAX_EVALUATIONS).positions
 
 
+def table(rows: dict[str, list[str]]) -> list[str]:
+    """A Markdown table of these cells."""
+    lines = ["| | " + " | ".join(title for title, _ in _METRICS.values()) + " |", "|---" * (len(_METRICS) + 1) + "|"]
+    return [*lines, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items())]
+
+
+def of_cheap_levels(model: PCBridgeModel, molecules: Sequence[Molecule]) -> dict[str, list[str]]:
+    """The cells of minima of each cheap level, as they are and after steps on E."""
+    taken, graphs = taken_by(model, molecules)
+    found = {}
+    for level, minima in {**cheap_minima(taken), "PM6": pm6_minima(taken)}.items():
+        some = [place for place, minimum in enumerate(minima) if minimum is not None]
+        of_some, graphs_of = [taken[place] for place in some], [graphs[place] for place in some]
+        starts = [minimum for minimum in minima if minimum is not None]
+        ways: dict[str, Callable[..., Tensor]] = {f"{n} steps": partial(model.relax, num_steps=n) for n in (2, 3)}
+        ways["to the minimum"] = lambda graph, positions: (
+            model.relax_structure(positions, max_evaluations=MAX_EVALUATIONS, **graph.inputs).positions
+        )
+        structures = {level: starts}
+        for name, way in ways.items():
+            structures[f"{level}, {name}"] = moved(model, graphs_of, starts, BATCH_SIZE, way)
+        for name, of_way in structures.items():
+            found[name] = mean_cells(measured(of_some, of_way, None)["records"].values(), _METRICS)
+    return found
+
+
 def rows(model: PCBridgeModel, molecules: Sequence[Molecule]) -> dict[str, list[str]]:
     """The cells of each way to correct."""
     taken, graphs = taken_by(model, molecules)
@@ -63,23 +103,31 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = PCBridgeModel.from_pretrained(arguments.checkpoint).eval()
-    sets = {"r2SCAN-3c": outside.read(arguments.file), "B3LYP/6-31G*": same_level.read()}
-    of_sets = [rows(model, molecules) for molecules in sets.values()]
-    sizes = " and ".join(f"{len(molecules)} {name} minima" for name, molecules in sets.items())
-    lines = [
-        "# Steps from GFN2-xTB to B3LYP/6-31G*",
-        "",
-        f"GFN2-xTB minima after so many quasi-Newton steps: errors against {sizes}, means over molecules; model: "
-        f"`{arguments.checkpoint}`. Written by `python -m experiments.correction_steps`.",
-        "",
-        "| | " + " | ".join(title for title, _ in _METRICS.values()) + " |",
-        "|---" * (len(_METRICS) + 1) + "|",
-    ]
-    for name in of_sets[0]:
-        cells = [" / ".join(both) for both in zip(*(of[name] for of in of_sets), strict=True)]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    text = "\n".join([*lines, ""])
-    outside.RESULTS.with_name("correction_steps.md").write_text(text)
+    outside, at_same_level = read(arguments.file), same_level.read()
+    corrected = [rows(model, molecules) for molecules in (outside, at_same_level)]
+    both = {
+        name: [" / ".join(cells) for cells in zip(*(of_set[name] for of_set in corrected), strict=True)]
+        for name in corrected[0]
+    }
+    text = "\n".join(
+        [
+            "# Steps from a cheap level to B3LYP/6-31G*",
+            "",
+            "GFN2-xTB minima after so many quasi-Newton steps by the difference of two heads: errors against "
+            f"{len(outside)} r2SCAN-3c minima and {len(at_same_level)} B3LYP/6-31G* minima, means over molecules; "
+            f"model: `{arguments.checkpoint}`. Written by `python -m experiments.correction_steps`.",
+            "",
+            *table(both),
+            "",
+            "## From any level, without a head for it",
+            "",
+            "Minima after so many steps on E, against r2SCAN-3c.",
+            "",
+            *table(of_cheap_levels(model, outside)),
+            "",
+        ]
+    )
+    RESULTS.with_name("correction_steps.md").write_text(text)
     print(text)
 
 

@@ -13,6 +13,8 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +24,29 @@ import yaml
 
 from dataset_scripts.tables import write_rows
 from experiments import same_level
-from experiments.outside import ROOT, mean_shifted, measured, read, taken_by
+from experiments.outside import (
+    BATCH_SIZE,
+    MEAN_SHIFT_STEPS,
+    METRICS,
+    REFINED,
+    REFINEMENT_STEPS,
+    ROOT,
+    Molecule,
+    mean_shifted,
+    measured,
+    read,
+    taken_by,
+)
 from experiments.statistics import compare
 from modeling_pcbridge import PCBridgeModel
+from pcbridge.evaluation.batches import moved
 from pcbridge.training.corrected_library import read_minima
 
 CONFIGS = [ROOT / "configs" / f"drug_like_{name}.yaml" for name in ("corrected", "minima")]
 CORRECTED = "data/corrected"
 RESULTS = Path(__file__).parent / "results" / "drug_like_arms"
 ARMS = ("multi-task", "consistency")
-_METRICS = {
-    "bonds": ("bonds, angstrom", 4),
-    "bonds_centred": ("bonds, type means removed", 4),
-    "one_three": ("1-3 distances, angstrom", 4),
-    "angles": ("angles, degrees", 2),
-}
+WAYS = (f"mean shift {MEAN_SHIFT_STEPS}", REFINED)
 
 
 def write_uncorrected(folder: Path) -> None:
@@ -53,21 +63,18 @@ def write_uncorrected(folder: Path) -> None:
         write_rows(copy, [row | dict.fromkeys(("energy", "forces", "energy_level_of_theory")) for row in rows])
 
 
-def train(arm: str, seed: int, folder: Path, start: Path, num_steps: int) -> Path:
-    """The checkpoint of an arm, trained unless it is there."""
-    output = folder / f"{arm}-{seed}"
+def train(output: Path, structures: Path, seed: int, start: Path, num_steps: int) -> Path:
+    """The checkpoint of a last round with these structures in the place of `CORRECTED`, trained unless it is there."""
     checkpoint = output / "consistency"
     if not (checkpoint / "model.safetensors").exists():
+        sources = yaml.safe_load(CONFIGS[-1].read_text())["stage2"]["sources"]
+        for source in sources:
+            if source["name"] == CORRECTED:
+                source["name"] = str(structures.resolve())
         config = {"init_from": str(start.resolve()), "output_dir": str(output.resolve()), "seed": seed}
-        config["stage2"] = {
-            "num_steps": num_steps,
-            "sources": yaml.safe_load(CONFIGS[-1].read_text())["stage2"]["sources"],
-        }
-        for source in config["stage2"]["sources"]:
-            if source["name"] == CORRECTED and arm == "multi-task":
-                source["name"] = str((folder / "uncorrected").resolve())
-        folder.mkdir(parents=True, exist_ok=True)
-        written = folder / f"{arm}-{seed}.yaml"
+        config["stage2"] = {"num_steps": num_steps, "sources": sources}
+        output.parent.mkdir(parents=True, exist_ok=True)
+        written = output.with_suffix(".yaml")
         written.write_text(yaml.safe_dump(config))
         command = [sys.executable, "train_accelerate.py", "--resume", "latest"]
         for path in (*CONFIGS, written.resolve()):
@@ -76,25 +83,31 @@ def train(arm: str, seed: int, folder: Path, start: Path, num_steps: int) -> Pat
     return checkpoint
 
 
-def report(values: dict[str, dict[str, list[float]]], num_molecules: int, num_steps: int, source: str) -> str:
-    """A row for each metric: both arms over seeds, and the paired difference."""
-    num_seeds = len(values[ARMS[0]]["bonds"])
-    lines = [
-        "# The last stage with and without the correction",
-        "",
-        f"{num_molecules} molecules of {source}, from MMFF94 minima by mean shift; {num_steps} updates from one "
-        f"checkpoint, {num_seeds} seeds of batches and noise, mean and standard deviation over them. "
-        "Written by `python -m experiments.drug_like_arms`.",
-        "",
-        "| | " + " | ".join(ARMS) + " | difference | 95% interval | p |",
-        "|---|---|---|---|---|---|",
-    ]
-    for key, (title, d) in _METRICS.items():
-        arms = [np.array(values[arm][key]) for arm in ARMS]
-        test = compare(*(list(arm) for arm in arms))
-        cells = [f"{arm.mean():.{d}f} ± {arm.std(ddof=1):.{d}f}" for arm in arms]
-        cells += [f"{100 * test.relative:+.0f}%", f"{test.low:+.{d}f} to {test.high:+.{d}f}", f"{test.p_value:.2g}"]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+def errors_of(checkpoint: Path, molecules: Sequence[Molecule]) -> dict[str, dict[str, float]]:
+    """Means over molecules of each metric, after mean shift from the MMFF94 minima, and after steps on E besides."""
+    model = PCBridgeModel.from_pretrained(checkpoint).eval()
+    taken, graphs = taken_by(model, molecules)
+    shifted = mean_shifted(model, graphs, [m.mmff for m in taken if m.mmff is not None])
+    stepped = moved(model, graphs, shifted, BATCH_SIZE, partial(model.relax, num_steps=REFINEMENT_STEPS))
+    found = {}
+    for way, structures in zip(WAYS, (shifted, stepped), strict=True):
+        records = measured(taken, structures, None)["records"].values()
+        found[way] = {key: float(np.nanmean([record[key] for record in records])) for key in METRICS}
+    return found
+
+
+def report(values: dict[str, list[dict]], introduction: str) -> str:
+    """A table for each way: of each metric both arms over seeds, and the paired difference."""
+    lines = ["# The last stage with and without the correction", "", introduction]
+    for way in WAYS:
+        lines += ["", f"## {way[0].upper()}{way[1:]}", ""]
+        lines += ["| | " + " | ".join(ARMS) + " | difference | 95% interval | p |", "|---|---|---|---|---|---|"]
+        for key, (title, d) in METRICS.items():
+            arms = [np.array([of_seed[way][key] for of_seed in values[arm]]) for arm in ARMS]
+            test = compare(*(list(arm) for arm in arms))
+            cells = [f"{arm.mean():.{d}f} ± {arm.std(ddof=1):.{d}f}" for arm in arms]
+            cells += [f"{100 * test.relative:+.0f}%", f"{test.low:+.{d}f} to {test.high:+.{d}f}", f"{test.p_value:.2g}"]
+            lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 
 
@@ -103,33 +116,33 @@ def main() -> None:
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--start", type=Path, default=ROOT / "checkpoints" / "drug_like", help="checkpoint")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "drug_like_arms", help="of the runs")
-    parser.add_argument("--num_steps", type=int, default=1500, help="updates of each run")
+    parser.add_argument("--num_steps", type=int, default=1000, help="updates of each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--train_only", action="store_true", help="for a part of the seeds, beside other processes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    write_uncorrected(arguments.folder / "uncorrected")
+    uncorrected = arguments.folder / "uncorrected"
+    write_uncorrected(uncorrected)
+    checkpoints: dict[str, list[Path]] = {arm: [] for arm in ARMS}
+    for seed in arguments.seeds:
+        for arm, structures in zip(ARMS, (uncorrected, ROOT / CORRECTED), strict=True):
+            output = arguments.folder / f"{arm}-{seed}"
+            checkpoints[arm].append(train(output, structures, seed, arguments.start, arguments.num_steps))
+    if arguments.train_only:
+        return
     at_same_level = arguments.file is None
     molecules = same_level.read() if at_same_level else read(arguments.file)
+    values = {arm: [errors_of(checkpoint, molecules) for checkpoint in checkpoints[arm]] for arm in ARMS}
+    introduction = (
+        f"{len(molecules)} molecules of {'`large_labelled`' if at_same_level else arguments.file.name}, from MMFF94 "
+        f"minima; {arguments.num_steps} updates from one checkpoint, {len(arguments.seeds)} seeds of batches and "
+        "noise, mean and standard deviation over them. Written by `python -m experiments.drug_like_arms`."
+    )
+    text = report(values, introduction)
     results = RESULTS.with_name(f"{RESULTS.name}_same_level") if at_same_level else RESULTS
-    values: dict[str, dict[str, list[float]]] = {arm: {key: [] for key in _METRICS} for arm in ARMS}
-    for seed in arguments.seeds:
-        for arm in ARMS:
-            checkpoint = train(arm, seed, arguments.folder, arguments.start, arguments.num_steps)
-            if arguments.train_only:
-                continue
-            model = PCBridgeModel.from_pretrained(checkpoint).eval()
-            taken, graphs = taken_by(model, molecules)
-            records = measured(taken, mean_shifted(model, graphs, [m.mmff for m in taken]), None)["records"]
-            for key in _METRICS:
-                values[arm][key].append(float(np.nanmean([record[key] for record in records.values()])))
-    if not arguments.train_only:
-        text = report(
-            values, len(taken), arguments.num_steps, "`large_labelled`" if at_same_level else arguments.file.name
-        )
-        results.with_suffix(".json").write_text(json.dumps(values) + "\n")
-        results.with_suffix(".md").write_text(text)
-        print(text)
+    results.with_suffix(".json").write_text(json.dumps(values) + "\n")
+    results.with_suffix(".md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

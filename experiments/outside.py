@@ -4,9 +4,9 @@
 
 The file holds DFT minima with the columns `name`, `mapped_smiles`, `positions`, and `mmff` and `gfn2`, the minima of
 these methods below the DFT structure (angstrom; null where there is none). Each model refines the MMFF94 minima by mean
-shift and then by a step on its own energy, relaxes the structures of mean shift on that energy, and, with a head for
+shift and then by two steps on its own energy, relaxes the structures of mean shift on that energy, and, with a head for
 GFN2-xTB, corrects the GFN2-xTB minima. Tables, a plot and all numbers of each molecule go to `--output` (default:
-experiments/results/outside.*).
+experiments/results/outside.*), beside what is there of other checkpoints.
 """
 
 import argparse
@@ -46,17 +46,24 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "outside"
 GFN2 = "GFN2-xTB"
 MEAN_SHIFT_STEPS = 5  # evaluations of the model per structure
-REFINED = f"mean shift {MEAN_SHIFT_STEPS}, one step on E"  # as `predict_structure` does it by default
+REFINEMENT_STEPS = 2  # on E
+REFINED = f"mean shift {MEAN_SHIFT_STEPS}, two steps on E"  # as `predict_structure` does it by default
 MAX_EVALUATIONS = 100  # of E, in a relaxation
 BATCH_SIZE = 8
+SAME_CONFORMER = 3.0  # degrees, the torsion error of a start that is in the conformer of the DFT structure
 _SIZES = [(8, 14), (15, 19), (20, 24), (25, 60)]  # heavy atoms
 # What molecules may contain, as SMARTS with the least number of matches.
 _GROUPS = {
-    "three or more Cl": ("[Cl]", 3),
-    "P": ("[P]", 1),
-    "S": ("[#16]", 1),
-    "Br or I": ("[Br,I]", 1),
+    "N": ("[#7]", 1),
+    "O": ("[#8]", 1),
+    "F": ("[F]", 1),
     "CF2 or CF3": ("C(F)F", 1),
+    "Cl": ("[Cl]", 1),
+    "three or more Cl": ("[Cl]", 3),
+    "S": ("[#16]", 1),
+    "P": ("[P]", 1),
+    "Br or I": ("[Br,I]", 1),
+    "an ion": ("[$([+;!$(*~[-])]),$([-;!$(*~[+])])]", 1),
     "any": ("*", 1),
 }
 METRICS = {
@@ -191,7 +198,7 @@ def structures_of(
 ) -> dict[str, tuple[list[np.ndarray], float]]:
     """Structures (N, 3), angstrom, of all molecules by each method, and the seconds that it took.
 
-    Mean shift from the MMFF94 minima, then one step or relaxation on E; GFN2-xTB minima corrected and relaxed, where
+    Mean shift from the MMFF94 minima, then two steps or relaxation on E; GFN2-xTB minima corrected and relaxed, where
     the model has their level.
     """
 
@@ -206,7 +213,7 @@ def structures_of(
     start = time.perf_counter()
     shifted = mean_shifted(model, graphs, [m.mmff for m in molecules])
     found = {f"mean shift {MEAN_SHIFT_STEPS}": (shifted, time.perf_counter() - start)}
-    stepped = moved(model, graphs, shifted, BATCH_SIZE, partial(model.relax, num_steps=1))
+    stepped = moved(model, graphs, shifted, BATCH_SIZE, partial(model.relax, num_steps=REFINEMENT_STEPS))
     found[REFINED] = (stepped, time.perf_counter() - start)
     after = moved(model, graphs, shifted, BATCH_SIZE, relaxed)
     found["mean shift, relaxed on E"] = (after, time.perf_counter() - start)
@@ -249,42 +256,63 @@ def worse_bonds(result: dict, start: dict) -> set[str]:
     return {name for name, r in result["records"].items() if name in before and r["bonds"] > before[name]["bonds"]}
 
 
-def worse_by_group(results: dict[str, dict], molecules: Sequence[Molecule], start: dict) -> list[str]:
-    """How many of the molecules that contain a group have worse bonds than the MMFF94 minimum."""
+def by_group(results: dict[str, dict], molecules: Sequence[Molecule], start: dict) -> list[str]:
+    """Of the molecules that contain a group: mean bond error, and how many have worse bonds than MMFF94's minimum."""
     having = {}
     for group, (smarts, least) in _GROUPS.items():
         pattern = Chem.MolFromSmarts(smarts)
-        having[group] = {m.name for m in molecules if len(m.mol.GetSubstructMatches(pattern)) >= least}
+        names = {m.name for m in molecules if len(m.mol.GetSubstructMatches(pattern)) >= least}
+        if names:
+            having[group] = names
     lines = ["| | " + " | ".join(f"{group} ({len(names)})" for group, names in having.items()) + " |"]
     lines += ["|---" * (len(having) + 1) + "|"]
     for name, result in results.items():
         worse = worse_bonds(result, start)
-        lines.append(f"| {name} | " + " | ".join(str(len(worse & names)) for names in having.values()) + " |")
+        bonds = {name: record["bonds"] for name, record in result["records"].items()}
+        cells = []
+        for names in having.values():
+            served = [bonds[name] for name in names if name in bonds]
+            cells.append(f"{np.mean(served):.4f} / {len(worse & names)}" if served else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 
 
-def by_size(results: dict[str, dict], heavy_atoms: dict[str, int], key: str) -> list[str]:
-    """Means of one metric by number of heavy atoms."""
-    lines = ["| | " + " | ".join(f"{low} to {high}" for low, high in _SIZES) + " |"]
-    lines += ["|---" * (len(_SIZES) + 1) + "|"]
+def of_sizes(molecules: Sequence[Molecule]) -> dict[str, set[str]]:
+    """Names of molecules by numbers of heavy atoms."""
+    heavy = {m.name: int((m.graph.atomic_numbers > 1).sum()) for m in molecules}
+    return {f"{low} to {high}": {name for name in heavy if low <= heavy[name] <= high} for low, high in _SIZES}
+
+
+def of_starts(start: dict) -> dict[str, set[str]]:
+    """Names of molecules by whether the MMFF94 minimum, `start`, is in the conformer of the DFT structure."""
+    torsions = {name: record["torsions"] for name, record in start["records"].items()}
+    far = {name for name in torsions if torsions[name] > SAME_CONFORMER}
+    return {f"at most {SAME_CONFORMER:.0f}": set(torsions) - far, f"more than {SAME_CONFORMER:.0f}": far}
+
+
+def by_class(results: dict[str, dict], classes: dict[str, set[str]], key: str) -> list[str]:
+    """Means of one metric by class of molecules."""
+    lines = ["| | " + " | ".join(f"{title} ({len(names)})" for title, names in classes.items()) + " |"]
+    lines += ["|---" * (len(classes) + 1) + "|"]
     for name, result in results.items():
-        cells = [_mean_of_size(result, heavy_atoms, key, size) for size in _SIZES]
-        lines.append(f"| {name} | " + " | ".join("" if np.isnan(c) else f"{c:.4f}" for c in cells) + " |")
+        cells = [_mean_of(result, names, key) for names in classes.values()]
+        cells = ["" if np.isnan(cell) else f"{cell:.{METRICS[key][1]}f}" for cell in cells]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
-def _mean_of_size(result: dict, heavy_atoms: dict[str, int], key: str, size: tuple[int, int]) -> float:
-    values = [r[key] for name, r in result["records"].items() if size[0] <= heavy_atoms[name] <= size[1]]
-    return float(np.mean(values)) if values else np.nan
+def _mean_of(result: dict, names: set[str], key: str) -> float:
+    values = [record[key] for name, record in result["records"].items() if name in names]
+    return float(np.nanmean(values)) if values else np.nan
 
 
-def plot(results: dict[str, dict], heavy_atoms: dict[str, int], path: Path) -> None:
+def plot(results: dict[str, dict], sizes: dict[str, set[str]], path: Path) -> None:
     """Errors of bonds and angles against size."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
     for axis, key, label in zip(axes, ("bonds", "angles"), ("bonds, angstrom", "angles, degrees"), strict=True):
         for name, result in results.items():
-            axis.plot([_mean_of_size(result, heavy_atoms, key, size) for size in _SIZES], marker="o", label=name)
-        axis.set_xticks(range(len(_SIZES)), [f"{low} to {high}" for low, high in _SIZES])
+            axis.plot([_mean_of(result, names, key) for names in sizes.values()], marker="o", label=name)
+        axis.set_xticks(range(len(sizes)), list(sizes))
         axis.set(xlabel="heavy atoms", ylabel=f"mean absolute error of {label}", yscale="log")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
@@ -292,12 +320,14 @@ def plot(results: dict[str, dict], heavy_atoms: dict[str, int], path: Path) -> N
     plt.close(figure)
 
 
+def cheap_minima(molecules: Sequence[Molecule]) -> dict[str, list[np.ndarray | None]]:
+    """Those of the file, (N, 3), angstrom, by their level."""
+    return {"MMFF94": [m.mmff for m in molecules], GFN2: [m.gfn2 for m in molecules]}
+
+
 def evaluate(molecules: Sequence[Molecule], checkpoints: Sequence[str]) -> dict[str, dict]:
     """What was measured of the cheap minima and of all methods of each checkpoint, by name."""
-    results = {
-        "MMFF94": measured(molecules, [m.mmff for m in molecules], None),
-        GFN2: measured(molecules, [m.gfn2 for m in molecules], None),
-    }
+    results = {name: measured(molecules, found, None) for name, found in cheap_minima(molecules).items()}
     for checkpoint in checkpoints:
         model = PCBridgeModel.from_pretrained(checkpoint).eval()
         for method, result in of_model(model, molecules).items():
@@ -309,29 +339,45 @@ def write_report(
     results: dict[str, dict], molecules: Sequence[Molecule], title: str, introduction: str, output: Path
 ) -> None:
     """All numbers, the tables and the plot, at `output` with the endings .json, .md and .png."""
-    heavy_atoms = {m.name: int((m.graph.atomic_numbers > 1).sum()) for m in molecules}
+    sizes, start = of_sizes(molecules), results["MMFF94"]
     lines = [
         f"# {title}",
         "",
         f"{introduction} Starts are the MMFF94 minima below the DFT structures. Means over the molecules that a method "
         "serves.",
         "",
-        *table(results, results["MMFF94"]),
+        *table(results, start),
         "",
         "## Bonds by heavy atoms, angstrom",
         "",
-        *by_size(results, heavy_atoms, "bonds"),
+        *by_class(results, sizes, "bonds"),
         "",
-        "## Molecules with worse bonds than MMFF94, by what they contain",
+        "## Angles, degrees, by torsion errors of the MMFF94 minimum, degrees",
         "",
-        *worse_by_group({name: r for name, r in results.items() if name != "MMFF94"}, molecules, results["MMFF94"]),
+        *by_class(results, of_starts(start), "angles"),
+        "",
+        "## Bonds, angstrom, and how many molecules have worse ones than MMFF94's minimum, by what they contain",
+        "",
+        *by_group(results, molecules, start),
         "",
     ]
     text = "\n".join(lines)
     output.with_suffix(".md").write_text(text)
     output.with_suffix(".json").write_text(json.dumps(results) + "\n")
-    plot(results, heavy_atoms, output.with_suffix(".png"))
+    plot(results, sizes, output.with_suffix(".png"))
     print(text)
+
+
+def write_beside(results: dict[str, dict], molecules: Sequence[Molecule], file: str, output: Path) -> None:
+    """`write_report` of these results and of those at `output` that they do not replace, if of the same molecules."""
+    written = output.with_suffix(".json")
+    stored = json.loads(written.read_text()) if written.exists() else {}
+    if stored.get("MMFF94", {}).get("records") != results["MMFF94"]["records"]:
+        stored = {}
+    title = "Outside DFT structures of drug-like molecules"
+    introduction = f"{len(molecules)} molecules of {file}, by `python -m experiments.outside`."
+    timed = {name: result for name, result in results.items() if result["seconds"] is not None or name not in stored}
+    write_report(stored | timed, molecules, title, introduction, output)
 
 
 def main() -> None:
@@ -342,9 +388,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     molecules = read(arguments.file)
-    title = "Outside DFT structures of drug-like molecules"
-    introduction = f"{len(molecules)} molecules of {arguments.file.name}, by `python -m experiments.outside`."
-    write_report(evaluate(molecules, arguments.checkpoints), molecules, title, introduction, arguments.output)
+    write_beside(evaluate(molecules, arguments.checkpoints), molecules, arguments.file.name, arguments.output)
 
 
 if __name__ == "__main__":
