@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rdkit import Chem, DataStructs
 from rdkit.Chem import rdFingerprintGenerator
 
 from dataset_scripts.bundled import load_bundled
 from experiments import outside
+from experiments.averaged_checkpoint import mean_of
 from experiments.evidence_report import (
     SIMILARITY_LIMIT,
     dissimilar_molecules,
@@ -115,3 +117,36 @@ def test_errors_of_outside_structures_and_type_means(tmp_path):
     stretched = [positions * 1.01]
     assert outside.record(larger, stretched[0])["bonds"] > 0.01
     assert outside.centred_bond_errors([larger], stretched)[0] < 1e-3
+
+
+def test_outside_results_stay_beside_new_ones_if_of_the_same_molecules(tmp_path):
+    def of(bonds: float, seconds: float | None = None, torsions: float = 1.0) -> dict:
+        record = dict.fromkeys(outside.METRICS, 1.0) | {"bonds": bonds, "torsions": torsions}
+        return {"records": {"octane": record}, "seconds": seconds}
+
+    mol = mol_from_smiles("CCCCCCCC")
+    molecules = [outside.Molecule("octane", mol, graph_from_mol(mol), np.zeros((26, 3)), None, None)]
+    output = tmp_path / "outside"
+
+    def written(results: dict) -> dict:
+        outside.write_beside(results, molecules, "some.parquet", output)
+        return json.loads(output.with_suffix(".json").read_text())
+
+    written({"MMFF94": of(0.02, seconds=0.5), "old, refined": of(0.01), "new, refined": of(0.03)})
+    both = written({"MMFF94": of(0.02), "new, refined": of(0.005, seconds=0.1)})
+    assert both["MMFF94"]["seconds"] == 0.5  # which the second run did not measure
+    assert both["old, refined"]["records"]["octane"]["bonds"] == 0.01
+    assert both["new, refined"]["records"]["octane"]["bonds"] == 0.005
+    table = output.with_suffix(".md").read_text()
+    assert "| new, refined | 1 | 0.0050 |" in table and "at most 3 (1) | more than 3 (0)" in table
+    assert set(written({"MMFF94": of(0.07, torsions=9.0)})) == {"MMFF94"}  # another file
+    assert "at most 3 (0) | more than 3 (1)" in output.with_suffix(".md").read_text()
+
+
+def test_the_mean_of_checkpoints_is_of_one_architecture():
+    states = [{"weight": torch.tensor([1.0, 2.0]), "count": torch.tensor([4])}] * 2
+    states[1] = {"weight": torch.tensor([3.0, 6.0]), "count": torch.tensor([4])}
+    mean = mean_of(states)
+    assert mean["weight"].tolist() == [2.0, 4.0] and mean["count"].dtype == torch.int64
+    with pytest.raises(ValueError, match="not of one architecture"):
+        mean_of([states[0], {"weight": torch.ones(3), "count": torch.tensor([4])}])
