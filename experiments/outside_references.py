@@ -5,7 +5,7 @@
 Times are of one core and one structure, from what a user would begin with: MMFF94 from ETKDG's structure of the graph
 (both by RDKit), GFN2-xTB (the program xtb) from the MMFF94 minimum, PM6 (MOPAC) from the GFN2-xTB minimum, whose
 conformer it keeps. Errors of MMFF94 and GFN2-xTB are those of the minima in the file, below the DFT structure; of PM6,
-those of the minimum below GFN2-xTB's. Half an hour; molecules that are there are not done again.
+those of the minimum below GFN2-xTB's. An hour; molecules that are there are not done again.
 """
 
 import argparse
