@@ -104,8 +104,12 @@ def test_dispersion_is_part_of_the_level(tmp_path):
         torch.tensor([[atom.GetAtomicNum() for atom in d3.GetAtoms()]]),
         torch.tensor(d3.GetConformer().GetPositions()[None]),
     )[0]
-    assert d3.GetDoubleProp("energy_eV") - plain.GetDoubleProp("energy_eV") == pytest.approx(energy.item(), abs=2e-3)
+    # Steps on E ended both structures, each on its own: energies differ by a little more than the dispersion of one.
+    model, processor = PCBridgeModel.from_pretrained(CHECKPOINT), PCBridgeProcessor.from_pretrained(CHECKPOINT)
+    without = model.predict_energy(**processor([d3])).energy.item()
+    assert d3.GetDoubleProp("energy_eV") - without == pytest.approx(energy.item(), abs=5e-4)
     assert energy < -0.3
+    assert not np.allclose(plain.GetConformer().GetPositions(), d3.GetConformer().GetPositions(), atol=1e-4)
 
 
 def test_most_central_first(tmp_path):
