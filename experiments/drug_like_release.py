@@ -3,8 +3,8 @@
     python -m experiments.averaged_checkpoint ...   # docs/training.md
     python -m experiments.outside flexisol_validation.parquet --checkpoints outputs/drug_like_mean/consistency
     python -m experiments.drug_like_release outputs/drug_like_mean/consistency
-    python -m experiments.same_level
-    python -m experiments.drug_like_release outputs/drug_like_mean/consistency
+    python -m experiments.same_level   # of what is in checkpoints/drug_like then
+    python -m experiments.drug_like_release outputs/drug_like_mean/consistency   # once more, for its card
 
 What it covers is in the config.json of a training; of one that began from a checkpoint that does not know,
 `python -m pcbridge.training.learned checkpoints/drug_like --config ...` with both configurations adds it.
@@ -36,6 +36,15 @@ SAME_LEVEL = RESULTS.with_name("same_level.json")
 # As `experiments.outside` names the rows of the released model.
 ROW = "drug_like_mean/consistency"
 _AT_SAME_LEVEL = "checkpoints/drug_like, "
+# Each is the last of the two configurations of a round, whose first is configs/drug_like_corrected.yaml.
+_ROUNDS = {
+    "corrected structures": "drug_like_corrected",
+    "corrected structures, and labels near minima": "drug_like_near",
+    "the same with out-of-plane terms": "drug_like_bent",
+    "structures corrected by three steps, and more labels": "drug_like_three_steps",
+    "the same with minima of the smallest molecules": "drug_like_small",
+    "the same, corrected anew, with more of both": "drug_like_minima",
+}
 _INTRODUCTION = """\
 Brings a cheap structure (MMFF94, GFN2-xTB) of a drug-like molecule towards its B3LYP/6-31G* structure, and predicts the
 total electronic energy and forces of any structure, with one shared encoder. No DFT of a whole drug-like molecule was
@@ -79,24 +88,16 @@ _LIMITS = """\
 
 def stages() -> dict[str, StageConfig]:
     """What trained the released model."""
-    names = (
-        "drug_like",
-        "drug_like_corrected",
-        "drug_like_near",
-        "drug_like_bent",
-        "drug_like_three_steps",
-        "drug_like_small",
-    )
-    first, corrected, near, bent, three_steps, small = (f"--config={ROOT / 'configs' / name}.yaml" for name in names)
-    found = {
-        "stage 1": parse([first]).stage1,
-        "corrected structures": parse([corrected]).stage2,
-        "corrected structures, and labels near minima": parse([corrected, near]).stage2,
-        "the same with out-of-plane terms": parse([corrected, bent]).stage2,
-        "structures corrected by three steps, and more labels": parse([corrected, three_steps]).stage2,
-        "the same with minima of the smallest molecules": parse([corrected, small]).stage2,
+
+    def config(name: str) -> str:
+        return f"--config={ROOT / 'configs' / name}.yaml"
+
+    first = parse([config("drug_like")]).stage1
+    rounds = {
+        title: parse([config(name) for name in dict.fromkeys(("drug_like_corrected", last))]).stage2
+        for title, last in _ROUNDS.items()
     }
-    return {name: stage for name, stage in found.items() if stage is not None}
+    return {name: stage for name, stage in ({"stage 1": first} | rounds).items() if stage is not None}
 
 
 def errors_of_labels(model: PCBridgeModel, name: str) -> dict[str, float]:
