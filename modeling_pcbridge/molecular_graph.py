@@ -22,10 +22,11 @@ PAIR_BONDS = {
     Chem.BondType.AROMATIC: 5,
 }
 _DOUBLE_BOND = PAIR_BONDS[Chem.BondType.DOUBLE]
-_BOND_ORDERS = dict(zip(PAIR_BONDS, (1.0, 2.0, 3.0, 1.5), strict=True))
 PAIR_PATH_OF_2 = 6  # then one code a path length: 7 is a path of 3 bonds, and so on
 MAX_PATH_LENGTH = 9  # longer paths share the last code
 NUM_PAIR_TYPES = PAIR_PATH_OF_2 + MAX_PATH_LENGTH - 1
+_BOND_ORDERS = np.zeros(NUM_PAIR_TYPES)  # by code, 0 of what is no bond
+_BOND_ORDERS[list(PAIR_BONDS.values())] = (1.0, 2.0, 3.0, 1.5)
 
 # Codes of `stereo_pair_types`: two substituents on opposite ends of a stereo double bond.
 STEREO_CIS, STEREO_TRANS = 1, 2  # 0 for all other pairs
@@ -116,13 +117,14 @@ def graph_from_mol(mol: Chem.Mol, resonance_invariant: bool = False) -> Molecula
     for (i, j), bond_type in bonds.items():
         pair_types[i, j] = pair_types[j, i] = PAIR_BONDS[bond_type]
 
+    atomic_numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], dtype=np.uint8)
     return MolecularGraph(
-        atomic_numbers=np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], dtype=np.uint8),
+        atomic_numbers=atomic_numbers,
         formal_charges=formal_charges,
         pair_types=pair_types,
         stereo_pair_types=stereo_pair_types(mol),
         stereo_quadruples=stereo_quadruples(mol),
-        torsion_quadruples=_torsion_quadruples(mol, bonds),
+        torsion_quadruples=_torsion_quadruples(mol, sp_atoms(atomic_numbers, pair_types)),
     )
 
 
@@ -189,16 +191,15 @@ def _neighbours_but(mol: Chem.Mol, atom: int, left_out: int) -> list[int]:
     return [other.GetIdx() for other in mol.GetAtomWithIdx(atom).GetNeighbors() if other.GetIdx() != left_out]
 
 
-def _torsion_quadruples(mol: Chem.Mol, bonds: dict[tuple[int, int], Chem.BondType]) -> np.ndarray:
+def _torsion_quadruples(mol: Chem.Mol, is_sp: np.ndarray) -> np.ndarray:
     """(K, 4) atoms i, j, k, l of each torsion: i on j and l on k, turned against each other about the axis j-k.
 
     An axis is a bond, or a row of sp atoms with the atom at either end, as in allenes, ketenimines and alkynes: their
     bonds are in line, so that no angle is defined about one of them alone.
     """
     neighbours = [[other.GetIdx() for other in atom.GetNeighbors()] for atom in mol.GetAtoms()]
-    is_sp = _sp_atoms(mol, bonds)
     quadruples = []
-    for j in (atom for atom, linear in enumerate(is_sp) if not linear):
+    for j in np.flatnonzero(~is_sp).tolist():
         for first in neighbours[j]:
             before, k = j, first
             while is_sp[k]:
@@ -210,19 +211,15 @@ def _torsion_quadruples(mol: Chem.Mol, bonds: dict[tuple[int, int], Chem.BondTyp
     return np.array(quadruples, dtype=np.int16).reshape(-1, 4)
 
 
-def _sp_atoms(mol: Chem.Mol, bonds: dict[tuple[int, int], Chem.BondType]) -> list[bool]:
-    """Whether the two bonds of each atom are in line: of carbon, or N+, with two neighbours and no lone pair.
+def sp_atoms(atomic_numbers: np.ndarray, pair_types: np.ndarray) -> np.ndarray:
+    """(N,) bool, whether the two bonds of an atom are in line: of C, or N+, with two neighbours and no lone pair.
 
-    By the types of `bonds`, which may be those of all resonance forms.
+    Args:
+        atomic_numbers: (N,).
+        pair_types: (N, N), of one resonance form or of all.
     """
-    orders = [0.0] * mol.GetNumAtoms()
-    for ends, bond_type in bonds.items():
-        for atom in ends:
-            orders[atom] += _BOND_ORDERS[bond_type]
-    return [
-        atom.GetAtomicNum() in (6, 7) and atom.GetDegree() == 2 and order > 3
-        for atom, order in zip(mol.GetAtoms(), orders, strict=True)
-    ]
+    has_two = is_bond(pair_types).sum(-1) == 2
+    return np.isin(atomic_numbers, (6, 7)) & has_two & (_BOND_ORDERS[pair_types].sum(-1) > 3)
 
 
 def signed_volumes(positions: np.ndarray, quadruples: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from .molecular_graph import (
     PAIR_PATH_OF_2,
     MolecularGraph,
     signed_volumes,
+    sp_atoms,
     stereo_pair_types,
     stereo_quadruples,
 )
@@ -30,6 +31,8 @@ _LEAST_OF_HYDROGENS = 1.25  # angstrom, between two hydrogen atoms
 _LEAST_ANGLE, _LARGEST_ANGLE_OF_FOUR, _LEAST_ANGLE_OF_SP = 62, 165, 140
 _LARGEST_TWIST, _LARGEST_AMIDE_TWIST = 40, 60
 _LARGEST_RING_DEVIATION = 0.26  # angstrom, of the atom of an aromatic ring from its plane
+# Elements with their numbers of neighbours.
+_KINDS_IN_AROMATIC_RINGS = {(6, 3), (7, 2), (7, 3), (8, 2), (16, 2)}
 _SMALL_RING = 7  # up to here a ring holds its double bonds flat or bends them: no twist is asked
 
 
@@ -66,7 +69,7 @@ class StructureChecks:
         return [
             *self._angles(positions),
             *self._stereo(positions),
-            *self._aromatic_rings(positions),
+            *self._flatness(positions),
             *self._twists(positions),
         ]
 
@@ -130,12 +133,9 @@ class StructureChecks:
             numbers[centre] in (16, 34) and set(neighbours[centre]) == set(corners) - {centre} for centre in corners
         )
 
-    def _aromatic_rings(self, positions: np.ndarray) -> list[str]:
+    def _flatness(self, positions: np.ndarray) -> list[str]:
         found = []
-        for ring in self._rings:
-            types = self.graph.pair_types[ring, np.roll(ring, 1)]
-            if not 5 <= len(ring) <= 6 or not (types == _AROMATIC).all():
-                continue
+        for ring in self._aromatic_rings:
             centred = positions[ring] - positions[ring].mean(0)
             deviation = np.abs(centred @ np.linalg.svd(centred)[2][2]).max()
             if deviation > _LARGEST_RING_DEVIATION:
@@ -188,12 +188,27 @@ class StructureChecks:
         return [list(ring) for ring in self._skeleton.GetRingInfo().AtomRings()]
 
     @cached_property
-    def _is_sp(self) -> list[bool]:
-        """C or N+ between a triple and a single bond, or between two double bonds."""
+    def _is_sp(self) -> np.ndarray:
+        return sp_atoms(self.graph.atomic_numbers, self.graph.pair_types)
+
+    @cached_property
+    def _aromatic_rings(self) -> list[list[int]]:
+        """Rings of five or six aromatic bonds, or with the atoms and as many double bonds as such a ring.
+
+        A resonance-invariant graph has not all of RDKit's aromatic bonds: furan has two double bonds there, and
+        pyridone two and that to oxygen.
+        """
+        is_multiple = self._bonded & (self.graph.pair_types != _SINGLE)
+        is_terminal = np.array([len(around) == 1 for around in self._neighbours])
         found = []
-        for atom, around in enumerate(self._neighbours):
-            types = sorted(self.graph.pair_types[atom, around].tolist())
-            found.append(self.graph.atomic_numbers[atom] in (6, 7) and types in ([_SINGLE, _TRIPLE], [_DOUBLE] * 2))
+        for ring in self._rings:
+            in_ring = is_multiple[ring, np.roll(ring, 1)]
+            num_multiple = in_ring.sum() + is_multiple[np.ix_(ring, is_terminal)].sum()
+            kinds = {(int(self.graph.atomic_numbers[atom]), len(self._neighbours[atom])) for atom in ring}
+            is_conjugated = in_ring.any() and num_multiple >= len(ring) // 2 and kinds <= _KINDS_IN_AROMATIC_RINGS
+            is_aromatic = (self.graph.pair_types[ring, np.roll(ring, 1)] == _AROMATIC).all()
+            if 5 <= len(ring) <= 6 and (is_aromatic or is_conjugated):
+                found.append(ring)
         return found
 
     @cached_property

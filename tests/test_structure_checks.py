@@ -93,33 +93,67 @@ def test_atropisomers_have_a_handedness():
     assert "wrong handedness" in StructureChecks(graph_from_mol(other)).faults(etkdg_conformers(one, 1, seed=0)[0])[0]
 
 
+@pytest.mark.parametrize("resonance_invariant", [False, True])
 @pytest.mark.parametrize(
     ("smiles", "torsion", "what"),
     [("CC=CC", (0, 1, 2, 3), "double bond"), ("CC(=O)NC", (0, 1, 3, 4), "amide bond")],
 )
-def test_twisted_bonds_are_found(smiles, torsion, what):
-    assert faults(twisted(smiles, torsion, 15)) == ""
-    assert f"the {what}" in faults(twisted(smiles, torsion, 80)) and "twisted" in faults(twisted(smiles, torsion, 80))
+def test_twisted_bonds_are_found(smiles, torsion, what, resonance_invariant):
+    assert faults(twisted(smiles, torsion, 15), resonance_invariant=resonance_invariant) == ""
+    found = faults(twisted(smiles, torsion, 80), resonance_invariant=resonance_invariant)
+    assert f"the {what}" in found and "twisted" in found
 
 
-def test_flat_allenes_and_folded_rings_are_found():
+@pytest.mark.parametrize("resonance_invariant", [False, True])
+def test_flat_allenes_are_found(resonance_invariant):
     allene = embedded("C=C=C")
     positions = allene.GetConformer().GetPositions()
-    assert faults(allene) == ""
+    assert faults(allene, resonance_invariant=resonance_invariant) == ""
     axis = positions[2] - positions[0]
     axis /= np.linalg.norm(axis)
     for atom in (5, 6):  # the hydrogens of the other end, turned by 90 degrees about the axis
         arm = positions[atom] - positions[2]
         turned = np.cross(axis, arm) + axis * (axis @ arm)
         allene.GetConformer().SetAtomPosition(atom, positions[2] + turned)
-    assert "cumulene C0-C1-C2 is twisted by 90" in faults(allene)
-    benzene = embedded("c1ccccc1")
-    positions = benzene.GetConformer().GetPositions()
-    assert faults(benzene) == ""
-    normal = np.linalg.svd(positions)[2][2]
-    for atom, position in enumerate(positions):  # a chair: each carbon off the plane, with its hydrogen
-        benzene.GetConformer().SetAtomPosition(atom, position + 0.3 * (-1) ** atom * normal)
-    assert "the aromatic ring of C0" in faults(benzene)
+    assert "cumulene C0-C1-C2 is twisted by 90" in faults(allene, resonance_invariant=resonance_invariant)
+
+
+@pytest.mark.parametrize("resonance_invariant", [False, True])
+@pytest.mark.parametrize(
+    "smiles",
+    ["c1ccccc1", "c1cc[nH]c1", "c1ccoc1", "c1cnc[nH]1", "c1c[nH+]c[nH]1", "O=c1cccc[nH]1", "O=c1cc[nH]c(=O)[nH]1"],
+)
+def test_folded_aromatic_rings_are_found(smiles, resonance_invariant):
+    """RDKit's aromatic bonds are double and single ones in a resonance-invariant graph."""
+    mol = embedded(smiles)
+    assert faults(mol, resonance_invariant=resonance_invariant) == ""
+    conformer, [ring] = mol.GetConformer(), mol.GetRingInfo().AtomRings()
+    positions = conformer.GetPositions()
+    normal = np.linalg.svd(positions - positions.mean(0))[2][2]
+    for place, index in enumerate(ring):  # up and down in turn, with what hangs there
+        atom = mol.GetAtomWithIdx(index)
+        for moved in (atom, *(other for other in atom.GetNeighbors() if other.GetDegree() == 1)):
+            shift = 0.35 * (-1) ** place * normal
+            conformer.SetAtomPosition(moved.GetIdx(), positions[moved.GetIdx()] + shift)
+    assert "the aromatic ring of" in faults(mol, resonance_invariant=resonance_invariant)
+
+
+@pytest.mark.parametrize("resonance_invariant", [False, True])
+@pytest.mark.parametrize("smiles", ["C1=CSc2ccccc2S1", "c1ccc2c(c1)Nc1ccccc1S2"])
+def test_rings_that_fold_by_nature_are_sound(smiles, resonance_invariant):
+    assert faults(embedded(smiles), resonance_invariant=resonance_invariant) == ""
+
+
+@pytest.mark.parametrize("resonance_invariant", [False, True])
+@pytest.mark.parametrize("smiles", ["CN=[N+]=[N-]", "CC=[N+]=[N-]", "CSC#N", "C[N+]#[C-]", "CC#N", "C=C=C"])
+def test_bent_sp_atoms_are_found(smiles, resonance_invariant):
+    mol = embedded(smiles)
+    assert faults(mol, resonance_invariant=resonance_invariant) == ""
+    [(i, j, k), *_] = [m for m in mol.GetSubstructMatches(Chem.MolFromSmarts("[*:1]~[C,N;D2:2]~[*:3]")) if m[1] != 0][
+        -1:
+    ]
+    rdMolTransforms.SetAngleDeg(mol.GetConformer(), i, j, k, 120.0)
+    assert "is 120 degrees" in faults(mol, resonance_invariant=resonance_invariant)
 
 
 def test_water_of_27_degrees_and_broken_bonds_are_found():
