@@ -157,7 +157,7 @@ def relaxed_errors(model: PCBridgeModel) -> dict[str, float]:
     starts = [molecule.mmff for molecule in molecules]
 
     def relaxed(graph: GraphBatch, positions: torch.Tensor) -> torch.Tensor:
-        return model.relax(graph, positions, num_steps=MAX_EVALUATIONS)
+        return model.relax_structure(positions, max_evaluations=MAX_EVALUATIONS, **graph.inputs).positions
 
     records = measured(molecules, moved(model, graphs, starts, _EVALUATION_BATCH, relaxed), None)["records"].values()
     means = {key: float(np.mean([r[key] for r in records])) for key in ("bonds", "one_three", "angles")}

@@ -419,6 +419,18 @@ def test_a_molecule_that_mmff94_has_no_parameters_for_says_so(tmp_path):
     assert "MMFF94 has no parameters" in mol.GetProp("origin")
 
 
+def test_a_given_structure_that_does_not_refine_is_replaced_by_its_mmff94_minimum_which_is_said(tmp_path):
+    [mol] = rdkit_structures(mol_from_smiles("CCO"), 1, timeout=10)
+    conformer = mol.GetConformer()
+    [carbon, oxygen] = conformer.GetPositions()[[1, 2]]
+    conformer.SetAtomPosition(2, 2 * oxygen - carbon)  # a bond of twice its length
+    Chem.MolToMolFile(mol, str(tmp_path / "in.sdf"))
+    command = ["predict", str(tmp_path / "in.sdf"), "--method", "mean_shift", "-o", str(tmp_path / "out.sdf")]
+    assert main(command) == 0
+    [found] = read_sdf(tmp_path / "out.sdf")
+    assert found.GetProp("origin") == "MMFF94 minimum of the given structure, refined by PCBridge"
+
+
 def test_a_structure_far_from_a_minimum_of_the_models_energy_is_none(tmp_path, capsys):
     (tmp_path / "in.smi").write_text("C1=CC=CC#C1\nCC#N\n")  # benzyne is unlike all that was learned
     assert main(["predict", str(tmp_path / "in.smi"), "-o", str(tmp_path / "out.sdf"), "--num_conformers", "2"]) == 1

@@ -56,6 +56,7 @@ def predict(
     settings: PredictionSettings,
     batch_size: int,
     on_step: OnStep | None = None,
+    on_step_from_noise: OnStep | None = None,
 ) -> Iterator[tuple[list[Prediction], list[Failure]]]:
     """Predictions and failures, a batch of molecules at a time, in the order of `records`.
 
@@ -67,6 +68,7 @@ def predict(
         records: molecules, or failures already.
         batch_size: structures at once.
         on_step: told of each step in which structures of RDKit are refined, see `PCBridgeModel.predict_structure`.
+        on_step_from_noise: the same of structures that are drawn from noise.
 
     Yields:
         All predictions of some molecules, and the failures of the batch.
@@ -80,6 +82,7 @@ def predict(
             batch = [_checked(record, pipeline, settings) for record in records[first : first + molecules_at_once]]
             molecules = [record for record in batch if isinstance(record, Molecule)]
             failures = [record for record in batch if isinstance(record, Failure)]
+            draw = partial(_drawn, pipeline, batch_size=batch_size, generator=generator, on_step=on_step_from_noise)
             by_rdkit = partial(_refined, pipeline, settings=settings, batch_size=batch_size, threads=threads)
             if settings.method == CONFORMERS:
                 all_found = by_rdkit(molecules, [settings.num_conformers] * len(molecules), on_step=on_step)
@@ -91,12 +94,12 @@ def predict(
                     if not found and not reasons[0].startswith(_TIMED_OUT)
                 ]
                 last_resort = replace(settings, num_samples=_LAST_RESORT_SAMPLES, steps=None)
-                drawn = _drawn(pipeline, [molecules[k] for k in empty], last_resort, "ddim", batch_size, generator)
+                drawn = draw([molecules[k] for k in empty], last_resort, "ddim")
                 for place, (found, reasons) in zip(empty, drawn, strict=True):
                     one_isomer = found[:1] if unmarked_stereo(molecules[place].mol) else found
                     all_found[place] = _both(all_found[place], (one_isomer, reasons))
             else:
-                drawn = _drawn(pipeline, molecules, settings, settings.method, batch_size, generator)
+                drawn = draw(molecules, settings, settings.method)
                 missing = [settings.num_samples - len(found) for found, _ in drawn]
                 all_found = list(map(_both, drawn, by_rdkit(molecules, missing)))
             predictions: list[Prediction] = []
@@ -138,6 +141,7 @@ def _drawn(
     method: str,
     batch_size: int,
     generator: torch.Generator,
+    on_step: OnStep | None,
 ) -> list[Found]:
     """What the model draws for each molecule, by a method of `predict_structure`."""
     options = _shared_options(settings) | {
@@ -146,6 +150,7 @@ def _drawn(
         "num_inference_steps": settings.steps,
         "mean_shift_steps": settings.mean_shift_steps,
         "generator": generator,
+        "on_step": on_step,
     }
     origin, level = f"PCBridge, {method}", _level(pipeline, settings)
     largest_force = _force_limit(pipeline, settings)
@@ -191,7 +196,10 @@ def _refined(
 
 
 def _origin(mol: Chem.Mol) -> str:
-    force_field = " + MMFF94" if MMFFHasAllMoleculeParams(mol) else ", for which MMFF94 has no parameters"
+    has_parameters = MMFFHasAllMoleculeParams(mol)
+    if mol.GetNumConformers():
+        return f"{'MMFF94 minimum of ' if has_parameters else ''}the given structure, refined by PCBridge"
+    force_field = " + MMFF94" if has_parameters else ", for which MMFF94 has no parameters"
     unmarked = unmarked_stereo(mol)
     isomer = f"; no stereo mark at {', '.join(unmarked)}, so all are of one isomer" if unmarked else ""
     return f"RDKit ETKDGv3{force_field}, refined by PCBridge{isomer}"

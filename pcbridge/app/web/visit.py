@@ -86,15 +86,21 @@ class Predictor:
         num_steps = config.num_mean_shift_steps + min(default_relaxation_steps("mean_shift", config), 1)
         frames = np.zeros((num_conformers, num_steps + 1, mol.GetNumAtoms(), 3))
 
-        def on_step(rows: torch.Tensor, step: int, positions: torch.Tensor) -> None:
+        def go_on(step: int) -> None:
             if time.monotonic() > start + MAX_SECONDS:
                 raise TimeoutError(f"the prediction took more than {MAX_SECONDS:.0f} seconds; ask for fewer conformers")
-            frames[rows, step] = positions.cpu()
             emit({"type": "progress", "step": step, "num_steps": num_steps})
+
+        def on_step(rows: torch.Tensor, step: int, positions: torch.Tensor) -> None:
+            frames[rows, step] = positions.cpu()
+            go_on(step)
+
+        def on_step_from_noise(rows: torch.Tensor, step: int, positions: torch.Tensor) -> None:
+            go_on(num_steps)  # after the refinement, which gave nothing
 
         settings = PredictionSettings(num_conformers=num_conformers, timeout=RDKIT_SECONDS)
         record = Molecule(place="", name=smiles, text=smiles, mol=mol)
-        [(found, failures)] = predict(self.pipeline, [record], settings, num_conformers, on_step)
+        [(found, failures)] = predict(self.pipeline, [record], settings, num_conformers, on_step, on_step_from_noise)
         if not found:
             raise CalculationError(failures[0].error)
         lowest = with_conformers(mol, principal_frame(found[0].positions))
