@@ -70,7 +70,9 @@ def of_cheap_levels(model: PCBridgeModel, molecules: Sequence[Molecule]) -> dict
         some = [place for place, minimum in enumerate(minima) if minimum is not None]
         of_some, graphs_of = [taken[place] for place in some], [graphs[place] for place in some]
         starts = [minimum for minimum in minima if minimum is not None]
-        ways: dict[str, Callable[..., Tensor]] = {f"{n} steps": partial(model.relax, num_steps=n) for n in (2, 3)}
+        ways: dict[str, Callable[..., Tensor]] = {
+            f"{n} steps": partial(model.quasi_newton_steps, num_steps=n) for n in (2, 3)
+        }
         ways["to the minimum"] = lambda graph, positions: (
             model.relax_structure(positions, max_evaluations=MAX_EVALUATIONS, **graph.inputs).positions
         )

@@ -88,7 +88,7 @@ def errors_of(checkpoint: Path, molecules: Sequence[Molecule]) -> dict[str, dict
     model = PCBridgeModel.from_pretrained(checkpoint).eval()
     taken, graphs = taken_by(model, molecules)
     shifted = mean_shifted(model, graphs, [m.mmff for m in taken if m.mmff is not None])
-    stepped = moved(model, graphs, shifted, BATCH_SIZE, partial(model.relax, num_steps=REFINEMENT_STEPS))
+    stepped = moved(model, graphs, shifted, BATCH_SIZE, partial(model.quasi_newton_steps, num_steps=REFINEMENT_STEPS))
     found = {}
     for way, structures in zip(WAYS, (shifted, stepped), strict=True):
         records = measured(taken, structures, None)["records"].values()

@@ -213,7 +213,7 @@ def structures_of(
     start = time.perf_counter()
     shifted = mean_shifted(model, graphs, [m.mmff for m in molecules])
     found = {f"mean shift {MEAN_SHIFT_STEPS}": (shifted, time.perf_counter() - start)}
-    stepped = moved(model, graphs, shifted, BATCH_SIZE, partial(model.relax, num_steps=REFINEMENT_STEPS))
+    stepped = moved(model, graphs, shifted, BATCH_SIZE, partial(model.quasi_newton_steps, num_steps=REFINEMENT_STEPS))
     found[REFINED] = (stepped, time.perf_counter() - start)
     after = moved(model, graphs, shifted, BATCH_SIZE, relaxed)
     found["mean shift, relaxed on E"] = (after, time.perf_counter() - start)

@@ -205,7 +205,7 @@ def score_term(model, inputs: LossInputs, settings: LossSettings, generator: tor
 
 def distillation_term(model, inputs: LossInputs, settings: LossSettings, generator: torch.Generator | None) -> Tensor:
     """Eq. 7, second term, with structures relaxed on E in the place of data; ours, not the paper's."""
-    relaxed = model.relax(inputs.graph, inputs.positions, settings.relaxation_steps)
+    relaxed = model.quasi_newton_steps(inputs.graph, inputs.positions, settings.relaxation_steps)
     detach_encoder = not settings.distillation_trains_encoder
     inputs = LossInputs(inputs.graph, relaxed, inputs.mask, inputs.count)
     return denoising_term(model, inputs, settings, generator, detach_encoder=detach_encoder)

@@ -123,7 +123,7 @@ class PCBridgeFunctions(PCBridgePreTrainedModel):
         displacements = displacements * longest.clamp(min=1).rsqrt()
         return c_skip * noisy_positions + c_out * displacements
 
-    def relax(self, graph: GraphBatch, positions: Tensor, num_steps: int) -> Tensor:
+    def quasi_newton_steps(self, graph: GraphBatch, positions: Tensor, num_steps: int) -> Tensor:
         """`positions` (B, N, 3) after `num_steps` quasi-Newton steps towards the minimum of E; centred, detached.
 
         One evaluation of E per step, as a teacher can afford: each step is checked by the evaluation of the next, so

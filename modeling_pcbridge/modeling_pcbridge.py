@@ -236,8 +236,8 @@ class PCBridgeModel(PCBridgeFunctions):
                 so many attempts are used up, as RDKit's embedding does; the last one is kept. 1 draws once.
             mean_shift_steps: steps of mean shift after the other methods, see `mean_shift`; 10 take the noise out of
                 samples of "ddim" and keep their conformers.
-            relaxation_steps: quasi-Newton steps down the model's own energy at the end, see `relax`; "converged": as
-                many as it takes, as by `relax_structure`. By default `config.num_relaxation_steps` after "mean_shift",
+            relaxation_steps: `quasi_newton_steps` down the model's own energy at the end; "converged": as many as it
+                takes, as by `relax_structure`. By default `config.num_relaxation_steps` after "mean_shift",
                 if the model has learned forces, and none after the other methods.
             relaxation_level: of the energy that "converged" goes down to a minimum of, see `predict_energy`.
             allow_unlearned_forces: relax also with a model that has learned no forces.

@@ -208,7 +208,7 @@ def draw_structures(
         relaxed = relax(at_level, graph, structures, MAX_FORCE, MAX_EVALUATIONS)
         structures, is_finished = centre(relaxed.positions, graph.atom_mask), relaxed.converged
     elif settings.relaxation_steps > 0:
-        structures = model.relax(graph, structures, settings.relaxation_steps)
+        structures = model.quasi_newton_steps(graph, structures, settings.relaxation_steps)
     if on_step is not None and settings.relaxation_steps != 0:
         on_step(num_steps + 1, structures)
     return structures, is_finished

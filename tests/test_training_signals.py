@@ -58,13 +58,13 @@ def test_relaxing_goes_downhill_and_turns_with_the_molecule(batch):
     graph = GraphBatch(**{key: batch[key] for key in GRAPH_KEYS})
     start = centre(batch["positions"].double(), graph.atom_mask)
     energy, _ = model.energy_and_forces(graph, start)
-    one_step = model.relax(graph, start, 1)
+    one_step = model.quasi_newton_steps(graph, start, 1)
     # The direction is downhill for any E; how far is right for molecules, not for an untrained E.
     slightly = start + 1e-3 * (one_step - start)
     assert (model.energy_and_forces(graph, slightly)[0] < energy).all()
     rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=generator()))[0]
-    turned = model.relax(graph, start @ rotation.mT, 2)
-    torch.testing.assert_close(turned, model.relax(graph, start, 2) @ rotation.mT, rtol=0, atol=1e-5)
+    turned = model.quasi_newton_steps(graph, start @ rotation.mT, 2)
+    torch.testing.assert_close(turned, model.quasi_newton_steps(graph, start, 2) @ rotation.mT, rtol=0, atol=1e-5)
 
 
 def test_optimality_gradient_arrives_through_the_energy(batch):

@@ -28,7 +28,7 @@ def moved(
     batch_size: int,
     move: Callable[[GraphBatch, torch.Tensor], torch.Tensor],
 ) -> list[np.ndarray]:
-    """Every structure (N_i, 3) after `move`, such as `model.relax`, which takes and gives padded positions."""
+    """Every structure (N_i, 3) after `move`, such as `model.mean_shift`, which takes and gives padded positions."""
     return [
         array
         for graph, positions in padded_batches(model, graphs, structures, batch_size)

@@ -107,7 +107,7 @@ def evaluate_model(model: PCBridgeModel, evaluation: EvaluationConfig, seed: int
     def all_moved(samples: list[np.ndarray], move: Callable) -> list[np.ndarray]:
         return _by_molecule(samples, moved(model, *_flat(graphs, samples), size, move))
 
-    relax = partial(model.relax, num_steps=RELAXATION_STEPS)
+    relax = partial(model.quasi_newton_steps, num_steps=RELAXATION_STEPS)
     structures["mean_shift"] = all_moved(starts, partial(refined, model))
     sharpen = partial(model.mean_shift, num_steps=_MEAN_SHIFT_STEPS_OF_DDIM)
     structures["ddim_mean_shift"] = all_moved(structures["ddim"], sharpen)
