@@ -66,7 +66,9 @@ def measure(model: PCBridgeModel) -> list[dict]:
 def cells(record: dict) -> list[str]:
     """Errors of bonds and angles by each way; no angle where there are two atoms."""
     errors = [record[way][key] for way in WAYS for key in ("bonds", "angles")]
-    return ["" if np.isnan(error) else f"{error:.4f}" if k % 2 == 0 else f"{error:.2f}" for k, error in enumerate(errors)]
+    return [
+        "" if np.isnan(error) else f"{error:.4f}" if k % 2 == 0 else f"{error:.2f}" for k, error in enumerate(errors)
+    ]
 
 
 def mean_of(records: list[dict]) -> dict:

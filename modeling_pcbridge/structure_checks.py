@@ -203,7 +203,7 @@ class StructureChecks:
         found = []
         for ring in self._rings:
             in_ring = is_multiple[ring, np.roll(ring, 1)]
-            num_multiple = in_ring.sum() + is_multiple[np.ix_(ring, is_terminal)].sum()
+            num_multiple = in_ring.sum() + is_multiple[ring][:, is_terminal].sum()
             kinds = {(int(self.graph.atomic_numbers[atom]), len(self._neighbours[atom])) for atom in ring}
             is_conjugated = in_ring.any() and num_multiple >= len(ring) // 2 and kinds <= _KINDS_IN_AROMATIC_RINGS
             is_aromatic = (self.graph.pair_types[ring, np.roll(ring, 1)] == _AROMATIC).all()
