@@ -7,7 +7,7 @@ Molecules are the first of the bundled `drug_like` test split, by their SMILES. 
 and relaxes them with MMFF94; the program xtb relaxes one of these a molecule by GFN2-xTB, both counted. One thread a
 process. What the command takes for two molecules is its start, imports above all, and taken off.
 
-Processor seconds depend little on what else the machine does. Molecules a second, cores used and the parallel
+Processor seconds depend little on what else the machine does. Molecules per second, cores used and the parallel
 efficiency are of the clock, and mean something on a quiet machine only.
 """
 
@@ -118,7 +118,7 @@ def table(result: dict) -> list[str]:
     about = f"{result['date']}, commit {result['commit']}, {result['machine']}; load at the end {result['load']:.1f}."
     lines = ["# A library of drug-like molecules", "", about, "", *__doc__.splitlines()[4:], ""]
     lines += [
-        "| | molecules | conformers of each | structures | processor s a conformer | molecules a second | cores used |",
+        "| | molecules | conformers of each | structures | processor s per conformer | molecules per second | cores |",
         "|---|---|---|---|---|---|---|",
     ]
     for record in result["records"]:

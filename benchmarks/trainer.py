@@ -73,7 +73,7 @@ def loss(subject, batch) -> torch.Tensor:
 
 
 def evaluate(subject, molecules: list[Molecule]) -> dict[str, float]:
-    """Errors, and how many molecules a second get energies and forces."""
+    """Errors, and how many molecules per second get energies and forces."""
     batches = batches_of(subject, molecules, _EVALUATION_BATCH)
     subject.energy_and_forces(batches[0])
     start = time.process_time()

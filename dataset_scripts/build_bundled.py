@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--drug_like", type=Path)
     parser.add_argument("--large_labelled", type=Path)
     parser.add_argument("--again", action="store_true", help="from the rows that are there")
-    parser.add_argument("--exclude", type=Path, required=True, help="SHA-256 of SMILES without stereo, one a line")
+    parser.add_argument("--exclude", type=Path, required=True, help="SHA-256 of SMILES without stereo, one per line")
     arguments = parser.parse_args(underscored(sys.argv[1:]))
     inputs = {name: value for name, value in vars(arguments).items() if name != "exclude"}
     if (arguments.structures is None) != (arguments.labels is None) or not any(inputs.values()):

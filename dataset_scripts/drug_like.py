@@ -60,7 +60,7 @@ class Exclusion:
 
     @classmethod
     def of_file(cls, path: Path | None) -> "Exclusion":
-        """The hashes of a text file, one a line; nothing is excluded without a file.
+        """The hashes of a text file, one per line; nothing is excluded without a file.
 
         Raises:
             ValueError: a line is no SHA-256 in hexadecimal.
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--library", type=Path, required=True, help="a large file, of which a sample is taken")
     parser.add_argument("--more", type=Path, nargs="*", default=[], help="files that are taken whole")
     parser.add_argument("--first", type=Path, help="SMILES file of what is labelled before any fragment")
-    parser.add_argument("--exclude", type=Path, help="SHA-256 of SMILES without stereo, one a line")
+    parser.add_argument("--exclude", type=Path, help="SHA-256 of SMILES without stereo, one per line")
     parser.add_argument("--output", type=Path, required=True, help="folder")
     parser.add_argument("--sample", type=int, default=20_000, help="(default: %(default)s)")
     parser.add_argument("--num", type=int, default=1500, help="fragments by coverage (default: %(default)s)")

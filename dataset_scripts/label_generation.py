@@ -5,7 +5,7 @@
         --geometries given torsion dynamics displaced --workers 8
 
 Input: SMILES files (`SMILES name` a line), SDF, Parquet in `dataset_scripts.schema.FEATURES`, or the output of another
-run. What has no structure gets one from ETKDGv3 and MMFF94. Output: one JSON object a line, a row of the schema with
+run. What has no structure gets one from ETKDGv3 and MMFF94. Output: one JSON object per line, a row of the schema with
 its `geometry` and `level`; `pcbridge data prepare own` takes it. A molecule that fails is a line with the reason as its
 `error`. A killed run goes on where it stopped when it is started again.
 

@@ -69,7 +69,7 @@ def _in_turn(mols: dict[str, Chem.Mol]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", type=Path, required=True, help="`SMILES name` a line, as drug_like writes it")
-    parser.add_argument("--exclude", type=Path, required=True, help="SHA-256 of SMILES without stereo, one a line")
+    parser.add_argument("--exclude", type=Path, required=True, help="SHA-256 of SMILES without stereo, one per line")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(underscored(sys.argv[1:]))
     with errors_as_sentences():

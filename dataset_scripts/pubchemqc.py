@@ -1,6 +1,6 @@
 """PubChemQC: PM6 minima, with B3LYP/6-31G* energies at them in the set B3LYP/6-31G*//PM6.
 
-From RIKEN's tar.xz archives of one JSON file a molecule, or from the shards of the Hub mirrors
+From RIKEN's tar.xz archives of one JSON file per molecule, or from the shards of the Hub mirrors
 molssiai-hub/pubchemqc-b3lyp and -pm6. Kept are closed-shell molecules of one fragment in the state S0 whose bonds, as
 Open Babel found them, are those of PubChem's SMILES. All energies are in eV in the files, orbital energies too.
 """

@@ -1,4 +1,4 @@
-"""SPICE 1.1.4 and 2.0.1: wB97M-D3(BJ)/def2-TZVPPD energies and forces, a row a conformation. Not minima.
+"""SPICE 1.1.4 and 2.0.1: wB97M-D3(BJ)/def2-TZVPPD energies and forces, one row per conformation. Not minima.
 
 Read from the release's HDF5 file; needs the `spice` extra.
 """

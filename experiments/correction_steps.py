@@ -20,19 +20,9 @@ from torch import Tensor
 
 from dataset_scripts.schema import GFN2_XTB
 from experiments import same_level
-from experiments.outside import (
-    BATCH_SIZE,
-    MAX_EVALUATIONS,
-    METRICS,
-    RESULTS,
-    Molecule,
-    cheap_minima,
-    mean_cells,
-    measured,
-    read,
-    taken_by,
-)
+from experiments.outside import BATCH_SIZE, MAX_EVALUATIONS, RESULTS, cheap_minima, read, taken_by
 from experiments.outside_references import pm6_minima
+from experiments.structure_errors import METRICS, Molecule, mean_cells, measured
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.diffusion import centre
 from modeling_pcbridge.graph_batch import GraphBatch

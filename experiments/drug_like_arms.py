@@ -27,17 +27,15 @@ from experiments import same_level
 from experiments.outside import (
     BATCH_SIZE,
     MEAN_SHIFT_STEPS,
-    METRICS,
     REFINED,
     REFINEMENT_STEPS,
     ROOT,
-    Molecule,
     mean_shifted,
-    measured,
     read,
     taken_by,
 )
 from experiments.statistics import compare
+from experiments.structure_errors import METRICS, Molecule, measured
 from modeling_pcbridge import PCBridgeModel
 from pcbridge.evaluation.batches import moved
 from pcbridge.training.corrected_library import read_minima

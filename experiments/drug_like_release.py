@@ -25,7 +25,8 @@ from dataset_scripts.schema import B3LYP_6_31GD
 from experiments import same_level
 from experiments.evidence_release import FILES
 from experiments.measured_values import measured_values
-from experiments.outside import GFN2, METRICS, REFINED, RESULTS, ROOT, mean_cells, worse_bonds
+from experiments.outside import GFN2, REFINED, RESULTS, ROOT
+from experiments.structure_errors import METRICS, mean_cells, worse_bonds
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.beyond_training import atoms_beyond_training
 from pcbridge.evaluation.batches import energies_and_forces
@@ -210,7 +211,8 @@ def metrics_section(
         "213 neutral molecules of 8 to 46 heavy atoms of FlexiSol (doi:10.1039/D5SC06406F), one gas-phase DFT minimum "
         "each, not made by this project. Their level is r2SCAN-3c, as far as forces at these structures tell; its "
         "bonds differ from those of B3LYP/6-31G* by 0.0037 angstrom (seven molecules, "
-        "experiments/results/level_floor.md). MMFF94 and GFN2-xTB are the minima below the DFT structures. All rows: experiments/results/outside.md.",
+        "experiments/results/level_floor.md). MMFF94 and GFN2-xTB are the minima below the DFT structures. All rows: "
+        "experiments/results/outside.md.",
         "",
         *outside_lines,
         "",
@@ -249,7 +251,8 @@ def main() -> None:
     checkpoint = parser.parse_args().checkpoint
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in FILES:
-        shutil.copyfile(checkpoint / name, FOLDER / name)
+        # Aside first: a process that has the weights mapped would be killed if its file were written to.
+        shutil.copyfile(checkpoint / name, FOLDER / f"{name}.new").replace(FOLDER / name)
     results = json.loads(RESULTS.with_suffix(".json").read_text())
     model = PCBridgeModel.from_pretrained(FOLDER).eval()
     label_errors = {name: errors_of_labels(model, name) for name in ("fragments", "large_labelled")}

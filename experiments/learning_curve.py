@@ -32,7 +32,8 @@ from dataset_scripts.fragments import MAX_HEAVY_ATOMS
 from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB
 from experiments import same_level
 from experiments.extensive import DATA, RESULTS, ROOT, settings_of, train_new
-from experiments.outside import MAX_EVALUATIONS, measured, taken_by
+from experiments.outside import MAX_EVALUATIONS, taken_by
+from experiments.structure_errors import measured
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.graph_batch import GraphBatch
 from pcbridge.evaluation.batches import energies_and_forces, moved

@@ -21,7 +21,8 @@ from rdkit import Chem
 
 from dataset_scripts.label_generation import read_lines
 from dataset_scripts.quantum_chemistry import b3lyp_minimum
-from experiments.outside import METRICS, REFINED, Molecule, mean_cells, measured, read, structures_of, taken_by
+from experiments.outside import REFINED, read, structures_of, taken_by
+from experiments.structure_errors import METRICS, Molecule, mean_cells, measured
 from modeling_pcbridge import PCBridgeModel
 
 LINES = Path(__file__).parent / "results" / "level_floor.jsonl"

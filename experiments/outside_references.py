@@ -20,7 +20,8 @@ from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 from tqdm import tqdm
 
 from dataset_scripts.quantum_chemistry import pm6_minimum, xtb_minimum
-from experiments.outside import GFN2, RESULTS, ROOT, Molecule, cheap_minima, measured, read, write_beside
+from experiments.outside import GFN2, RESULTS, ROOT, cheap_minima, read, write_beside
+from experiments.structure_errors import Molecule, measured
 from modeling_pcbridge.errors import CalculationError
 
 _DONE = ROOT / "outputs" / "outside_references.jsonl"

@@ -22,7 +22,9 @@ from tqdm.auto import tqdm
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.quantum_chemistry import b3lyp_energy_and_forces
 from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB
-from experiments.outside import RESULTS, Molecule, evaluate, structures_of, taken_by, write_report
+from experiments.outside import RESULTS, evaluate, structures_of, taken_by
+from experiments.outside_report import write_report
+from experiments.structure_errors import Molecule
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.molecular_graph import graph_from_mol
 from modeling_pcbridge.rdkit_molecules import conformer_from_positions, mol_from_smiles

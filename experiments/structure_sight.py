@@ -21,8 +21,9 @@ from tqdm.auto import tqdm
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.schema import GFN2_XTB
 from experiments.extensive import settings_of, train_new
-from experiments.outside import ROOT, Molecule, mean_shifted, measured
+from experiments.outside import ROOT, mean_shifted
 from experiments.same_level import mmff94_minimum
+from experiments.structure_errors import Molecule, measured
 from modeling_pcbridge import LossSettings, PCBridgeModel
 from modeling_pcbridge.graph_batch import GraphBatch, pad_graphs
 from modeling_pcbridge.molecular_graph import graph_from_mol

@@ -27,8 +27,9 @@ from rdkit import RDLogger
 from tqdm.auto import tqdm
 
 from dataset_scripts.label_generation import read_lines
-from experiments.outside import ROOT, Molecule, read
+from experiments.outside import ROOT, read
 from experiments.perception import has_perceived_bonds, has_perceived_stereo
+from experiments.structure_errors import Molecule
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.graph_batch import pad_graphs

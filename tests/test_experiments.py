@@ -12,7 +12,7 @@ from rdkit import Chem, DataStructs
 from rdkit.Chem import rdFingerprintGenerator
 
 from dataset_scripts.bundled import load_bundled
-from experiments import outside
+from experiments import outside, structure_errors
 from experiments.averaged_checkpoint import mean_of
 from experiments.evidence_report import (
     SIMILARITY_LIMIT,
@@ -104,28 +104,28 @@ def test_errors_of_outside_structures_and_type_means(tmp_path):
     graph = graph_from_mol(mol)
     rng = np.random.default_rng(0)
     reference = rng.normal(size=(mol.GetNumAtoms(), 3))
-    molecule = outside.Molecule("propane", mol, graph, reference, None, None)
-    same = outside.record(molecule, reference)
+    molecule = structure_errors.Molecule("propane", mol, graph, reference, None, None)
+    same = structure_errors.record(molecule, reference)
     assert max(same.values()) < 1e-6
     [(i, j), *_] = np.argwhere(np.triu(graph.bonded)).tolist()
     moved = reference.copy()
     moved[j] += 0.1 * (reference[j] - reference[i]) / np.linalg.norm(reference[j] - reference[i])
-    assert outside.record(molecule, moved)["bonds"] > 0.1 / 10 - 1e-9  # of ten bonds one is .1 longer
+    assert structure_errors.record(molecule, moved)["bonds"] > 0.1 / 10 - 1e-9  # of ten bonds one is .1 longer
     ethane = mol_from_smiles("CC")
     positions = rdkit_structures(ethane, 1, timeout=10)[0].GetConformer().GetPositions()
-    larger = outside.Molecule("ethane", ethane, graph_from_mol(ethane), positions, None, None)
+    larger = structure_errors.Molecule("ethane", ethane, graph_from_mol(ethane), positions, None, None)
     stretched = [positions * 1.01]
-    assert outside.record(larger, stretched[0])["bonds"] > 0.01
-    assert outside.centred_bond_errors([larger], stretched)[0] < 1e-3
+    assert structure_errors.record(larger, stretched[0])["bonds"] > 0.01
+    assert structure_errors.centred_bond_errors([larger], stretched)[0] < 1e-3
 
 
 def test_outside_results_stay_beside_new_ones_if_of_the_same_molecules(tmp_path):
     def of(bonds: float, seconds: float | None = None, torsions: float = 1.0) -> dict:
-        record = dict.fromkeys(outside.METRICS, 1.0) | {"bonds": bonds, "torsions": torsions}
+        record = dict.fromkeys(structure_errors.METRICS, 1.0) | {"bonds": bonds, "torsions": torsions}
         return {"records": {"octane": record}, "seconds": seconds}
 
     mol = mol_from_smiles("CCCCCCCC")
-    molecules = [outside.Molecule("octane", mol, graph_from_mol(mol), np.zeros((26, 3)), None, None)]
+    molecules = [structure_errors.Molecule("octane", mol, graph_from_mol(mol), np.zeros((26, 3)), None, None)]
     output = tmp_path / "outside"
 
     def written(results: dict) -> dict:

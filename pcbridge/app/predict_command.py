@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--input_format", choices=sorted(set(INPUT_FORMATS.values())), help="(default: by the file's name, else smi)")
     add("--output_format", choices=sorted(set(OUTPUT_FORMATS.values())), help="(default: by the file's name, else sdf)")
     add("--failures", metavar="FILE", help="write failures as CSV: place, name, input, reason")
-    processes = "processes, one thread each, if the output is a folder (default: one a core, on a GPU one)"
+    processes = "processes, one thread each, if the output is a folder (default: one per core, on a GPU one)"
     add("--workers", type=_positive, metavar="N", help=processes)
     add("--scheduler", metavar="ADDRESS", help="of a running dask scheduler, in place of --workers")
     shards = f"molecules of each file, if the output is a folder (default: {_SHARD_SIZE})"

@@ -136,7 +136,7 @@ def plot_energy_scatter(models: dict[str, dict], path: Path) -> None:
 
 
 def plot_structures(references: list[ReferenceMolecule], predictions: dict[str, list[np.ndarray]], path: Path) -> None:
-    """Predicted structures (colour) over the references (grey), a row a model, a column a molecule; none, no file."""
+    """Predicted structures (colour) over the references (grey), a row per model; without references no file."""
     if not references:
         return
     shape = (len(predictions), len(references))

@@ -1,4 +1,4 @@
-"""The page over HTTP: static files, `GET /model`, and `POST /predict`, which streams one JSON object a line."""
+"""The page over HTTP: static files, `GET /model`, and `POST /predict`, which streams one JSON object per line."""
 
 import asyncio
 import json
