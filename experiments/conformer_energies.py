@@ -29,6 +29,7 @@ from dataset_scripts.collator import mol_from_row
 from dataset_scripts.packed_labels import read_packed_labels
 from dataset_scripts.quantum_chemistry import gfn2_energy_and_forces
 from dataset_scripts.schema import B3LYP_6_31GD
+from experiments.provenance import written_by
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
 from modeling_pcbridge.dispersion import d3bj_energy
@@ -37,7 +38,6 @@ CONFORMERS = 6
 _LEAST_CONFORMERS = 4  # of fewer a correlation says little
 _LEAST_LARGE = 12  # heavy atoms
 _REFERENCE = "B3LYP-D3(BJ)/6-31G*"
-_NOTE = "Written by `python -m experiments.conformer_energies`, which says what is compared."
 RESULTS = Path(__file__).parent / "results"
 LABELS = RESULTS / "conformer_b3lyp.parquet"
 
@@ -106,7 +106,9 @@ def main() -> None:
     found = {name: compare(energies(model, lines)) for name, lines in conformers.items()}
     sizes = {name: sum(z > 1 for z in lines[0]["atomic_numbers"]) for name, lines in conformers.items()}
     methods = list(next(iter(found.values())))
-    lines = [f"# Energies of conformers against {_REFERENCE}", "", f"{len(found)} molecules. " + _NOTE, ""]
+    introduction = f"{len(found)} molecules. The module says what is compared. "
+    introduction += written_by("conformer_energies", arguments.checkpoint)
+    lines = [f"# Energies of conformers against {_REFERENCE}", "", introduction, ""]
     lines += ["| | heavy atoms | " + " | ".join(f"{method}, r2 | error, kcal/mol" for method in methods) + " |"]
     lines += ["|---" * (2 + 2 * len(methods)) + "|"]
 

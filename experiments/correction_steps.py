@@ -22,6 +22,7 @@ from dataset_scripts.schema import GFN2_XTB
 from experiments import same_level
 from experiments.outside import BATCH_SIZE, MAX_EVALUATIONS, RESULTS, cheap_minima, read, taken_by
 from experiments.outside_references import pm6_minima
+from experiments.provenance import written_by
 from experiments.structure_errors import METRICS, Molecule, mean_cells, measured
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.diffusion import centre
@@ -107,7 +108,7 @@ def main() -> None:
             "",
             "GFN2-xTB minima after so many quasi-Newton steps by the difference of two heads: errors against "
             f"{len(outside)} r2SCAN-3c minima and {len(at_same_level)} B3LYP/6-31G* minima, means over molecules; "
-            f"model: `{arguments.checkpoint}`. Written by `python -m experiments.correction_steps`.",
+            f"model: `{arguments.checkpoint}`. {written_by('correction_steps', arguments.checkpoint)}",
             "",
             *table(both),
             "",

@@ -259,6 +259,7 @@ def main() -> None:
     of_same_level = json.loads(SAME_LEVEL.read_text())
     said = limits(of_same_level, label_errors, json.loads(SMALL_MOLECULES.read_text()))
     card(said, *metrics_section(results, of_same_level, label_errors)).save(FOLDER / "README.md")
+    shutil.copyfile(FOLDER / "README.md", ROOT / "model_card.md")  # the default model, whose card is the project's
     print(f"{FOLDER}: {sum(file.stat().st_size for file in FOLDER.iterdir()) / 1e6:.1f} MB")
 
 

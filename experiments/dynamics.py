@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import mol_from_row
+from experiments.provenance import written_by
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.molecular_graph import graph_from_mol
 from modeling_pcbridge.structure_checks import StructureChecks
@@ -176,7 +177,7 @@ def main() -> None:
         "# Dynamics at 300 K",
         "",
         f"{arguments.picoseconds:g} ps of Langevin dynamics on E of `{Path(arguments.checkpoint).name}`, steps of "
-        f"{TIMESTEP:g} fs, looked at {len(traces['turn'])} times. Written by `python -m experiments.dynamics`.",
+        f"{TIMESTEP:g} fs, looked at {len(traces['turn'])} times. {written_by('dynamics', arguments.checkpoint)}",
         "",
         *table(molecules, traces),
     ]

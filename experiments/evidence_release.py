@@ -2,8 +2,8 @@
 
     python -m experiments.evidence_release                    # seed 0 of setting "displaced"
 
-The cards state what was measured, as a table and as `model-index` metadata; model_card.md is that of the consistency
-model. Code is not copied: the package is beside them here, and `save_pretrained` and `push_to_hub` add it.
+The cards state what was measured, as a table and as `model-index` metadata. Code is not copied: links to it are beside
+them here, and `save_pretrained` and `push_to_hub` add it.
 """
 
 import argparse
@@ -117,8 +117,6 @@ def main() -> None:
             shutil.copyfile(run / model / name, folder / name)
         evaluation = json.loads((run / f"{model}.json").read_text())
         card(model, *metrics_section(model, arguments.seed, evaluation, record)).save(folder / "README.md")
-        if model == CONSISTENCY:  # the default model, whose card is that of the project
-            shutil.copyfile(folder / "README.md", ROOT / "model_card.md")
         print(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB")
 
 

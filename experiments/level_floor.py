@@ -22,6 +22,7 @@ from rdkit import Chem
 from dataset_scripts.label_generation import read_lines
 from dataset_scripts.quantum_chemistry import b3lyp_minimum
 from experiments.outside import REFINED, read, structures_of, taken_by
+from experiments.provenance import written_by
 from experiments.structure_errors import METRICS, Molecule, mean_cells, measured
 from modeling_pcbridge import PCBridgeModel
 
@@ -71,7 +72,7 @@ def report(molecules: Sequence[Molecule], minima: dict[str, np.ndarray], checkpo
         f"{len(taken)} outside molecules of up to {_MAX_HEAVY_ATOMS} heavy atoms ({', '.join(m.name for m in taken)}): "
         "errors against their r2SCAN-3c minima / against the B3LYP/6-31G* minima below these; means over molecules. "
         "The last row is what a perfect model of B3LYP/6-31G* would have. Starts of the models are MMFF94 minima. "
-        "Written by `python -m experiments.level_floor`.",
+        f"{written_by('level_floor', checkpoint)}",
         "",
         "| | " + " | ".join(title for title, _ in _METRICS.values()) + " |",
         "|---" * (len(_METRICS) + 1) + "|",

@@ -15,8 +15,7 @@ import numpy as np
 
 from experiments.outside import BATCH_SIZE, read, taken_by
 from modeling_pcbridge import PCBridgeModel
-from modeling_pcbridge.atom_environments import environments_of_graph
-from modeling_pcbridge.training_coverage import ENVIRONMENT_RADIUS
+from modeling_pcbridge.beyond_training import atoms_beyond_training
 from pcbridge.evaluation.batches import moved, refined
 
 
@@ -26,17 +25,14 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="checkpoints/drug_like")
     arguments = parser.parse_args()
     model = PCBridgeModel.from_pretrained(arguments.checkpoint).eval()
-    known = model.config.coverage.labelled_environments
     errors: dict[str, list[tuple[float, float]]] = defaultdict(list)
     num_new, num_heavy = [], 0
     taken, graphs = taken_by(model, read(arguments.structures))
     structures = moved(model, graphs, [m.mmff for m in taken], BATCH_SIZE, partial(refined, model))
     for molecule, graph, structure in zip(taken, graphs, structures, strict=True):
-        heavy = np.flatnonzero(graph.atomic_numbers > 1).tolist()
-        hashes = environments_of_graph(graph, [ENVIRONMENT_RADIUS])[ENVIRONMENT_RADIUS]
-        new = {atom for atom, environment in zip(heavy, hashes, strict=True) if environment not in known}
+        new = set(atoms_beyond_training(model.config, graph))
         num_new.append(len(new))
-        num_heavy += len(heavy)
+        num_heavy += int((graph.atomic_numbers > 1).sum())
         for i, j in np.argwhere(np.triu(graph.bonded)).tolist():
             kind = "of new atoms" if {i, j} & new else "others, same molecules" if new else "other molecules"
             length, before, after = (

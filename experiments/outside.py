@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import torch
 
 from experiments.outside_report import write_report
+from experiments.provenance import weights_of
 from experiments.structure_errors import Molecule, measured
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.errors import InputError
@@ -132,7 +133,8 @@ def evaluate(molecules: Sequence[Molecule], checkpoints: Sequence[str]) -> dict[
     for checkpoint in checkpoints:
         model = PCBridgeModel.from_pretrained(checkpoint).eval()
         for method, result in of_model(model, molecules).items():
-            results[f"{'/'.join(Path(checkpoint).parts[-2:])}, {method}"] = result
+            name = f"{'/'.join(Path(checkpoint).parts[-2:])}, {method}"
+            results[name] = result | {"weights": weights_of(checkpoint)}
     return results
 
 

@@ -35,7 +35,7 @@ def table(results: dict[str, dict], start: dict) -> list[str]:
     """A row for each method: how many molecules, means over them, and how many have worse bonds than MMFF94."""
     medians = ["bonds, median", "angles, median"]
     titles = [title for title, _ in METRICS.values()]
-    columns = ["served", *titles, *medians, "bonds worse than MMFF94", "s per molecule"]
+    columns = ["served", *titles, *medians, "bonds worse than MMFF94", "s per molecule", "weights"]
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, result in results.items():
         records = result["records"]
@@ -46,6 +46,7 @@ def table(results: dict[str, dict], start: dict) -> list[str]:
         compared = set(records) & set(start["records"])
         cells.append("" if name == "MMFF94" else f"{100 * len(worse_bonds(result, start)) / len(compared):.0f}%")
         cells.append("" if result["seconds"] is None else f"{result['seconds']:.2f}")
+        cells.append(result.get("weights", ""))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.quantum_chemistry import b3lyp_energy_and_forces
 from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB
+from experiments.provenance import written_by
 from experiments.torsion_scans import Scan, make_scans, scan_errors
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.graph_batch import GraphBatch, pad_graphs
@@ -81,8 +82,8 @@ def main() -> None:
         "# Torsion scans",
         "",
         f"Energies above the start of the scan, eV, by `{checkpoint}` and by the levels that its E was trained at, at "
-        "the same geometries: the highest of the scan, and the mean absolute error of E. Written by `python -m "
-        "experiments.release_scans`.",
+        "the same geometries: the highest of the scan, and the mean absolute error of E. "
+        f"{written_by('release_scans', checkpoint)}",
         "",
         f"| scan | in training | {' | '.join(columns)} |",
         "|---" * (2 + len(columns)) + "|",

@@ -24,6 +24,7 @@ from dataset_scripts.quantum_chemistry import b3lyp_energy_and_forces
 from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB
 from experiments.outside import RESULTS, evaluate, structures_of, taken_by
 from experiments.outside_report import write_report
+from experiments.provenance import written_by
 from experiments.structure_errors import Molecule
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.molecular_graph import graph_from_mol
@@ -80,7 +81,7 @@ def report_of_energies(left: dict[str, list[float]], checkpoint: str) -> str:
         "# What is left above the B3LYP/6-31G* minimum",
         "",
         f"B3LYP/6-31G* energy of structures of {count} molecules of `large_labelled` less that of the minimum, eV per "
-        f"molecule; models: `{checkpoint}`. Written by `python -m experiments.same_level --energies`.",
+        f"molecule; models: `{checkpoint}`. {written_by('same_level --energies', checkpoint)}",
         "",
         "| | mean | median | largest |",
         "|---|---|---|---|",

@@ -17,6 +17,7 @@ from rdkit import Chem
 from dataset_scripts.packed_labels import read_packed_labels
 from dataset_scripts.splits import constitution_of, split_of
 from experiments.outside import RESULTS, ROOT
+from experiments.provenance import written_by
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.beyond_training import atoms_beyond_training
 from modeling_pcbridge.errors import InputError
@@ -78,7 +79,7 @@ def mean_of(records: list[dict]) -> dict:
     }
 
 
-def report(records: list[dict]) -> str:
+def report(records: list[dict], checkpoint: str) -> str:
     """A Markdown table: the molecules of `NAMED`, and means over those that trained the released model and others."""
     groups = {
         "trained it": [r for r in records if r["split"] == "train"],
@@ -89,7 +90,7 @@ def report(records: list[dict]) -> str:
         "# The smallest molecules at the level of the labels, B3LYP/6-31G*",
         "",
         "RDKit's structure refined as users do it, and relaxed to the minimum of E: mean errors per molecule of bonds "
-        "(angstrom) and angles (degrees). Written by `python -m experiments.small_molecules`.",
+        f"(angstrom) and angles (degrees). {written_by('small_molecules', checkpoint)}",
         "",
         "| | number | " + " | ".join(f"{way}: {key}" for way in WAYS for key in ("bonds", "angles")) + " |",
         "|---" * (2 + 2 * len(WAYS)) + "|",
@@ -123,9 +124,10 @@ def plot(records: list[dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="checkpoints/drug_like", help="folder or hub name")
-    records = measure(PCBridgeModel.from_pretrained(parser.parse_args().checkpoint).eval())
+    checkpoint = parser.parse_args().checkpoint
+    records = measure(PCBridgeModel.from_pretrained(checkpoint).eval())
     OUTPUT.write_text(json.dumps(records) + "\n")
-    text = report(records)
+    text = report(records, checkpoint)
     OUTPUT.with_suffix(".md").write_text(text)
     plot(records)
     print(text)

@@ -81,7 +81,7 @@ def test_cards_say_which_losses_trained_the_model():
     for name, text in texts.items():
         assert "Of the paper's consistency losses" in text and "did not train it" in text
         assert ("distillation" in text) == (name == CONSISTENCY)
-    assert (ROOT / "model_card.md").read_bytes() == (CHECKPOINTS / CONSISTENCY / "README.md").read_bytes()
+    assert (ROOT / "model_card.md").read_bytes() == (CHECKPOINTS / "drug_like" / "README.md").read_bytes()
 
 
 @pytest.fixture(scope="module")
