@@ -12,13 +12,14 @@ import pytest
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.command_errors import errors_as_sentences
 from modeling_pcbridge import LossSettings, PCBridgeConfig, PCBridgeModel, PCBridgeProcessor
+from modeling_pcbridge.errors import InputError
 from pcbridge.evaluation.report import plot_losses, plot_structures
 from pcbridge.training.card import card_of_run
 from pcbridge.training.config import SourceConfig, StageConfig, TrainingConfig
 from pcbridge.training.data import load_source, reference_energies_of, sample_rows
 from pcbridge.training.initial_model import initial_model
 from pcbridge.training.optimizers import learning_rate_factor
-from pcbridge.training.run import run, without_consistency
+from pcbridge.training.run import check_evaluation, run, without_consistency
 from train_accelerate import main, parse
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +33,9 @@ SMALL_MODEL = {
     "num_gaussians": 16,
     "initializer_range": 0.18,
 }
+FEW_TIMESTEPS = PCBridgeConfig(
+    num_train_timesteps=8, denoising_timestep=4, refinement_timestep=4, mean_shift_timesteps=[4, 1]
+)
 LABELLED = [
     SourceConfig("pm6", 1.0, only_labelled=True, max_rows=100),
     SourceConfig("pm6_displaced", 1.0, max_rows=100),
@@ -205,6 +209,19 @@ def test_the_script_ends_with_a_sentence(wrong, reason, tmp_path, monkeypatch, f
     with pytest.raises(SystemExit, match="1"):
         main()
     assert re.search(reason, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "reason"),
+    [
+        (PCBridgeConfig(supported_elements=[1, 5]), [], "of atomic numbers .1, 5.; set evaluation to null"),
+        (FEW_TIMESTEPS, ["--evaluation=null", "--validation={every: 10}"], "8"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_made_is_refused_before_the_training(model, options, reason):
+    with pytest.raises(InputError, match=reason):
+        check_evaluation(parse(options), model)
+    check_evaluation(parse(["--evaluation=null", "--validation={every: 10, num_pictures: 0}"]), model)
 
 
 def test_errors_of_other_libraries_keep_their_traceback(monkeypatch, capsys):

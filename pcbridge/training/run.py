@@ -16,8 +16,10 @@ from modeling_pcbridge.configuration_pcbridge import PCBridgeConfig
 from modeling_pcbridge.errors import InputError
 from modeling_pcbridge.hub import HubPushError, create_repository, push_checkpoint
 from modeling_pcbridge.modeling_pcbridge import PCBridgeModel
-from modeling_pcbridge.sampling import check_num_steps
+from modeling_pcbridge.sampling import SamplingSettings, check_num_steps
 from pcbridge.evaluation.checkpoints import evaluate_checkpoints
+from pcbridge.evaluation.config import EvaluationConfig
+from pcbridge.evaluation.references import load_references
 from pcbridge.evaluation.report import plot_losses, results_markdown
 from pcbridge.training.card import card_of_run
 from pcbridge.training.config import StageConfig, TrainingConfig
@@ -52,8 +54,7 @@ def run(config: TrainingConfig) -> dict:
     _prepare_places(config, accelerator)
     torch.manual_seed(config.seed)  # the same initial weights on every process
     model, data = initial_model(config)
-    if config.evaluation is not None:  # an impossible evaluation is refused before hours of training
-        check_num_steps("ddim", config.evaluation.num_inference_steps, model.config.num_train_timesteps)
+    check_evaluation(config, model.config)
     trained = _train(model, data, config, accelerator)
     histories = {name: each.history for name, each in trained.items()}
     metrics: dict = {"config": asdict(config), "histories": histories}
@@ -68,6 +69,22 @@ def run(config: TrainingConfig) -> dict:
             last = list(trained.values())[-1].folder  # the consistency model, or that of stage 1 alone
             _push(last, config.hub_model_id, config.output_dir)
     return metrics
+
+
+def check_evaluation(config: TrainingConfig, model: PCBridgeConfig) -> None:
+    """Refuses an evaluation or pictures of the bundled molecules that cannot be made, before hours of training."""
+    num_steps = []
+    if config.evaluation is not None:
+        num_steps.append(config.evaluation.num_inference_steps)
+    if config.validation is not None and config.validation.num_pictures > 0:
+        num_steps.append(SamplingSettings.num_inference_steps)
+    for steps in num_steps:
+        check_num_steps("ddim", steps, model.num_train_timesteps)
+    if num_steps:
+        try:
+            load_references(EvaluationConfig("validation", 1), model.supported_elements)
+        except InputError as error:
+            raise InputError(f"{error}; set evaluation to null and validation.num_pictures to 0") from error
 
 
 def _prepare_places(config: TrainingConfig, accelerator: Accelerator) -> None:
