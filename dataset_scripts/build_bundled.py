@@ -9,8 +9,9 @@
 
 The second adds what `label_generation --level pm6` wrote, the third its lines at levels b3lyp and gfn2_program, packed
 by `packed_labels` or as they are; `--again` takes the rows that are there, for configurations whose raw tables are not
-in the repository. Molecules that `--exclude` lists (`drug_like.Exclusion`) are in no split. Every run also writes the
-front matter of the card. The output is deterministic: the same inputs give the same rows in the same order.
+in the repository, and `--add` adds to these what the third has new. Molecules that `--exclude` lists
+(`drug_like.Exclusion`) are in no split. Every run also writes the front matter of the card. The output is
+deterministic: the same inputs give the same rows in the same order.
 """
 
 import argparse
@@ -150,8 +151,10 @@ def build_again(exclusion: Exclusion) -> dict:
     return _write(rows, None, Counter(), exclusion)
 
 
-def build_lines(name: str, path: Path, exclusion: Exclusion) -> dict:
+def build_lines(name: str, path: Path, exclusion: Exclusion, add: bool = False) -> dict:
     """Write lines of `label_generation` as one of `_LEVELS`, split by constitution, and return as `build` does.
+
+    With `add` after the rows that are there, and without the molecules that these have.
 
     Raises:
         ValueError: lines of a level, or molecules of a split, that do not belong there.
@@ -163,9 +166,13 @@ def build_lines(name: str, path: Path, exclusion: Exclusion) -> dict:
         change = {"energy": None, "energy_level_of_theory": None}
     if others := {line["level"] for line in lines}.difference(levels):
         raise InputError(f"{path} has lines of another level than {' or '.join(levels)}: {others.pop()}")
-    rows: dict[tuple[str, str], list[dict]] = {(name, split): [] for split in SPLITS_OF[name]}
-    rejected: Counter[str] = Counter()
+    title = f"rejected_{name}"
+    rows = {(name, split): list(load_bundled(name, split)) if add else [] for split in SPLITS_OF[name]}
+    rejected: Counter[str] = Counter(json.loads(_summary_path().read_text()).get(title) if add else None)
+    known = {row["molecule_id"] for of_split in rows.values() for row in of_split}
     for line in lines:
+        if line["molecule_id"] in known:
+            continue
         error = line.get("error") or _broken(line)
         if error:
             rejected[_kind_of_error(error)] += 1
@@ -174,7 +181,7 @@ def build_lines(name: str, path: Path, exclusion: Exclusion) -> dict:
         if split not in SPLITS_OF[name]:
             raise InputError(f"{path}: {line['molecule_id']} is of the split {split}, which {name} does not have")
         rows[name, split].append({key: line[key] for key in FEATURES} | change)
-    return _write(rows, f"rejected_{name}", rejected, exclusion)
+    return _write(rows, title, rejected, exclusion)
 
 
 def _broken(line: dict) -> str | None:
@@ -213,7 +220,7 @@ def _write(
             "with_forces": table.num_rows - table["forces"].null_count,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }
-    path = parquet_path("pm6", "train").with_name("summary.json")
+    path = _summary_path()
     before = json.loads(path.read_text())
     new: dict[str, dict] = {"files": files}
     if title is not None:
@@ -221,6 +228,10 @@ def _write(
     path.write_text(json.dumps(before | new | {"files": before["files"] | files}, indent=2) + "\n")
     write_bundled_card()
     return new
+
+
+def _summary_path() -> Path:
+    return parquet_path("pm6", "train").with_name("summary.json")
 
 
 def write_bundled_card() -> None:
@@ -241,9 +252,10 @@ def main() -> None:
     parser.add_argument("--drug_like", type=Path)
     parser.add_argument("--large_labelled", type=Path)
     parser.add_argument("--again", action="store_true", help="from the rows that are there")
+    parser.add_argument("--add", action="store_true", help="lines to the rows that are there")
     parser.add_argument("--exclude", type=Path, required=True, help="SHA-256 of SMILES without stereo, one per line")
     arguments = parser.parse_args(underscored(sys.argv[1:]))
-    inputs = {name: value for name, value in vars(arguments).items() if name != "exclude"}
+    inputs = {name: value for name, value in vars(arguments).items() if name not in ("exclude", "add")}
     if (arguments.structures is None) != (arguments.labels is None) or not any(inputs.values()):
         parser.error("give --structures with --labels, or another option but --exclude, or several")
     RDLogger.DisableLog("rdApp.*")
@@ -255,7 +267,7 @@ def main() -> None:
         built.append(build(arguments.structures, arguments.labels, exclusion))
     for name in _LEVELS:
         if (path := getattr(arguments, name)) is not None:
-            built.append(build_lines(name, path, exclusion))
+            built.append(build_lines(name, path, exclusion, arguments.add))
     print(json.dumps(built, indent=2))
 
 

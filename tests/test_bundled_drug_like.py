@@ -1,6 +1,7 @@
 """The drug-like bundles: nothing that models are tested on, no molecule in two splits, labels are what they say."""
 
 import json
+import shutil
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
@@ -159,9 +160,9 @@ def test_a_molecule_of_another_split_is_refused(tmp_path):
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """The bundled set, where its files may be written anew: the card is of all of them."""
-    for path in parquet_path("pm6", "train").parent.glob("*.parquet"):
-        (tmp_path / path.name).symlink_to(path)
-    (tmp_path / "summary.json").write_bytes(parquet_path("pm6", "train").with_name("summary.json").read_bytes())
+    for pattern in ("*.parquet", "summary.json"):
+        for path in parquet_path("pm6", "train").parent.glob(pattern):
+            shutil.copyfile(path, tmp_path / path.name)
     monkeypatch.setattr(bundled, "_FOLDER", tmp_path)
     return tmp_path
 
@@ -191,6 +192,27 @@ def test_what_is_listed_is_left_out_and_counted(folder):
     )
     with pytest.raises(ValueError, match="lines of another level than gfn2 or gfn2_program: b3lyp"):
         build_lines("drug_like", RAW_LABELS / "fragments_b3lyp.parquet", listed)
+
+
+def test_lines_are_added_to_the_rows_that_are_there(folder):
+    before = {split: list(load_bundled("drug_like", split)) for split in SPLITS}
+    counts = json.loads((folder / "summary.json").read_text())["rejected_drug_like"]
+    new = before["train"][0] | {"molecule_id": "new", "geometry": "minimum", "level": "gfn2_program"}
+    failed = {
+        "molecule_id": "failed",
+        "geometry": "minimum",
+        "level": "gfn2_program",
+        "error": "xtb did not reach a minimum",
+    }
+    lines = [before["train"][1] | {"geometry": "minimum", "level": "gfn2_program"}, new, failed]
+    (folder / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    exclusion = Exclusion.of_file(EXCLUDED)
+    built = build_lines("drug_like", folder / "lines.jsonl", exclusion, add=True)
+    assert list(load_bundled("drug_like", "test")) == before["test"]
+    after = list(load_bundled("drug_like", "train"))
+    assert after[:-1] == before["train"] and after[-1]["molecule_id"] == "new"
+    counts["xtb did not reach a minimum"] += 1
+    assert built["rejected_drug_like"] == counts
 
 
 @pytest.mark.parametrize("name", ["fragments", "large"])
