@@ -4,7 +4,7 @@
 
 The molecules (`torsion_scans`) may be among the training fragments of a released model, and the table says which are.
 B3LYP/6-31G* energies of the same geometries take a quarter of an hour of one core and are kept in
-experiments/results/release_scans.json. Written to experiments/results/release_scans.md.
+experiments/results/release_scans.json. Table and plot: experiments/results/release_scans.*.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from rdkit import Chem
@@ -24,6 +25,9 @@ from experiments.provenance import written_by
 from experiments.torsion_scans import Scan, make_scans, scan_errors
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.graph_batch import GraphBatch, pad_graphs
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results" / "release_scans"
 # The kinds of bonds that the project's target names: single bonds of drug-like molecules.
@@ -68,6 +72,23 @@ def errors_at(model: PCBridgeModel, scans: list[Scan], level: str) -> dict[str, 
     return scan_errors(scans, energies_of)
 
 
+def plot(scans: list[Scan], errors: dict[str, dict], path: Path) -> None:
+    """Energies along each scan, of the level (black) and of E at it."""
+    columns = 7
+    figure, axes = plt.subplots(
+        -(-len(scans) // columns), columns, figsize=(14, 6), sharex=True, constrained_layout=True, squeeze=False
+    )
+    for axis, scan in zip(axes.flat, scans, strict=False):
+        axis.plot(scan.angles, scan.energies, "k.-", label=B3LYP_6_31GD)
+        axis.plot(scan.angles, errors[scan.name]["model"], ".-", label="E")
+        axis.set_title(scan.name, fontsize=8)
+    axes[0, 0].legend(fontsize=7)
+    figure.supxlabel("turned by, degrees")
+    figure.supylabel("energy above the start, eV")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", default="checkpoints/drug_like")
@@ -105,6 +126,7 @@ def main() -> None:
         lines.append(f"| {title} | | " + " | ".join(f"| | {number(of[level]):.3f}" for level in levels) + " |")
     text = "\n".join([*lines, ""])
     RESULTS.with_suffix(".md").write_text(text)
+    plot(levels[B3LYP_6_31GD], errors[B3LYP_6_31GD], RESULTS.with_suffix(".png"))
     print(text)
 
 
