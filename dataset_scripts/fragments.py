@@ -63,6 +63,10 @@ def make_fragments(
     known = {Chem.GetPeriodicTable().GetElementSymbol(number) for number in range(1, 119)}
     if unknown := [element for element in elements if element not in known]:
         raise InputError(f"no element {unknown[0]!r}")
+    if output.resolve() in [path.resolve() for path in library]:
+        raise InputError(f"{output} is the library itself")
+    if not output.parent.is_dir():
+        raise InputError(f"there is no folder {output.parent}")
     records: Iterable[LibraryRecord] = itertools.chain.from_iterable(map(read_library, library))
     if sample is not None:
         records = sample_records(records, sample, seed)

@@ -31,6 +31,7 @@ from modeling_pcbridge.molecular_graph import graph_from_mol
 from modeling_pcbridge.rdkit_molecules import (
     atomic_numbers_of,
     check_bond_lengths,
+    check_structure_fits,
     mapped_smiles,
     mol_from_smiles,
     with_structure,
@@ -168,6 +169,7 @@ def _labelled_row(molecule: dict, geometry: str, level: Level) -> dict:
         equilibrium = level.level_of_theory
     else:
         if geometry == "given":
+            check_structure_fits(mol, positions)
             equilibrium = molecule.get("equilibrium_level_of_theory")
         else:
             positions = make_geometry(mol, molecule["molecule_id"], geometry)

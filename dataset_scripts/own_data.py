@@ -118,10 +118,15 @@ def _parse(record: tuple[str, str, Any], levels: dict[str, str | None]) -> dict:
 
 def _from_sdf(name: str, record: str) -> dict:
     mol = mol_of_sdf(name, record)
+    positions = mol.GetConformer().GetPositions()
+    try:
+        check_structure_fits(mol, positions)
+    except ValueError as error:
+        raise BadRowError(name, str(error)) from error
     fields = {key: _value(value.strip()) for key, value in _SDF_FIELD.findall(record)}
     labels = {label: fields.get(label) for label in _LABELS}
     _check_names(name, labels, {key: value for key, value in fields.items() if value is not None})
-    return {"mol": mol, "positions": mol.GetConformer().GetPositions(), **labels}
+    return {"mol": mol, "positions": positions, **labels}
 
 
 def _check_names(name: str, labels: dict, others: dict) -> None:

@@ -254,14 +254,14 @@ class PCBridgeConfig(PreTrainedConfig):
         Raises:
             InputError: the model has no head for it beside its own, no forces, or several where none is named.
         """
-        self.check_forces_are_learned("correcting a structure")
         own, *others = self.energy_levels_of_theory
         if name is None and len(others) == 1:
-            return others[0]
+            [name] = others
         if name not in others:
             named = "minima of another level" if name is None else f"minima of {name!r}"
             known = f"the model knows the way from {', '.join(others) or 'no other level'}"
             raise InputError(f"{named} cannot be moved to {own}; {known}")
+        self.check_forces_are_learned("correcting a structure")
         return name
 
     def check_forces_are_learned(self, what: str) -> None:

@@ -103,6 +103,8 @@ def graph_from_mol(mol: Chem.Mol, resonance_invariant: bool = False) -> Molecula
     for atom in mol.GetAtoms():
         if atom.GetAtomicNum() == 0:
             raise InputError("the molecule has a dummy atom ('*')")
+        if atom.HasQuery():
+            raise InputError("the molecule is a query (SMARTS); make it from SMILES")
         if atom.GetTotalNumHs() > 0:
             raise InputError("hydrogens are implicit; call rdkit.Chem.AddHs first")
         if atom.GetNumRadicalElectrons() > 0:

@@ -28,19 +28,22 @@ def etkdg_conformers(mol: Chem.Mol, num_conformers: int, seed: int, timeout: flo
     parameters = rdDistGeom.ETKDGv3()
     parameters.trackFailures = True  # type: ignore[assignment]  # RDKit's stubs are wrong
     deadline = None if timeout is None else time.monotonic() + timeout
-    found = []
+    found: list[np.ndarray] = []
     # One by one, because RDKit's own timeout leaves none of several; the seeds are those that it gives to several.
     for number in range(1, num_conformers + 1):
         parameters.randomSeed = (seed + 1) * number  # type: ignore[assignment]
-        if deadline is not None:
-            left = deadline - time.monotonic()
-            if left <= 0:
+        # Of long chains, lipids for instance, RDKit finds none but from random coordinates.
+        for parameters.useRandomCoords in (False, True):  # type: ignore[assignment]
+            if deadline is not None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return np.array(found) if found else None
+                parameters.timeout = math.ceil(left)  # type: ignore[assignment]
+            if rdDistGeom.EmbedMolecule(mol, parameters) >= 0:
+                found.append(mol.GetConformer().GetPositions())
                 break
-            parameters.timeout = math.ceil(left)  # type: ignore[assignment]
-        if rdDistGeom.EmbedMolecule(mol, parameters) >= 0:
-            found.append(mol.GetConformer().GetPositions())
-        elif (deadline is None or time.monotonic() < deadline) and _was_interrupted(mol, parameters):
-            raise KeyboardInterrupt
+            if (deadline is None or time.monotonic() < deadline) and _was_interrupted(mol, parameters):
+                raise KeyboardInterrupt
     return np.array(found) if found else None
 
 
@@ -58,7 +61,11 @@ def _was_interrupted(mol: Chem.Mol, parameters: rdDistGeom.EmbedParameters) -> b
 
 
 def mmff_minima(mol: Chem.Mol, starts: np.ndarray) -> np.ndarray | None:
-    """The MMFF94 minima (S, N, 3) below (S, N, 3) structures, or near; None where MMFF94 lacks parameters."""
+    """The MMFF94 minima (S, N, 3) below (S, N, 3) structures, or near; None where MMFF94 lacks parameters.
+
+    Raises:
+        CalculationError: MMFF94 cannot begin at a structure, such as one whose atoms coincide.
+    """
     found = _mmff_optimised(mol, starts)
     return None if found is None else found[0]
 
@@ -68,7 +75,10 @@ def _mmff_optimised(mol: Chem.Mol, starts: np.ndarray) -> tuple[np.ndarray, np.n
     if not rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
         return None
     mol = with_conformers(mol, *starts)
-    ends = rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(mol, maxIters=_MAX_MMFF_STEPS)
+    try:
+        ends = rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(mol, maxIters=_MAX_MMFF_STEPS)
+    except RuntimeError as error:  # RDKit's line search, where atoms coincide
+        raise CalculationError("MMFF94 cannot begin at this structure; do atoms coincide?") from error
     minima = np.array([conformer.GetPositions() for conformer in mol.GetConformers()])
     return minima, np.array([not_reached == 0 for not_reached, _ in ends])
 
@@ -102,6 +112,9 @@ def rdkit_structures(mol: Chem.Mol, num_structures: int, timeout: float, seed: i
 
     Returns:
         Copies of `mol` with a conformer each; none where RDKit finds no conformer in time.
+
+    Raises:
+        CalculationError: MMFF94 cannot begin at the conformer of `mol`.
     """
     if mol.GetNumConformers():
         starts = mol.GetConformer().GetPositions()[None]

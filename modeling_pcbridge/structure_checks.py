@@ -28,7 +28,8 @@ _BOND_RANGES = {_SINGLE: (0.8, 1.3), _DOUBLE: (0.72, 1.15), _TRIPLE: (0.68, 1.05
 _LEAST_OF_SECOND, _LEAST_OF_OTHERS = 1.15, 1.2
 _LEAST_OF_HYDROGENS = 1.25  # angstrom, between two hydrogen atoms
 # Degrees.
-_LEAST_ANGLE, _LARGEST_ANGLE_OF_FOUR, _LEAST_ANGLE_OF_SP = 62, 165, 140
+_LEAST_ANGLE, _LARGEST_ANGLE_OF_FOUR, _LARGEST_ANGLE_OF_CHALCOGEN, _LEAST_ANGLE_OF_SP = 62, 165, 165, 140
+_LARGEST_SUM_OF_PYRAMID = 359.5  # of the three angles at N or P whose lone pair nothing takes
 _LARGEST_TWIST, _LARGEST_AMIDE_TWIST = 40, 60
 _LARGEST_RING_DEVIATION = 0.26  # angstrom, of the atom of an aromatic ring from its plane
 # Elements with their numbers of neighbours.
@@ -93,7 +94,12 @@ class StructureChecks:
         for centre, around in enumerate(self._neighbours):
             is_linear = self._is_sp[centre] and not any(centre in ring for ring in self._rings)
             least = _LEAST_ANGLE_OF_SP if is_linear else _LEAST_ANGLE
+            # By symmetry no force bends what is linear or flat, so that a structure may end as it began.
+            is_chalcogen = len(around) == 2 and self.graph.atomic_numbers[centre] in (8, 16)
             largest = _LARGEST_ANGLE_OF_FOUR if len(around) == 4 else 180
+            largest = _LARGEST_ANGLE_OF_CHALCOGEN if is_chalcogen else largest
+            if self._is_pyramid[centre] and self._sum_of_angles(positions, centre) > _LARGEST_SUM_OF_PYRAMID:
+                found.append(f"{self._name(centre)} is flat")
             for place, i in enumerate(around):
                 for j in around[place + 1 :]:
                     if self._bonded[i, j]:  # a ring of three
@@ -102,6 +108,11 @@ class StructureChecks:
                     if not least <= angle <= largest:
                         found.append(f"the angle {self._name(i, centre, j)} is {angle:.0f} degrees")
         return found
+
+    def _sum_of_angles(self, positions: np.ndarray, centre: int) -> float:
+        """Degrees, of the three bonds of an atom."""
+        bonds = positions[self._neighbours[centre]] - positions[centre]
+        return sum(_angle(bonds[k], bonds[k - 1]) for k in range(3))
 
     def _stereo(self, positions: np.ndarray) -> list[str]:
         """By RDKit's perception of the structure, which shares no code with what the model obeys marks by."""
@@ -190,6 +201,18 @@ class StructureChecks:
     @cached_property
     def _is_sp(self) -> np.ndarray:
         return sp_atoms(self.graph.atomic_numbers, self.graph.pair_types)
+
+    @cached_property
+    def _is_pyramid(self) -> list[bool]:
+        """N or P with three single bonds to hydrogen and atoms of four neighbours."""
+
+        def is_saturated(atom: int) -> bool:
+            return self.graph.atomic_numbers[atom] == 1 or len(self._neighbours[atom]) == 4
+
+        return [
+            self.graph.atomic_numbers[atom] in (7, 15) and len(around) == 3 and all(map(is_saturated, around))
+            for atom, around in enumerate(self._neighbours)
+        ]
 
     @cached_property
     def _aromatic_rings(self) -> list[list[int]]:

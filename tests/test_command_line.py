@@ -431,6 +431,34 @@ def test_a_given_structure_that_does_not_refine_is_replaced_by_its_mmff94_minimu
     assert found.GetProp("origin") == "MMFF94 minimum of the given structure, refined by PCBridge"
 
 
+def test_given_structures_that_end_far_from_a_minimum_are_replaced(tmp_path):
+    [mol] = rdkit_structures(mol_from_smiles("CC(=O)Oc1ccccc1C(=O)O"), 1, timeout=10)
+    positions, rng = mol.GetConformer().GetPositions(), np.random.default_rng(0)
+    with Chem.SDWriter(str(tmp_path / "in.sdf")) as writer:
+        for _ in range(6):
+            mol.GetConformer().SetPositions(positions + 0.3 * rng.standard_normal(positions.shape))
+            writer.write(mol)
+    command = ["predict", str(tmp_path / "in.sdf"), "--method", "mean_shift", "-o", str(tmp_path / "out.parquet")]
+    assert main(command) == 0
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert len(rows) == 6
+    assert {row["origin"] for row in rows} > {"MMFF94 minimum of the given structure, refined by PCBridge"}
+    assert max(np.linalg.norm(row["forces"], axis=-1).max() for row in rows) < 3
+
+
+def test_one_structure_of_coinciding_atoms_does_not_end_the_run(tmp_path, capsys):
+    [good] = rdkit_structures(mol_from_smiles("CCO"), 1, timeout=10)
+    bad = Chem.Mol(good)
+    bad.GetConformer().SetAtomPosition(1, bad.GetConformer().GetAtomPosition(0))
+    with Chem.SDWriter(str(tmp_path / "in.sdf")) as writer:
+        for mol in (bad, good):
+            writer.write(mol)
+    command = ["predict", str(tmp_path / "in.sdf"), "--method", "mean_shift", "-o", str(tmp_path / "out.sdf")]
+    assert main(command) == 1
+    assert "record 1: " in (said := capsys.readouterr().err) and "do atoms coincide?" in said
+    assert len(read_sdf(tmp_path / "out.sdf")) == 1
+
+
 def test_a_structure_far_from_a_minimum_of_the_models_energy_is_none(tmp_path, capsys):
     (tmp_path / "in.smi").write_text("C1=CC=CC#C1\nCC#N\n")  # benzyne is unlike all that was learned
     assert main(["predict", str(tmp_path / "in.smi"), "-o", str(tmp_path / "out.sdf"), "--num_conformers", "2"]) == 1

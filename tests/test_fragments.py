@@ -19,6 +19,7 @@ from dataset_scripts.fragments import main, make_fragments
 from dataset_scripts.library import LibraryRecord, constitution_hash, library_mol, read_library, sample_records
 from dataset_scripts.library_counts import LibraryCounts, count_library
 from modeling_pcbridge.atom_environments import environments_of_mol
+from modeling_pcbridge.errors import InputError
 
 DRUGS = {
     "atorvastatin": "CC(C)c1c(C(=O)Nc2ccccc2)c(-c2ccccc2)c(-c2ccc(F)cc2)n1CC[C@@H](O)C[C@@H](O)CC(=O)[O-]",
@@ -36,6 +37,16 @@ DRUGS = {
 
 def records(*smiles: str) -> list[LibraryRecord]:
     return [LibraryRecord(f"molecule {i}", text) for i, text in enumerate(smiles, start=1)]
+
+
+def test_a_library_is_not_written_over_and_a_missing_folder_is_named_first(tmp_path):
+    library = tmp_path / "library.smi"
+    library.write_text("CCO\n")
+    with pytest.raises(InputError, match="is the library itself"):
+        make_fragments([library], tmp_path / ".." / tmp_path.name / "library.smi")
+    with pytest.raises(InputError, match="there is no folder"):
+        make_fragments([library], tmp_path / "x" / "fragments.smi")
+    assert library.read_text() == "CCO\n"
 
 
 def cut(smiles: str, max_heavy_atoms: int = 9) -> set[str]:

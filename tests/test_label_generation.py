@@ -135,6 +135,7 @@ def test_molecules_are_read_from_every_kind_of_file(tmp_path):
         ("[Na+].CC(=O)[O-]", None, "several fragments"),
         ("O", [[0.0, 0.0, 0.0]] * 2, "for 3 atoms"),
         ("O", [[0.0, 0.0, np.nan]] * 3, "not numbers"),
+        ("O", [[0.0, 0.0, 0.0], [0.096, 0.0, 0.0], [-0.024, 0.093, 0.0]], "only 0.10 angstrom apart"),  # nanometres
     ],
 )
 def test_bad_molecules_are_lines_with_the_reason(smiles, positions, reason, springs):

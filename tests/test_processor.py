@@ -75,6 +75,7 @@ def test_save_and_load(processor, tmp_path):
         ((*WATER, 0.5), "total charge must be a whole number, not 0.5"),
         ((["O", "H", "H"], WATER[1]), "atomic numbers must be numbers"),
         (17, "expected a SMILES"),
+        (Chem.MolFromSmarts("CCO"), "a query .SMARTS."),
     ],
 )
 def test_bad_molecules_are_named_with_the_reason(processor, bad, reason):

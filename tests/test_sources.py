@@ -25,6 +25,7 @@ from dataset_scripts.pcqm4mv2 import read_split_dict
 from dataset_scripts.raw_sources import SOURCES, stream_source
 from dataset_scripts.schema import B3LYP_6_31GD, PM6, WB97M_D3BJ_DEF2_TZVPPD
 from modeling_pcbridge.constants import BOHR_TO_ANGSTROM, HARTREE_TO_EV
+from modeling_pcbridge.rdkit_molecules import conformer_from_positions, mol_from_smiles
 
 DATA = Path(__file__).parent / "data"
 
@@ -313,6 +314,11 @@ def test_mistakes_in_own_data_are_named(tmp_path):
         path.write_text(f"smiles,positions,energy\n{line}\n")
         with pytest.raises(BadRowError, match=reason):
             list(stream_source(own_source(), [path]))
+    mol = mol_from_smiles("CCO")
+    mol.AddConformer(conformer_from_positions(np.arange(3 * mol.GetNumAtoms(), dtype=float).reshape(-1, 3)))
+    Chem.MolToMolFile(mol, str(tmp_path / "mine.sdf"))
+    with pytest.raises(BadRowError, match=r"C0 and .* are bonded, but .* angstrom apart"):
+        list(stream_source(own_source(), [tmp_path / "mine.sdf"]))
     path.write_text(f'smiles,positions,DFT_energy\nO,"{water}",-2000\n')
     with pytest.raises(BadRowError, match="labels under names that are not read: DFT_energy"):
         list(stream_source(own_source(energy_level_of_theory=PM6), [path]))

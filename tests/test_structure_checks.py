@@ -138,6 +138,18 @@ def test_folded_aromatic_rings_are_found(smiles, resonance_invariant):
     assert "the aromatic ring of" in faults(mol, resonance_invariant=resonance_invariant)
 
 
+@pytest.mark.parametrize(
+    ("smiles", "positions", "fault"),
+    [
+        ("O", [[0, 0, 0], [0.96, 0, 0], [-0.96, 0, 0]], "the angle H1-O0-H2 is 180 degrees"),
+        ("N", [[0, 0, 0], [1.01, 0, 0], [-0.505, 0.875, 0], [-0.505, -0.875, 0]], "N0 is flat"),
+        ("P", [[0, 0, 0], [1.4, 0, 0], [-0.7, 1.212, 0], [-0.7, -1.212, 0]], "P0 is flat"),
+    ],
+)
+def test_what_symmetry_holds_at_a_saddle_point_is_found(smiles, positions, fault):
+    assert StructureChecks(graph_from_mol(mol_from_smiles(smiles))).faults(np.array(positions)) == [fault]
+
+
 @pytest.mark.parametrize("resonance_invariant", [False, True])
 @pytest.mark.parametrize("smiles", ["C1=CSc2ccccc2S1", "c1ccc2c(c1)Nc1ccccc1S2"])
 def test_rings_that_fold_by_nature_are_sound(smiles, resonance_invariant):

@@ -15,6 +15,7 @@ from rdkit.Chem.rdForceFieldHelpers import MMFFHasAllMoleculeParams
 
 from modeling_pcbridge import PCBridgeModel, PCBridgePipeline, PCBridgeProcessor
 from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
+from modeling_pcbridge.errors import CalculationError
 from modeling_pcbridge.rdkit_molecules import unmarked_stereo
 from modeling_pcbridge.rdkit_structures import rdkit_structures
 from modeling_pcbridge.sampling import METHODS_FROM_POSITIONS, OnStep
@@ -173,7 +174,10 @@ def _refined(
         if number == 0:
             return [], []
         begun = time.monotonic()
-        mols = rdkit_structures(molecule.mol, number, settings.timeout, settings.seed)
+        try:
+            mols = rdkit_structures(molecule.mol, number, settings.timeout, settings.seed)
+        except CalculationError as error:
+            return [], [str(error)]
         in_time = time.monotonic() - begun < settings.timeout
         missing = "RDKit: no conformer" if in_time else f"{_TIMED_OUT} {settings.timeout:g} s, see --timeout"
         return [replace(molecule, mol=mol) for mol in mols], [] if mols else [missing]
@@ -206,8 +210,9 @@ def _origin(mol: Chem.Mol) -> str:
 
 
 def _force_limit(pipeline: PCBridgePipeline, settings: PredictionSettings) -> float:
-    """Of conformers and what is drawn in their place; samples that were asked for may have larger forces."""
-    is_checked = settings.method == CONFORMERS and pipeline.model.config.has_learned_forces is not False
+    """Of conformers and what is drawn in their place, and of given structures; other samples may have larger forces."""
+    is_from_structures = settings.method == CONFORMERS or settings.method in METHODS_FROM_POSITIONS
+    is_checked = is_from_structures and pipeline.model.config.has_learned_forces is not False
     return _LARGEST_FORCE if is_checked else np.inf
 
 
