@@ -86,6 +86,8 @@ _LIMITS = """\
 - Small molecules like no others: Br2, F2, P2H4 and the like are wrong by up to {worst_small:.1f} angstrom,
   which `beyond_training` says (experiments/results/small_molecules.md). Zwitterions of amino acids. Allenes that
   MMFF94 has turned stay turned, which the checks refuse.
+- Bonds of antiaromatic rings (cyclobutadiene, biphenylene, cyclooctatetraene) come out alike, which `beyond_training`
+  says. Of [1.1.1]propellane, tetrahedrane and oxalate it says nothing, and they are wrong.
 - Drug-like structures from noise are often broken (experiments/results/validity.md, of an early release): start from
   conformers.
 - Conformers of 17 molecules of 9 to 18 heavy atoms are ranked a little worse than by GFN2-xTB, with dispersion

@@ -8,8 +8,9 @@ from rdkit import Chem
 
 from .atom_environments import environments_of_graph
 from .configuration_pcbridge import PCBridgeConfig
-from .molecular_graph import MolecularGraph
+from .molecular_graph import PAIR_BONDS, MolecularGraph
 from .resonance import CHARGE_UNITS
+from .structure_checks import StructureChecks
 from .training_coverage import ENVIRONMENT_RADIUS
 
 
@@ -47,7 +48,27 @@ def beyond_training(config: PCBridgeConfig, graph: MolecularGraph, reference_ene
         names = ", ".join(f"{table.GetElementSymbol(int(graph.atomic_numbers[i]))}{i}" for i in new)
         have = "has" if len(new) == 1 else "have"
         found.append(f"{len(new)} of {len(heavy)} heavy atoms ({names}) {have} surroundings that no training label had")
+    if config.resonance_invariant:
+        for ring in antiaromatic_rings(graph):
+            names = "-".join(f"{table.GetElementSymbol(int(graph.atomic_numbers[i]))}{i}" for i in ring)
+            found.append(f"bonds of the antiaromatic ring {names} alternate, and the model makes them alike")
     return found
+
+
+def antiaromatic_rings(graph: MolecularGraph) -> list[list[int]]:
+    """Atoms of the rings of 4n conjugated C and N all of whose bonds a resonance-invariant graph has as no single ones.
+
+    It averages over forms that such a ring goes between by a real barrier, as cyclobutadiene does.
+    """
+    degrees = graph.bonded.sum(-1)
+    kinds = list(zip(graph.atomic_numbers.tolist(), degrees.tolist(), strict=True))
+    return [
+        ring
+        for ring in StructureChecks(graph).rings
+        if len(ring) % 4 == 0
+        and (graph.pair_types[ring, np.roll(ring, 1)] != PAIR_BONDS[Chem.BondType.SINGLE]).all()
+        and {kinds[atom] for atom in ring} <= {(6, 3), (7, 2)}
+    ]
 
 
 def atoms_beyond_training(config: PCBridgeConfig, graph: MolecularGraph) -> list[int]:

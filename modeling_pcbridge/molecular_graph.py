@@ -34,6 +34,12 @@ NUM_STEREO_PAIR_TYPES = 3
 
 _CIS_TAGS = (Chem.BondStereo.STEREOZ, Chem.BondStereo.STEREOCIS)
 _TRANS_TAGS = (Chem.BondStereo.STEREOE, Chem.BondStereo.STEREOTRANS)
+# Those of atoms with other surroundings than a tetrahedron.
+_OTHER_STEREO_TAGS = (
+    Chem.ChiralType.CHI_SQUAREPLANAR,
+    Chem.ChiralType.CHI_TRIGONALBIPYRAMIDAL,
+    Chem.ChiralType.CHI_OCTAHEDRAL,
+)
 _AXIS_TAGS = (Chem.BondStereo.STEREOATROPCW, Chem.BondStereo.STEREOATROPCCW)
 
 
@@ -103,6 +109,8 @@ def graph_from_mol(mol: Chem.Mol, resonance_invariant: bool = False) -> Molecula
     for atom in mol.GetAtoms():
         if atom.GetAtomicNum() == 0:
             raise InputError("the molecule has a dummy atom ('*')")
+        if (tag := atom.GetChiralTag()) in _OTHER_STEREO_TAGS:
+            raise InputError(f"a stereo mark of {atom.GetSymbol()}{atom.GetIdx()} is not supported ({tag})")
         if atom.HasQuery():
             raise InputError("the molecule is a query (SMARTS); make it from SMILES")
         if atom.GetTotalNumHs() > 0:

@@ -92,7 +92,7 @@ class StructureChecks:
     def _angles(self, positions: np.ndarray) -> list[str]:
         found = []
         for centre, around in enumerate(self._neighbours):
-            is_linear = self._is_sp[centre] and not any(centre in ring for ring in self._rings)
+            is_linear = self._is_sp[centre] and not any(centre in ring for ring in self.rings)
             least = _LEAST_ANGLE_OF_SP if is_linear else _LEAST_ANGLE
             # By symmetry no force bends what is linear or flat, so that a structure may end as it began.
             is_chalcogen = len(around) == 2 and self.graph.atomic_numbers[centre] in (8, 16)
@@ -195,7 +195,8 @@ class StructureChecks:
         return mol.GetMol()
 
     @cached_property
-    def _rings(self) -> list[list[int]]:
+    def rings(self) -> list[list[int]]:
+        """Atoms of each ring of the smallest set, in their order."""
         return [list(ring) for ring in self._skeleton.GetRingInfo().AtomRings()]
 
     @cached_property
@@ -224,7 +225,7 @@ class StructureChecks:
         is_multiple = self._bonded & (self.graph.pair_types != _SINGLE)
         is_terminal = np.array([len(around) == 1 for around in self._neighbours])
         found = []
-        for ring in self._rings:
+        for ring in self.rings:
             in_ring = is_multiple[ring, np.roll(ring, 1)]
             num_multiple = in_ring.sum() + is_multiple[ring][:, is_terminal].sum()
             kinds = {(int(self.graph.atomic_numbers[atom]), len(self._neighbours[atom])) for atom in ring}
@@ -269,7 +270,7 @@ class StructureChecks:
         """Whether both ends have one or two more neighbours, and no small ring contains the axis."""
         degrees = [len(self._neighbours[end]) for end in (axis[0], axis[-1])]
         return all(2 <= degree <= 3 for degree in degrees) and not any(
-            len(ring) <= _SMALL_RING and set(axis[:2]) <= set(ring) for ring in self._rings
+            len(ring) <= _SMALL_RING and set(axis[:2]) <= set(ring) for ring in self.rings
         )
 
     def _name(self, *atoms: int) -> str:

@@ -89,6 +89,8 @@ def test_bonds_and_charges_from_positions():
         (Chem.AddHs(Chem.MolFromSmiles("[CH3]")), "radical"),
         (Chem.AddHs(Chem.MolFromSmiles("*C")), "dummy"),
         (Chem.Mol(), "no atoms"),
+        (Chem.AddHs(Chem.MolFromSmiles("C[P@TB1](F)(Cl)(N)O")), "a stereo mark of P1 is not supported"),
+        (Chem.MolFromSmarts("CCO"), "a query .SMARTS."),
     ],
 )
 def test_graphs_that_are_refused(mol, reason):

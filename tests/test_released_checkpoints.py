@@ -210,6 +210,16 @@ def test_the_drug_like_model_knows_unseen_fragments_and_its_card_says_what_train
     assert f"| `fragments` | {len(forces)} | {np.mean(forces):.3f} | {np.median(forces):.3f} |" in text
 
 
+@pytest.mark.parametrize(
+    ("smiles", "number"),
+    [("C1=CC=C1", 1), ("c1ccc2c(c1)-c1ccccc12", 1), ("C1=CC=CC=CC=C1", 1), ("c1ccccc1", 0), ("c1ccc2cccc-2cc1", 0)],
+)
+def test_antiaromatic_rings_are_told(smiles, number):
+    model = PCBridgeModel.from_pretrained(ROOT / "checkpoints" / "drug_like")
+    [said] = model.beyond_training(**PCBridgeProcessor.of_config(model.config)([smiles]))
+    assert sum("the antiaromatic ring" in phrase for phrase in said) == number
+
+
 def test_elements_without_a_label_at_the_models_own_level_are_told():
     model = PCBridgeModel.from_pretrained(ROOT / "checkpoints" / "drug_like")
     processor = PCBridgeProcessor.of_config(model.config)
