@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from rdkit import Chem
@@ -12,6 +13,7 @@ from .errors import InputError
 # What a structure may look like far from its minimum; displacements of .1 angstrom a coordinate keep well within.
 MAX_STRETCH = 1.6  # of the sum of the covalent radii
 MIN_DISTANCE = 0.5  # angstrom; the shortest bond, H-H, has 0.74
+_CHARGED_SULFUR = [Chem.MolFromSmarts(smarts) for smarts in ("[O-;D1][S+;D2]=*", "[S-;D1][C;D2]#[S+;D1]")]
 
 
 def mol_from_smiles(smiles: str) -> Chem.Mol:
@@ -113,7 +115,7 @@ def _with_bond_orders(mol: Chem.RWMol, total_charge: int, timeout: float) -> Che
         candidate, begun = Chem.RWMol(mol), time.monotonic()
         try:
             rdDetermineBonds.DetermineBondOrders(candidate, charge=total_charge, maxIterations=iterations)
-            return candidate
+            return _with_uncharged_sulfur(candidate)
         except RuntimeError as error:
             if "Max Iterations" not in str(error):
                 raise
@@ -122,6 +124,19 @@ def _with_bond_orders(mol: Chem.RWMol, total_charge: int, timeout: float) -> Che
         if in_time_left < iterations:
             raise InputError(f"bond orders were not found within {timeout:g} s; give a SMILES or an SDF record instead")
         iterations = min(4 * iterations, in_time_left)
+
+
+def _with_uncharged_sulfur(mol: Chem.RWMol) -> Chem.RWMol:
+    """`mol` with double bonds at S of one or two neighbours where RDKit has charges: O=[S+][O-] and [S+]#C[S-]."""
+    for charged in _CHARGED_SULFUR:
+        for atoms in mol.GetSubstructMatches(charged):
+            for i, j in pairwise(atoms):
+                mol.GetBondBetweenAtoms(i, j).SetBondType(Chem.BondType.DOUBLE)
+            for atom in (mol.GetAtomWithIdx(index) for index in atoms):
+                if atom.GetAtomicNum() in (8, 16):
+                    atom.SetFormalCharge(0)
+            Chem.SanitizeMol(mol)
+    return mol
 
 
 def _nitro_groups(mol: Chem.Mol) -> dict[int, tuple[int, int]]:

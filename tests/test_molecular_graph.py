@@ -82,6 +82,18 @@ def test_bonds_and_charges_from_positions():
 
 
 @pytest.mark.parametrize(
+    ("smiles", "positions"),
+    [
+        ("O=S=O", [[1.24, 0.73, 0], [0, 0, 0], [-1.24, 0.73, 0]]),
+        ("S=C=S", [[1.56, 0, 0], [0, 0, 0], [-1.56, 0, 0]]),
+    ],
+)
+def test_sulfur_is_perceived_without_charges(smiles, positions):
+    elements = [atom.GetAtomicNum() for atom in Chem.MolFromSmiles(smiles).GetAtoms()]
+    assert Chem.MolToSmiles(mol_from_positions(elements, np.array(positions), 0)) == smiles
+
+
+@pytest.mark.parametrize(
     ("mol", "reason"),
     [
         (Chem.MolFromSmiles("CC"), "implicit"),
