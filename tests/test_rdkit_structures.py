@@ -125,3 +125,10 @@ def test_unmarked_molecules_keep_the_timeout_and_their_first_conformer(monkeypat
 @pytest.mark.parametrize("smiles", ["C1CN2CCC1CC2", "C1N2CN3CN1CN(C2)C3"])
 def test_bridgeheads_of_symmetric_cages_are_no_centres(smiles):
     assert unmarked_stereo(mol_from_smiles(smiles)) == []
+
+
+def test_long_chains_get_conformers_from_random_coordinates():
+    """POPC, a lipid, of which ETKDGv3 finds none in its own way."""
+    popc = "CCCCCCCCCCCCCCCC(=O)OC[C@H](COP(=O)([O-])OCC[N+](C)(C)C)OC(=O)CCCCCCC/C=C\\CCCCCCCC"
+    found = etkdg_conformers(mol_from_smiles(popc), 1, seed=0)
+    assert found is not None and found.shape == (1, 134, 3)
