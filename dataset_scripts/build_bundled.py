@@ -154,7 +154,8 @@ def build_again(exclusion: Exclusion) -> dict:
 def build_lines(name: str, path: Path, exclusion: Exclusion, add: bool = False) -> dict:
     """Write lines of `label_generation` as one of `_LEVELS`, split by constitution, and return as `build` does.
 
-    With `add` after the rows that are there, and without the molecules that these have.
+    With `add` after the rows that are there, and without the molecules that these have; each line that failed has to
+    be given once only, because what is counted of them has no names.
 
     Raises:
         ValueError: lines of a level, or molecules of a split, that do not belong there.

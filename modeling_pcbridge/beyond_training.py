@@ -27,6 +27,11 @@ def beyond_training(config: PCBridgeConfig, graph: MolecularGraph, reference_ene
     coverage = config.coverage
     if coverage is None:
         return None
+    table = Chem.GetPeriodicTable()
+
+    def name(atom: int) -> str:
+        return f"{table.GetElementSymbol(int(graph.atomic_numbers[atom]))}{atom}"
+
     found = []
     heavy = np.flatnonzero(graph.atomic_numbers > 1).tolist()
     largest = {"structures": coverage.largest_structure, "labels": coverage.largest_labelled}
@@ -36,7 +41,6 @@ def beyond_training(config: PCBridgeConfig, graph: MolecularGraph, reference_ene
     total_charge = round(int(graph.formal_charges.sum(dtype=int)) / charge_units)  # shares of a charge are rounded
     if total_charge not in coverage.total_charges:
         found.append(f"no training molecule had its total charge of {total_charge:+d}")
-    table = Chem.GetPeriodicTable()
     without = sorted(z for z in set(graph.atomic_numbers.tolist()) if reference_energies[z] == 0)
     if without and reference_energies.any():
         elements = ", ".join(table.GetElementSymbol(z) for z in without)
@@ -45,12 +49,12 @@ def beyond_training(config: PCBridgeConfig, graph: MolecularGraph, reference_ene
     if not heavy:
         found.append("it has no heavy atom, by whose surroundings molecules are compared")
     if new := atoms_beyond_training(config, graph):
-        names = ", ".join(f"{table.GetElementSymbol(int(graph.atomic_numbers[i]))}{i}" for i in new)
         have = "has" if len(new) == 1 else "have"
+        names = ", ".join(map(name, new))
         found.append(f"{len(new)} of {len(heavy)} heavy atoms ({names}) {have} surroundings that no training label had")
     if config.resonance_invariant:
         for ring in antiaromatic_rings(graph):
-            names = "-".join(f"{table.GetElementSymbol(int(graph.atomic_numbers[i]))}{i}" for i in ring)
+            names = "-".join(map(name, ring))
             found.append(f"bonds of the antiaromatic ring {names} alternate, and the model makes them alike")
     return found
 
