@@ -17,6 +17,7 @@ from dataset_scripts.quantum_chemistry import (
     pm6_minimum,
 )
 from modeling_pcbridge.constants import HARTREE_TO_EV, KCAL_PER_MOL_TO_EV
+from pcbridge.evaluation.metrics import kabsch_align
 
 needs_mopac = pytest.mark.skipif(shutil.which("mopac") is None, reason="the program mopac is not installed")
 
@@ -47,8 +48,9 @@ def bundled_row(name: str, molecule_id: str) -> dict:
 def test_pm6_minima_agree_with_the_bundled_ones(molecule_id, heat_of_formation):
     start = bundled_row("dft_equilibrium", molecule_id)
     positions, energy = pm6_minimum(start["atomic_numbers"], np.array(start["positions"]), 0)
-    np.testing.assert_allclose(positions, bundled_row("pm6", molecule_id)["positions"], atol=1e-3)
-    assert energy == pytest.approx(heat_of_formation * KCAL_PER_MOL_TO_EV, abs=1e-3)
+    bundled = np.array(bundled_row("pm6", molecule_id)["positions"])
+    np.testing.assert_allclose(kabsch_align(positions[None], bundled)[0], bundled, atol=5e-3)  # soft torsions, .003
+    assert energy == pytest.approx(heat_of_formation * KCAL_PER_MOL_TO_EV, abs=1e-4)
 
 
 @needs_mopac
