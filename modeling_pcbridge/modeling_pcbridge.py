@@ -27,6 +27,7 @@ from .sampling import (
     default_relaxation_steps,
     sample_structures,
 )
+from .structure_checks import faults_of_batch
 
 
 class PCBridgeModel(PCBridgeFunctions):
@@ -149,7 +150,8 @@ class PCBridgeModel(PCBridgeFunctions):
     ) -> RelaxationOutput:
         """Structures relaxed on the predicted energy to a force threshold; takes the processor's output.
 
-        Every molecule has its own step control and stops by itself; see `relaxation.relax`.
+        Every molecule has its own step control and stops by itself; see `relaxation.relax`. What has converged may still
+        be no structure of its graph, above all from one that was none: see `faults`.
 
         Args:
             positions: (B, N, 3), angstrom; where to start.
@@ -172,11 +174,13 @@ class PCBridgeModel(PCBridgeFunctions):
         starts = centre(positions.to(self.geometry_dtype), batch.atom_mask)
         at_level = partial(self.detached_energy_and_forces, level_of_theory=level_of_theory)
         found = relax(at_level, batch, starts, max_force, max_evaluations)
+        relaxed = centre(found.positions, batch.atom_mask)
         return RelaxationOutput(
-            positions=centre(found.positions, batch.atom_mask),
+            positions=relaxed,
             energy=found.energy.double() + self.reference_energy(batch, level_of_theory),
             forces=found.forces,
             converged=found.converged,
+            faults=faults_of_batch(batch, relaxed),
             num_evaluations=found.num_evaluations,
         )
 

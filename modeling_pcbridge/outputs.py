@@ -62,7 +62,8 @@ class RelaxationOutput(ModelOutput):
         positions: (B, N, 3), angstrom, each centred; zero on padding.
         energy: (B,) float64, total electronic energy there, eV.
         forces: (B, N, 3), eV/angstrom, there; zero on padding.
-        converged: (B,) bool, whether no atom has a force above the threshold.
+        converged: (B,) bool, whether no atom has a force above the threshold. Atoms far apart have none, either.
+        faults: for each molecule what is wrong with the structure, as `StructureChecks.faults` names it.
         num_evaluations: (B,) int64, how often the energy was evaluated.
     """
 
@@ -70,4 +71,5 @@ class RelaxationOutput(ModelOutput):
     energy: Tensor | None = None
     forces: Tensor | None = None
     converged: Tensor | None = None
+    faults: list[list[str]] | None = None
     num_evaluations: Tensor | None = None

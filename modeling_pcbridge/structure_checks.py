@@ -9,7 +9,9 @@ from functools import cached_property
 
 import numpy as np
 from rdkit import Chem
+from torch import Tensor
 
+from .graph_batch import GraphBatch
 from .molecular_graph import (
     PAIR_BONDS,
     PAIR_PATH_OF_2,
@@ -286,3 +288,13 @@ def _angle(u: np.ndarray, v: np.ndarray) -> float:
 def _parity(corners: list[int]) -> bool:
     """Whether sorting takes an even number of exchanges."""
     return sum(a > b for place, a in enumerate(corners) for b in corners[place + 1 :]) % 2 == 0
+
+
+def faults_of_batch(graph: GraphBatch, positions: Tensor) -> list[list[str]]:
+    """The faults of (B, N, 3) structures in angstrom, one of each molecule of a batch. The host waits for the device."""
+    on_host, arrays = graph.cpu(), positions.double().cpu().numpy()
+    molecules = [on_host.molecule(row) for row in range(len(arrays))]
+    return [
+        StructureChecks(molecule).faults(array[: molecule.num_atoms])
+        for molecule, array in zip(molecules, arrays, strict=True)
+    ]

@@ -232,11 +232,13 @@ def test_released_energy_relaxes_to_a_threshold(model):
     before = model.predict_energy(**inputs)
     found = model.relax_structure(**inputs)
     after = model.predict_energy(**{**inputs, "positions": found.positions})
-    assert found.converged.all() and (found.num_evaluations <= 100).all()
+    assert found.converged.all() and (found.num_evaluations <= 100).all() and found.faults == [[]] * len(mols)
     torch.testing.assert_close(after.energy, found.energy, rtol=0, atol=1e-3)
     torch.testing.assert_close(after.forces, found.forces, rtol=0, atol=1e-3)
     assert (found.energy < before.energy).all()
     assert not model.relax_structure(**inputs, max_evaluations=3).converged.any()
+    in_picometres = model.relax_structure(**{**inputs, "positions": 100 * inputs["positions"]})
+    assert in_picometres.converged.any() and all(in_picometres.faults)
     for wrong, message in (
         ({"max_force": 0.0}, "max_force must be positive"),
         ({"max_evaluations": 0}, "max_evaluations must be at least 1"),
