@@ -52,10 +52,28 @@ def beyond_training(config: PCBridgeConfig, graph: MolecularGraph, reference_ene
         have = "has" if len(new) == 1 else "have"
         names = ", ".join(map(name, new))
         found.append(f"{len(new)} of {len(heavy)} heavy atoms ({names}) {have} surroundings that no training label had")
+    if shared := bonds_in_many_small_rings(graph):
+        names = ", ".join("-".join(map(name, bond)) for bond in shared)
+        found.append(f"three or more rings of three or four atoms share a bond ({names}), as none did in training")
     if config.resonance_invariant:
         for ring in antiaromatic_rings(graph):
             names = "-".join(map(name, ring))
             found.append(f"bonds of the antiaromatic ring {names} alternate, and the model makes them alike")
+    return found
+
+
+def bonds_in_many_small_rings(graph: MolecularGraph) -> list[tuple[int, int]]:
+    """Bonds of small propellanes and tetrahedranes, whose atoms have surroundings like any others one bond wide.
+
+    No molecule of the data that released models were trained on has one (`tests/test_released_checkpoints.py`).
+    """
+    bonded = graph.bonded.astype(int)
+    found = []
+    for i, j in np.argwhere(np.triu(bonded)).tolist():
+        of_i, of_j = bonded[i].copy(), bonded[j].copy()
+        of_i[j] = of_j[i] = 0
+        if of_i @ of_j + of_i @ bonded @ of_j >= 3:
+            found.append((i, j))
     return found
 
 

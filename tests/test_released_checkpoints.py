@@ -8,12 +8,15 @@ import pytest
 import torch
 from conftest import small_model
 from huggingface_hub import ModelCard
+from rdkit import Chem
 
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import example_from_row
 from experiments import drug_like_release, evidence_release, qm9_release
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
+from modeling_pcbridge.beyond_training import bonds_in_many_small_rings
 from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
+from modeling_pcbridge.molecular_graph import graph_from_mol
 from pcbridge.evaluation.config import EvaluationConfig
 from pcbridge.evaluation.metrics import bond_length_error
 from pcbridge.evaluation.references import load_references, pm6_structures
@@ -218,6 +221,32 @@ def test_antiaromatic_rings_are_told(smiles, number):
     model = PCBridgeModel.from_pretrained(ROOT / "checkpoints" / "drug_like")
     [said] = model.beyond_training(**PCBridgeProcessor.of_config(model.config)([smiles]))
     assert sum("the antiaromatic ring" in phrase for phrase in said) == number
+
+
+@pytest.mark.parametrize(
+    ("smiles", "is_told"),
+    [
+        ("C1C23CC12C3", True),  # [1.1.1]propellane
+        ("C1CC23CC2(C1)C3", False),  # [3.1.1], whose third ring is of five
+        ("C1CC23C1(C2)C3", True),  # [2.1.1]
+        ("C12C3C1C23", True),  # tetrahedrane
+        ("C12C3C4C1C5C2C3C45", False),  # cubane
+        ("C1C2CC12", False),
+        ("C1CC1", False),
+    ],
+)
+def test_bonds_that_small_rings_share_are_told(smiles, is_told):
+    model = PCBridgeModel.from_pretrained(ROOT / "checkpoints" / "drug_like")
+    [said] = model.beyond_training(**PCBridgeProcessor.of_config(model.config)([smiles]))
+    assert any("rings of three or four atoms share a bond" in phrase for phrase in said) == is_told
+
+
+def test_no_bond_in_training_was_in_three_small_rings():
+    seen = {smiles for name in ("fragments", "drug_like", "pm6") for smiles in load_bundled(name, "train")["smiles"]}
+    mols = [Chem.MolFromSmiles(smiles) for smiles in seen]
+    polycyclic = [mol for mol in mols if sum(len(ring) <= 4 for ring in mol.GetRingInfo().AtomRings()) >= 3]
+    assert len(seen) > 8000 and len(polycyclic) > 50
+    assert not any(bonds_in_many_small_rings(graph_from_mol(Chem.AddHs(mol))) for mol in polycyclic)
 
 
 def test_elements_without_a_label_at_the_models_own_level_are_told():
