@@ -150,8 +150,8 @@ class PCBridgeModel(PCBridgeFunctions):
     ) -> RelaxationOutput:
         """Structures relaxed on the predicted energy to a force threshold; takes the processor's output.
 
-        Every molecule has its own step control and stops by itself; see `relaxation.relax`. What has converged may still
-        be no structure of its graph, above all from one that was none: see `faults`.
+        Every molecule has its own step control and stops by itself; see `relaxation.relax`. What has converged may
+        still be no structure of its graph, above all from one that was none: see `faults`.
 
         Args:
             positions: (B, N, 3), angstrom; where to start.

@@ -291,7 +291,7 @@ def _parity(corners: list[int]) -> bool:
 
 
 def faults_of_batch(graph: GraphBatch, positions: Tensor) -> list[list[str]]:
-    """The faults of (B, N, 3) structures in angstrom, one of each molecule of a batch. The host waits for the device."""
+    """The faults of (B, N, 3) structures, angstrom, one of each molecule of a batch. The host waits for the device."""
     on_host, arrays = graph.cpu(), positions.double().cpu().numpy()
     molecules = [on_host.molecule(row) for row in range(len(arrays))]
     return [
