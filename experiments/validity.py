@@ -8,7 +8,7 @@ checkpoints/drug_like as `pcbridge predict` does, and two structures that it dra
 PoseBusters (extra `validity`), by the bonds and the stereo that RDKit perceives, and by the check of this project,
 `StructureChecks`, after which the command writes no broken ones. Then the heavy-atom RMSD of the closest of 20 and of
 100 conformers to the DFT structure. Molecules come in a random order, so that a run cut short is a fair sample. Lines
-go to experiments/results/validity.jsonl, the report beside it.
+go to experiments/results/validity.jsonl, the report beside it; lines of other weights do not count.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from dataset_scripts.label_generation import read_lines
 from experiments.outside import ROOT, read
 from experiments.perception import has_perceived_bonds, has_perceived_stereo
+from experiments.provenance import weights_of, written_by
 from experiments.structure_errors import Molecule
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.errors import InputError
@@ -111,12 +112,17 @@ def closest(molecule: Molecule, conformers: list[np.ndarray]) -> float | None:
 
 
 def provenance() -> dict[str, str | int]:
-    """The code, the machine and the seed of a line."""
+    """The code, the weights, the machine and the seed of a line."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     machine = f"{platform.machine()}, one of {os.cpu_count()} cores"
-    return {"commit": commit.stdout.strip(), "machine": machine, "seed": _SEED}
+    return {"commit": commit.stdout.strip(), "weights": weights_of(CHECKPOINT), "machine": machine, "seed": _SEED}
+
+
+def lines_of(path: Path) -> list[dict]:
+    """What was measured of today's weights."""
+    return [line for line in read_lines(path) if line.get("weights") == weights_of(CHECKPOINT)]
 
 
 def share(values: list[bool]) -> float:
@@ -154,9 +160,8 @@ def report(lines: list[dict]) -> str:
         f"{len(lines)} molecules ({', '.join(f'{len(of_size(lines, s))} of {s}' for s in _SIZES)} heavy atoms). "
         "Percent of structures that pass PoseBusters and have the bonds and the stereo of their molecule by RDKit's "
         "perception, by heavy atoms; then of all sizes what passes single checks. "
-        "Written by `python -m experiments.validity`"
-        f", commit {', '.join(sorted({line['commit'] for line in lines}))}, "
-        f"{', '.join(sorted({line['machine'] for line in lines}))}, seed {_SEED}.",
+        f"Commit {', '.join(sorted({line['commit'] for line in lines}))}, "
+        f"{', '.join(sorted({line['machine'] for line in lines}))}, seed {_SEED}. {written_by('validity', CHECKPOINT)}",
         "",
         "| | structures | " + " | ".join(head) + " |",
         "|---" * (len(head) + 2) + "|",
@@ -252,7 +257,7 @@ def main() -> None:
     if not arguments.report:
         model = PCBridgeModel.from_pretrained(CHECKPOINT).eval()
         processor, made_by = PCBridgeProcessor.of_config(model.config), provenance()
-        done = {line["name"] for line in read_lines(arguments.lines)}
+        done = {line["name"] for line in lines_of(arguments.lines)}
         molecules = read(arguments.file)
         random.Random(_SEED).shuffle(molecules)
         with arguments.lines.open("a") as output:
@@ -264,7 +269,7 @@ def main() -> None:
                     continue
                 output.write(json.dumps(line_of(model, molecule) | made_by) + "\n")
                 output.flush()
-    lines = read_lines(arguments.lines)
+    lines = lines_of(arguments.lines)
     text = report(lines)
     arguments.lines.with_suffix(".md").write_text(text)
     plot(lines, arguments.lines.with_suffix(".png"))

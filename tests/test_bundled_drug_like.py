@@ -18,12 +18,12 @@ from dataset_scripts.drug_like import Exclusion
 from dataset_scripts.large_molecules import choose
 from dataset_scripts.library import constitution_hash
 from dataset_scripts.packed_labels import read_packed_labels
-from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB
+from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB, PM6
 from dataset_scripts.splits import SPLITS, constitution_of, split_of
 
 EXCLUDED = Path(__file__).parent / "data" / "excluded_sha256.txt"
 RAW_LABELS = parquet_path("pm6", "test").parents[1] / "raw_labels"
-NAMES = ("fragments", "drug_like", "large_labelled")
+NAMES = ("fragments", "drug_like", "drug_like_pm6", "large_labelled")
 
 
 @cache
@@ -99,6 +99,23 @@ def test_drug_like_molecules_are_minima_of_a_stated_size(rows):
     assert sum(row["total_charge"] != 0 for row in found) > 0.05 * len(found)
     example = example_from_row(found[0], [GFN2_XTB])
     np.testing.assert_array_equal(example.forces, np.zeros_like(example.positions))
+
+
+def test_pm6_minima_are_those_of_drug_like_molecules_below_their_gfn2_minima(rows):
+    moved = []
+    for split in SPLITS:
+        gfn2 = {row["molecule_id"]: row for row in rows["drug_like", split]}
+        for row in rows["drug_like_pm6", split]:
+            start = gfn2[row["molecule_id"]]
+            assert row["mapped_smiles"] == start["mapped_smiles"] and row["total_charge"] == start["total_charge"]
+            assert row["equilibrium_level_of_theory"] == PM6
+            # A heat of formation is no energy that the model learns.
+            assert row["energy"] is None and row["forces"] is None and row["energy_level_of_theory"] is None
+            ends, lengths = example_from_row(row, [GFN2_XTB]).graph.bonded.nonzero(), []
+            for positions in (np.array(of["positions"]) for of in (row, start)):
+                lengths.append(np.linalg.norm(positions[ends[0]] - positions[ends[1]], axis=-1))
+            moved.append(np.abs(lengths[0] - lengths[1]).mean())
+    assert len(moved) > 100 and 0.005 < np.mean(moved) < 0.03 and max(moved) < 0.1
 
 
 def test_large_molecules_are_labelled_at_one_level_and_trained_on_nowhere(rows):
