@@ -4,12 +4,12 @@
         --structures structures.parquet --labels labels.parquet [more.parquet ...]
     python -m dataset_scripts.build_bundled --exclude ... --minima pm6_8_heavy_atoms.jsonl
     python -m dataset_scripts.build_bundled --exclude ... --fragments raw_labels/fragments_b3lyp.parquet \\
-        --drug_like drug_like.jsonl --large_labelled raw_labels/large_b3lyp.parquet
+        --drug_like drug_like.jsonl --drug_like_pm6 drug_like_pm6.jsonl --large_labelled raw_labels/large_b3lyp.parquet
     python -m dataset_scripts.build_bundled --exclude ... --again
 
-The second adds what `label_generation --level pm6` wrote, the third its lines at levels b3lyp and gfn2_program, packed
-by `packed_labels` or as they are; `--again` takes the rows that are there, for configurations whose raw tables are not
-in the repository, and `--add` adds to these what the third has new. Molecules that `--exclude` lists
+The second adds what `label_generation --level pm6` wrote, the third its lines at levels b3lyp, gfn2_program and pm6,
+packed by `packed_labels` or as they are; `--again` takes the rows that are there, for configurations whose raw tables
+are not in the repository, and `--add` adds to these what the third has new. Molecules that `--exclude` lists
 (`drug_like.Exclusion`) are in no split. Every run also writes the front matter of the card. The output is
 deterministic: the same inputs give the same rows in the same order.
 """
@@ -52,8 +52,11 @@ _LEVELS = {
     _MINIMA_NAME: ("pm6",),
     "fragments": ("b3lyp",),
     "drug_like": ("gfn2", "gfn2_program"),
+    "drug_like_pm6": ("pm6",),
     "large_labelled": ("b3lyp",),
 }
+# Minima of these are kept to so many angstrom: less than they are converged to, in three quarters of the room.
+_ROUNDED = dict.fromkeys(("drug_like", "drug_like_pm6"), 2**-13)
 _EXCLUDED = "a molecule that models are tested on"
 # Of the labels; of the molecules of QM9, ChEMBL's drugs and MOSES.
 _LICENSES = ["cc0-1.0", "cc-by-4.0", "cc-by-sa-3.0", "mit"]
@@ -162,8 +165,9 @@ def build_lines(name: str, path: Path, exclusion: Exclusion, add: bool = False) 
     """
     lines = read_packed_labels(path) if path.suffix == ".parquet" else read_lines(path)
     levels, change = _LEVELS[name], {}
-    if name == _MINIMA_NAME:  # energies of PM6 are heats of formation, which the model does not predict
+    if name == _MINIMA_NAME:
         lines.sort(key=lambda line: line["molecule_id"])
+    if levels == ("pm6",):  # its energies are heats of formation, which the model does not predict
         change = {"energy": None, "energy_level_of_theory": None}
     if others := {line["level"] for line in lines}.difference(levels):
         raise InputError(f"{path} has lines of another level than {' or '.join(levels)}: {others.pop()}")
@@ -182,6 +186,9 @@ def build_lines(name: str, path: Path, exclusion: Exclusion, add: bool = False) 
         if split not in SPLITS_OF[name]:
             raise InputError(f"{path}: {line['molecule_id']} is of the split {split}, which {name} does not have")
         rows[name, split].append({key: line[key] for key in FEATURES} | change)
+    if step := _ROUNDED.get(name):
+        for row in (row for of_split in rows.values() for row in of_split):
+            row["positions"] = (np.round(np.array(row["positions"]) / step) * step).tolist()
     return _write(rows, title, rejected, exclusion)
 
 
@@ -251,6 +258,7 @@ def main() -> None:
     parser.add_argument("--minima", type=Path, dest=_MINIMA_NAME)
     parser.add_argument("--fragments", type=Path)
     parser.add_argument("--drug_like", type=Path)
+    parser.add_argument("--drug_like_pm6", type=Path)
     parser.add_argument("--large_labelled", type=Path)
     parser.add_argument("--again", action="store_true", help="from the rows that are there")
     parser.add_argument("--add", action="store_true", help="lines to the rows that are there")

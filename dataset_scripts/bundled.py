@@ -1,6 +1,6 @@
 """The bundled data set: real PM6, GFN2-xTB, B3LYP/6-31G* and DFT-equilibrium labels of small and drug-like molecules.
 
-Seven configurations, split by molecule into train, validation and test, one of them test only (bundled/README.md is the
+Eight configurations, split by molecule into train, validation and test, one of them test only (bundled/README.md is the
 data card):
 
 - `pm6`: PM6 minima; B3LYP/6-31G* energy and forces at them where computed, null elsewhere.
@@ -11,6 +11,7 @@ data card):
 - `fragments`: fragments of drug-like molecules, the smallest molecules and ions; B3LYP/6-31G* energies and forces at
   GFN2-xTB minima, torsion scan points, snapshots of dynamics and displaced structures: rows of one `molecule_id`.
 - `drug_like`: GFN2-xTB minima and energies of molecules of 8 to 45 heavy atoms, without forces.
+- `drug_like_pm6`: PM6 minima, without energies, of the smaller ones of these.
 - `large_labelled`: test molecules only, of 12 to 20 heavy atoms; B3LYP/6-31G* energies and forces at GFN2-xTB minima,
   and B3LYP/6-31G* minima.
 """
@@ -30,6 +31,7 @@ SPLITS_OF = {
     "pm6_8_heavy_atoms": SPLITS,
     "fragments": SPLITS,
     "drug_like": SPLITS,
+    "drug_like_pm6": SPLITS,
     "large_labelled": ("test",),
 }
 CONFIG_NAMES = tuple(SPLITS_OF)
