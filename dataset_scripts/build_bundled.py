@@ -56,7 +56,7 @@ _LEVELS = {
     "large_labelled": ("b3lyp",),
 }
 # Minima of these are kept to so many angstrom: less than they are converged to, in three quarters of the room.
-_ROUNDED = dict.fromkeys(("drug_like", "drug_like_pm6"), 2**-13)
+_ROUNDED, _POSITION_STEP = ("drug_like", "drug_like_pm6"), 2**-13
 _EXCLUDED = "a molecule that models are tested on"
 # Of the labels; of the molecules of QM9, ChEMBL's drugs and MOSES.
 _LICENSES = ["cc0-1.0", "cc-by-4.0", "cc-by-sa-3.0", "mit"]
@@ -186,9 +186,9 @@ def build_lines(name: str, path: Path, exclusion: Exclusion, add: bool = False) 
         if split not in SPLITS_OF[name]:
             raise InputError(f"{path}: {line['molecule_id']} is of the split {split}, which {name} does not have")
         rows[name, split].append({key: line[key] for key in FEATURES} | change)
-    if step := _ROUNDED.get(name):
+    if name in _ROUNDED:
         for row in (row for of_split in rows.values() for row in of_split):
-            row["positions"] = (np.round(np.array(row["positions"]) / step) * step).tolist()
+            row["positions"] = (np.round(np.array(row["positions"]) / _POSITION_STEP) * _POSITION_STEP).tolist()
     return _write(rows, title, rejected, exclusion)
 
 

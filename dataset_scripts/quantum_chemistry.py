@@ -52,8 +52,8 @@ DYNAMICS_FRICTION = 0.02  # 1/fs
 def pm6_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int) -> tuple[np.ndarray, float]:
     """The PM6 minimum below (N, 3) `positions` by MOPAC, keywords `PM6 PRECISE EF INT`.
 
-    MOPAC's internal coordinates take a third of the time of its own choice for drug-like molecules (Cartesian L-BFGS),
-    end nearer the minimum and keep the conformer; where they fail, its own choice is tried.
+    MOPAC's internal coordinates take less time than its own choice for drug-like molecules (Cartesian L-BFGS) and end
+    nearer the minimum; where they fail, its own choice is tried.
 
     Returns:
         The (N, 3) structure, in a frame of its own, and its heat of formation in eV, which is PM6's energy.

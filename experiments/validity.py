@@ -122,7 +122,8 @@ def provenance() -> dict[str, str | int]:
 
 def lines_of(path: Path) -> list[dict]:
     """What was measured of today's weights."""
-    return [line for line in read_lines(path) if line.get("weights") == weights_of(CHECKPOINT)]
+    weights = weights_of(CHECKPOINT)
+    return [line for line in read_lines(path) if line.get("weights") == weights]
 
 
 def share(values: list[bool]) -> float:
@@ -152,7 +153,8 @@ _ROWS = {  # title: method, and whether only what the check lets through counts
 
 def report(lines: list[dict]) -> str:
     """Markdown of what there is."""
-    failed = sorted({name for method in (DFT, RDKIT, REFINED, NOISE) for name in failures(lines, method)})
+    failed = sorted({name for method in (DFT, RDKIT, REFINED, NOISE) for name in failures(lines, method, False)})
+    failing = {title: failures(lines, *of_row) for title, of_row in _ROWS.items()}
     head = [*_SIZES, "all", "sound by StructureChecks", "bonds", "stereo"]
     text = [
         "# Validity of structures, and whether the right conformer is among them",
@@ -176,12 +178,16 @@ def report(lines: list[dict]) -> str:
         "",
         "Structures that fail each check, of each method's all:",
         "",
-        f"| | {DFT} | {RDKIT} | {REFINED} | {NOISE} |",
-        "|---" * 5 + "|",
+        "| | " + " | ".join(failing) + " |",
+        "|---" * (len(failing) + 1) + "|",
     ]
     for name in failed:
-        numbers = [failures(lines, method).get(name, 0) for method in (DFT, RDKIT, REFINED, NOISE)]
+        numbers = [of_row.get(name, 0) for of_row in failing.values()]
         text.append(f"| {name.replace('_', ' ')} | " + " | ".join(map(str, numbers)) + " |")
+    text.append("")
+    for method in (DFT, RDKIT, REFINED):
+        names = [line["name"] for line in lines if failures([line], method, False)]
+        text.append(f"- {method}: what fails is of {', '.join(names) or 'no molecule'}.")
     text += [
         "",
         f"Percent of molecules with a conformer within {WITHIN} angstrom (heavy-atom RMSD) of the DFT structure, and "
@@ -200,10 +206,10 @@ def report(lines: list[dict]) -> str:
     return "\n".join([*text, ""])
 
 
-def failures(lines: list[dict], method: str) -> dict[str, int]:
-    """How many structures fail each check."""
+def failures(lines: list[dict], method: str, only_sound: bool) -> dict[str, int]:
+    """How many structures fail each check, see `records_of`."""
     counts: dict[str, int] = {}
-    for record in records_of(lines, method, False):
+    for record in records_of(lines, method, only_sound):
         for name in record["failed"]:
             counts[name] = counts.get(name, 0) + 1
     return counts

@@ -17,6 +17,8 @@ from .training_coverage import ENVIRONMENT_RADIUS
 def beyond_training(config: PCBridgeConfig, graph: MolecularGraph, reference_energies: np.ndarray) -> list[str] | None:
     """A phrase for each thing about a molecule that no training molecule of the model had; None where it is not known.
 
+    And for bonds of small or antiaromatic rings, which what is kept of the training data does not tell from others.
+
     Elements that the model does not support never come so far. Atoms are named by symbol and 0-based number.
 
     Args:
@@ -54,7 +56,9 @@ def beyond_training(config: PCBridgeConfig, graph: MolecularGraph, reference_ene
         found.append(f"{len(new)} of {len(heavy)} heavy atoms ({names}) {have} surroundings that no training label had")
     if shared := bonds_in_many_small_rings(graph):
         names = ", ".join("-".join(map(name, bond)) for bond in shared)
-        found.append(f"three or more rings of three or four atoms share a bond ({names}), as none did in training")
+        found.append(
+            f"three or more rings of three or four atoms share a bond ({names}), which these surroundings do not show"
+        )
     if config.resonance_invariant:
         for ring in antiaromatic_rings(graph):
             names = "-".join(map(name, ring))
@@ -65,7 +69,8 @@ def beyond_training(config: PCBridgeConfig, graph: MolecularGraph, reference_ene
 def bonds_in_many_small_rings(graph: MolecularGraph) -> list[tuple[int, int]]:
     """Bonds of small propellanes and tetrahedranes, whose atoms have surroundings like any others one bond wide.
 
-    No molecule of the data that released models were trained on has one (`tests/test_released_checkpoints.py`).
+    No molecule of the training splits that `checkpoints/drug_like` learned from and that are bundled has one
+    (`tests/test_released_checkpoints.py`).
     """
     bonded = graph.bonded.astype(int)
     found = []

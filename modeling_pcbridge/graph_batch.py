@@ -110,6 +110,11 @@ class GraphBatch:
             torsion_quadruples=unpadded(self.torsion_quadruples[row]),
         )
 
+    def molecules(self) -> list[MolecularGraph]:
+        """The graphs of all molecules, without padding; waits for the device."""
+        on_host = self.cpu()
+        return [on_host.molecule(row) for row in range(len(on_host.atomic_numbers))]
+
     def outside_inference_mode(self) -> "GraphBatch":
         """Tensors made under `torch.inference_mode` copied, so that autograd may save them."""
         return self._map(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)

@@ -296,7 +296,6 @@ class PCBridgeModel(PCBridgeFunctions):
 
         Positions make no difference. See `beyond_training`.
         """
-        batch = GraphBatch.of_inputs(graph).cpu()
-        molecules = [batch.molecule(row) for row in range(len(batch.atomic_numbers))]
-        references = self.energy_decoder.reference_energies.by_level[0]
-        return [beyond_training(self.config, molecule, references.cpu().numpy()) for molecule in molecules]
+        references = self.energy_decoder.reference_energies.by_level[0].cpu().numpy()
+        molecules = GraphBatch.of_inputs(graph).molecules()
+        return [beyond_training(self.config, molecule, references) for molecule in molecules]

@@ -110,8 +110,7 @@ def sample_structures(
         starts: (B, N, 3), angstrom, where methods from positions begin.
         generator, on_step: as in `PCBridgeModel.predict_structure`.
     """
-    on_host = graph.cpu()
-    molecules = [on_host.molecule(row) for row in range(len(on_host.atomic_numbers))]
+    molecules = graph.molecules()
     shape = (len(molecules), settings.num_samples)
     # A seed per sample, so that a sample does not depend on what else is in the batch.
     seed_device = "cpu" if generator is None else generator.device

@@ -292,9 +292,8 @@ def _parity(corners: list[int]) -> bool:
 
 def faults_of_batch(graph: GraphBatch, positions: Tensor) -> list[list[str]]:
     """The faults of (B, N, 3) structures, angstrom, one of each molecule of a batch. The host waits for the device."""
-    on_host, arrays = graph.cpu(), positions.double().cpu().numpy()
-    molecules = [on_host.molecule(row) for row in range(len(arrays))]
+    arrays = positions.double().cpu().numpy()
     return [
         StructureChecks(molecule).faults(array[: molecule.num_atoms])
-        for molecule, array in zip(molecules, arrays, strict=True)
+        for molecule, array in zip(graph.molecules(), arrays, strict=True)
     ]
