@@ -55,9 +55,10 @@ DATA_SETTINGS = {
 }
 
 
-def _ablation(title: str, start: str = "displaced", **losses) -> Setting:
-    options = [f"--stage2.losses.{name}={value}" for name, value in losses.items()]
-    return Setting(title, options, start=start, num_seeds=2)
+def _ablation(title: str, start: str = "displaced", num_seeds: int = 2, **losses) -> Setting:
+    options = [option for option in DATA_SETTINGS[start].overrides if option.startswith("--model=")]
+    options += [f"--stage2.losses.{name}={value}" for name, value in losses.items()]
+    return Setting(title, options, start=start, num_seeds=num_seeds)
 
 
 # As much weight on the structures as the baseline has.

@@ -55,6 +55,8 @@ def test_declared_settings_are_options_of_the_training_script(name):
     if name in ABLATIONS:
         baseline = parse(["--config", str(ROOT / "configs" / "evidence.yaml")])
         assert config.stage2.losses != baseline.stage2.losses
+        start = parse(["--config", str(ROOT / "configs" / "evidence.yaml"), *SETTINGS[SETTINGS[name].start].overrides])
+        assert config.model == start.model, "the checkpoint it starts from would be refused"
 
 
 def test_metrics_of_a_subset():
