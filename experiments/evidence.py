@@ -35,11 +35,22 @@ class Runner:
     def folder(self, setting: str, seed: int) -> Path:
         return self.runs / setting / f"seed{seed}"
 
+    def checkpoint(self, setting: str, model: str, seed: int) -> Path:
+        """Of one of the models of a setting."""
+        folder = self.folder(setting, seed) / model
+        return folder if SETTINGS[setting].fine_tunes is None else folder / STAGE1
+
     def run(self, setting: str, seed: int) -> None:
-        """Train and evaluate every model of a setting and seed.
+        """Train and evaluate every model of a setting and seed; raises what `train` does."""
+        self.train(setting, seed)
+        for model in SETTINGS[setting].models:
+            self.evaluate(self.checkpoint(setting, model, seed), self.folder(setting, seed) / f"{model}.json")
+
+    def train(self, setting: str, seed: int) -> None:
+        """Train every model of a setting and seed.
 
         Raises:
-            RuntimeError: the setting starts from another that has not been trained.
+            RuntimeError: the setting starts from another that has not been trained, or a program fails.
         """
         declared, folder = SETTINGS[setting], self.folder(setting, seed)
         before = declared.begins_from
@@ -49,19 +60,16 @@ class Runner:
             for model in declared.models:
                 options = [f"--init_from={self.folder(before, seed) / model}", f"--seed={seed}"]
                 options += QUICK_FINE_TUNING if self.quick else []
-                self.train("fine_tuning.yaml", folder / model, options)
-                self.evaluate(folder / model / STAGE1, folder / f"{model}.json")
+                self._train("fine_tuning.yaml", folder / model, options)
             return
         options = [*declared.overrides, f"--seed={seed}", *(QUICK_TRAINING if self.quick else [])]
         if declared.start is not None:
             stage1 = self.folder(before, seed) / STAGE1
             options = [option for option in options if not option.startswith("--stage1.")]
             options += ["--stage1=null", f"--init_from={stage1}", "--compare_multi_task=false"]
-        self.train("evidence.yaml", folder, options)
-        for model in declared.models:
-            self.evaluate(folder / model, folder / f"{model}.json")
+        self._train("evidence.yaml", folder, options)
 
-    def train(self, config: str, folder: Path, options: list[str]) -> None:
+    def _train(self, config: str, folder: Path, options: list[str]) -> None:
         if not (folder / "metrics.json").exists():
             fixed = [f"--output_dir={folder}", "--evaluation=null", "--resume=latest", "--cpu=true"]
             self._call(["train_accelerate.py", "--config", f"configs/{config}", *options, *fixed], folder)

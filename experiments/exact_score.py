@@ -129,7 +129,10 @@ def plot(found: dict) -> None:
             axis.plot([row["sigma"] for row in rows], [row[key] for row in rows], style, color=colour, label=label)
     for key, style in (("PM6", "--"), ("relaxed on E", "-.")):
         axis.axhline(found[key], color="grey", linestyle=style, label=key)
-    axis.set(xscale="log", yscale="log", xlabel="noise of t, angstrom", ylabel="bond error, angstrom", ylim=(0.003, 10))
+    axis.set_xscale("log")
+    axis.set_xticks([row["sigma"] for row in rows], [f"{row['sigma']:.2f}" for row in rows], minor=False)
+    axis.set_xticks([], minor=True)
+    axis.set(yscale="log", xlabel="noise of t, angstrom", ylabel="bond error, angstrom", ylim=(0.003, 10))
     axis.legend(fontsize=8)
     figure.savefig(OUTPUT.with_suffix(".png"), dpi=150)
     plt.close(figure)
