@@ -76,7 +76,7 @@ _NEAR = _EQ_11 | {
     "score_timesteps": "[1, 5]",
     "optimality_weight": 0.005,
     "score_weight": 0.01,
-    "denoising_weight": 0.1,
+    "denoising_weight": 0.01,
 }
 # Stage 2 with other forms and weights of the consistency losses, from the same stage 1.
 ABLATIONS = {
