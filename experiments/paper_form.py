@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 
@@ -26,6 +27,9 @@ from modeling_pcbridge import PCBridgeModel
 from pcbridge.evaluation.batches import moved
 from pcbridge.evaluation.references import graphs_for, load_references, pm6_structures
 from pcbridge.training.run import CONSISTENCY, MULTI_TASK
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 OUTPUT = RESULTS.with_name("paper_form.json")
 BASELINE = "multi-task"
@@ -91,6 +95,21 @@ def report(found: dict[str, list[Errors]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def plot(found: dict[str, list[Errors]]) -> None:
+    """Errors of the test split by arm and t, one line per seed."""
+    figure, axis = plt.subplots(figsize=(6, 4), constrained_layout=True)
+    for number, (title, seeds) in enumerate(found.items()):
+        for place, seed in enumerate(seeds):
+            values = [seed[_TEST][str(timestep)] for timestep in TIMESTEPS]
+            axis.plot(TIMESTEPS, values, ".-", color=f"C{number}", label=title if place == 0 else None)
+    axis.set(xscale="log", yscale="log", xlabel="t of mean shift", ylabel="bond error, angstrom")
+    axis.set_xticks(TIMESTEPS, [str(timestep) for timestep in TIMESTEPS])
+    axis.set_xticks([], minor=True)
+    axis.legend(fontsize=8)
+    figure.savefig(OUTPUT.with_suffix(".png"), dpi=150)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--report", action="store_true", help="train nothing")
@@ -103,6 +122,7 @@ def main() -> None:
     OUTPUT.write_text(json.dumps(found, indent=1) + "\n")
     text = report(found)
     OUTPUT.with_suffix(".md").write_text(text)
+    plot(found)
     print(text)
 
 
