@@ -1,6 +1,6 @@
 """What a student that fulfils Eq. 11 exactly does to a structure: where the paper's form can carry the minimum of E.
 
-    python -m experiments.exact_score          # ten minutes of one core
+    python -m experiments.exact_score          # five minutes of one core
 
 Eq. 11 asks for the score -grad E / kT at the noise of t. By Eq. 4 the structure that such a student predicts is
 S_t(R) = R - (1 - abar_t) grad E(R) / kT, but for the factor sqrt(abar_t), which is near 1 for small t: one step down E

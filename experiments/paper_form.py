@@ -1,6 +1,6 @@
 """The paper's own form of the losses from a local E: as printed, and where exact_score.py says that it can work.
 
-    python -m experiments.paper_form             # three core hours; what evidence.py has trained is taken
+    python -m experiments.paper_form             # two core hours; what evidence.py has trained is taken
     python -m experiments.paper_form --report    # trains nothing
 
 All arms begin from the same stage 1 of each seed (settings `local`, `paper_form_local` and `paper_form_near` of the
