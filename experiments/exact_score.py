@@ -9,7 +9,6 @@ the steps here. PM6 structures of the test split are the start, the DFT structur
 """
 
 import argparse
-import json
 from functools import partial
 
 import matplotlib
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from experiments.outside import RESULTS
-from experiments.provenance import written_by
+from experiments.provenance import write_results, written_by
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.diffusion import noise_by_molecule
 from modeling_pcbridge.graph_batch import GraphBatch
@@ -143,11 +142,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="checkpoints/drug_like", help="folder or hub name")
     checkpoint = parser.parse_args().checkpoint
     found = measure(PCBridgeModel.from_pretrained(checkpoint).eval())
-    OUTPUT.write_text(json.dumps(found, indent=1) + "\n")
-    text = report(found, checkpoint)
-    OUTPUT.with_suffix(".md").write_text(text)
+    write_results(OUTPUT, found, report(found, checkpoint))
     plot(found)
-    print(text)
 
 
 if __name__ == "__main__":

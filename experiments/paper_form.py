@@ -9,7 +9,6 @@ each arm the best t is chosen on the validation split.
 """
 
 import argparse
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from experiments.evidence import Runner
 from experiments.evidence_settings import EVALUATION
 from experiments.exact_score import mean_bond_error
 from experiments.outside import RESULTS
+from experiments.provenance import write_results
 from experiments.statistics import compare
 from modeling_pcbridge import PCBridgeModel
 from pcbridge.evaluation.batches import moved
@@ -119,11 +119,8 @@ def main() -> None:
         for setting in dict.fromkeys(setting for setting, _ in ARMS.values()):
             runner.train(setting, seed)
     found = {title: [errors_of(runner.checkpoint(*arm, seed)) for seed in SEEDS] for title, arm in ARMS.items()}
-    OUTPUT.write_text(json.dumps(found, indent=1) + "\n")
-    text = report(found)
-    OUTPUT.with_suffix(".md").write_text(text)
+    write_results(OUTPUT, found, report(found))
     plot(found)
-    print(text)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """What a result file says of where it comes from."""
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 WEIGHTS = "model.safetensors"
 
@@ -13,6 +15,13 @@ def weights_of(checkpoint: str | Path) -> str:
     """
     path = Path(checkpoint) / WEIGHTS
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else ""
+
+
+def write_results(path: Path, record: Any, text: str) -> None:
+    """`record` as JSON at `path`, `text` as Markdown beside it and on the screen."""
+    path.write_text(json.dumps(record) + "\n")
+    path.with_suffix(".md").write_text(text)
+    print(text)
 
 
 def written_by(module: str, checkpoint: str | Path) -> str:

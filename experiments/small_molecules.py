@@ -8,7 +8,6 @@ experiments/results/small_molecules.*.
 """
 
 import argparse
-import json
 
 import matplotlib
 import numpy as np
@@ -17,7 +16,7 @@ from rdkit import Chem
 from dataset_scripts.packed_labels import read_packed_labels
 from dataset_scripts.splits import constitution_of, split_of
 from experiments.outside import RESULTS, ROOT
-from experiments.provenance import written_by
+from experiments.provenance import write_results, written_by
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.beyond_training import atoms_beyond_training
 from modeling_pcbridge.errors import InputError
@@ -126,11 +125,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="checkpoints/drug_like", help="folder or hub name")
     checkpoint = parser.parse_args().checkpoint
     records = measure(PCBridgeModel.from_pretrained(checkpoint).eval())
-    OUTPUT.write_text(json.dumps(records) + "\n")
-    text = report(records, checkpoint)
-    OUTPUT.with_suffix(".md").write_text(text)
+    write_results(OUTPUT, records, report(records, checkpoint))
     plot(records)
-    print(text)
 
 
 if __name__ == "__main__":

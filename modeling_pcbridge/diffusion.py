@@ -133,7 +133,7 @@ class DiffusionSchedule(Float64Buffers):
             timestep_spacing="leading",
             steps_offset=1,  # the last model call is at t = 1, then comes t = 0
         )
-        # Its own table is in float32, whose last digit, which differs between processors, moves atoms by 1e-5 angstrom.
+        # Its own table is in float32, whose last digits move atoms by 1e-5 angstrom: so did a change of the processor.
         scheduler.alphas_cumprod = alphas_cumprod
         scheduler.set_timesteps(num_inference_steps)
         return scheduler
