@@ -34,16 +34,18 @@ from experiments.outside import (
     read,
     taken_by,
 )
+from experiments.provenance import WEIGHTS
 from experiments.statistics import compare
 from experiments.structure_errors import METRICS, Molecule, measured
 from modeling_pcbridge import PCBridgeModel
 from pcbridge.evaluation.batches import moved
 from pcbridge.training.corrected_library import read_minima
+from pcbridge.training.run import CONSISTENCY, MULTI_TASK
 
 CONFIGS = [ROOT / "configs" / f"drug_like_{name}.yaml" for name in ("corrected", "minima")]
 CORRECTED = "data/corrected"
 RESULTS = Path(__file__).parent / "results" / "drug_like_arms"
-ARMS = ("multi-task", "consistency")
+ARMS = (MULTI_TASK, CONSISTENCY)
 WAYS = (f"mean shift {MEAN_SHIFT_STEPS}", REFINED)
 
 
@@ -63,14 +65,19 @@ def write_uncorrected(folder: Path) -> None:
 
 def train(output: Path, structures: Path, seed: int, start: Path, num_steps: int) -> Path:
     """The checkpoint of a last round with these structures in the place of `CORRECTED`, trained unless it is there."""
-    checkpoint = output / "consistency"
-    if not (checkpoint / "model.safetensors").exists():
-        sources = yaml.safe_load(CONFIGS[-1].read_text())["stage2"]["sources"]
-        for source in sources:
-            if source["name"] == CORRECTED:
-                source["name"] = str(structures.resolve())
+    sources = yaml.safe_load(CONFIGS[-1].read_text())["stage2"]["sources"]
+    for source in sources:
+        if source["name"] == CORRECTED:
+            source["name"] = str(structures.resolve())
+    return train_round(output, seed, start, {"num_steps": num_steps, "sources": sources})
+
+
+def train_round(output: Path, seed: int, start: Path, stage2: dict) -> Path:
+    """The checkpoint of a last round with these changes of its options, trained unless it is there."""
+    checkpoint = output / CONSISTENCY
+    if not (checkpoint / WEIGHTS).exists():
         config = {"init_from": str(start.resolve()), "output_dir": str(output.resolve()), "seed": seed}
-        config["stage2"] = {"num_steps": num_steps, "sources": sources}
+        config["stage2"] = stage2
         output.parent.mkdir(parents=True, exist_ok=True)
         written = output.with_suffix(".yaml")
         written.write_text(yaml.safe_dump(config))
