@@ -169,13 +169,14 @@ def test_an_unknown_source_and_a_model_without_forces_have_their_sentence(tmp_pa
 
 
 def test_relaxed_rows_are_minima_of_the_model(model, monkeypatch):
-    rows = load_bundled("drug_like", "validation").select(range(3))
+    rows = [*load_bundled("drug_like", "validation").select(range(3)), load_bundled("drug_like_pm6", "validation")[0]]
     relaxed, left_out = corrected_library.corrected_rows(model, rows, 2, by="relax")
-    assert len(relaxed) == 3 and not left_out
+    levels = [row["equilibrium_level_of_theory"] for row in relaxed]
+    assert levels == [f"{OWN} by PCBridge from {level}" for level in (OTHER, OTHER, OTHER, "PM6")] and not left_out
     examples = [example_from_row(row, (), resonance_invariant=True) for row in relaxed]
     for graph, positions in padded_batches(model, [e.graph for e in examples], [e.positions for e in examples], 8):
         _, forces = model.energy_and_forces(graph, positions)
         assert forces.norm(dim=-1).max() < 0.03
     relax = partial(model.relax_structure, max_evaluations=3)
     monkeypatch.setattr(model, "relax_structure", relax)
-    assert corrected_library.corrected_rows(model, rows, by="relax") == ([], {"its relaxation did not converge": 3})
+    assert corrected_library.corrected_rows(model, rows, by="relax") == ([], {"its relaxation did not converge": 4})

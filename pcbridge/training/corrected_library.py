@@ -9,8 +9,8 @@ bundled configuration or a folder that `dataset_scripts.prepare` wrote. One shar
 so that a killed run goes on with the next; with another model or other options that is refused. Structures of other
 levels, and those that do not pass `StructureChecks` afterwards, are left out and counted.
 
-`--by relax` relaxes them on the model's own energy instead: where labels are wanted, at any level, if E is to be
-trusted there (`label_generation --geometries given` of the shards).
+`--by relax` relaxes minima of any level, PM6 or MMFF94 too, on the model's own energy instead: where labels are wanted,
+at any level, if E is to be trusted there (`label_generation --geometries given` of the shards).
 """
 
 import argparse
@@ -74,7 +74,7 @@ def corrected_rows(
     corrected: list[dict] = []
     left_out: Counter[str] = Counter()
     for level, of_level in by_level.items():
-        if level not in others:
+        if by == "correct" and level not in others:
             left_out[f"at {level}, for which the model has no head beside {own}"] += len(of_level)
             continue
         with Pool(num_processes) if num_processes > 1 else nullcontext() as pool:
