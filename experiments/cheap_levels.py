@@ -11,7 +11,6 @@ molecules at the two others: "multi-task" denoises them (Eq. 7), "consistency" r
 import argparse
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from tqdm.auto import tqdm
@@ -20,15 +19,13 @@ from dataset_scripts.bundled import load_bundled
 from dataset_scripts.schema import GFN2_XTB
 from dataset_scripts.tables import write_rows
 from experiments import same_level
+from experiments.bar_plot import bar_plot
 from experiments.drug_like_arms import WAYS, errors_of, train_round
 from experiments.outside import RESULTS, ROOT, read
 from experiments.provenance import write_results, written_by
 from experiments.structure_errors import METRICS
 from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 from pcbridge.training.run import CONSISTENCY, MULTI_TASK
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 OUTPUT = RESULTS.with_name("cheap_levels.json")
 LEVELS = ("MMFF94", "PM6", GFN2_XTB)
@@ -88,22 +85,6 @@ def report(values: dict, sets: dict[str, str], introduction: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def plot(values: dict, sets: dict[str, str]) -> None:
-    """Bond errors after mean shift by level, both arms beside each other."""
-    figure, axes = plt.subplots(1, len(sets), figsize=(4 * len(sets), 3.5), sharey=True, constrained_layout=True)
-    for axis, (name, title) in zip(np.atleast_1d(axes), sets.items(), strict=True):
-        for place, arm in enumerate(values):
-            heights = [values[arm][level][name][WAYS[0]]["bonds"] for level in LEVELS]
-            axis.bar(np.arange(len(LEVELS)) + 0.4 * place - 0.2, heights, 0.4, label=arm)
-        axis.set_xticks(range(len(LEVELS)), LEVELS)
-        axis.set(title=title, xlabel="level of the library")
-        axis.title.set_fontsize(9)
-    np.atleast_1d(axes)[0].set_ylabel("bonds after mean shift, angstrom")
-    np.atleast_1d(axes)[0].legend()
-    figure.savefig(OUTPUT.with_suffix(".png"), dpi=120)
-    plt.close(figure)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
@@ -133,7 +114,13 @@ def main() -> None:
         + written_by("cheap_levels FILE", arguments.start)
     )
     write_results(OUTPUT, values, report(values, sets, introduction))
-    plot(values, sets)
+    bonds = {
+        f"bonds, angstrom, {name}": {
+            arm: {level: values[arm][level][name][WAYS[0]]["bonds"] for level in LEVELS} for arm in ARMS
+        }
+        for name in sets
+    }
+    bar_plot(OUTPUT.with_suffix(".png"), bonds)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ their definition.
 """
 
 import argparse
-import json
 from collections import defaultdict
 from pathlib import Path
 
@@ -29,7 +28,8 @@ from dataset_scripts.collator import mol_from_row
 from dataset_scripts.packed_labels import read_packed_labels
 from dataset_scripts.quantum_chemistry import gfn2_energy_and_forces
 from dataset_scripts.schema import B3LYP_6_31GD
-from experiments.provenance import written_by
+from experiments.bar_plot import bar_plot
+from experiments.provenance import write_results, written_by
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV
 from modeling_pcbridge.dispersion import d3bj_energy
@@ -116,14 +116,20 @@ def main() -> None:
         return f"| {name} | {size} | " + " | ".join(f"{of[m][0]:.2f} | {of[m][1]:.2f}" for m in methods) + " |"
 
     lines += [row(name, str(sizes[name]), of) for name, of in found.items()]
+    medians = {}
     for title, is_large in ((f"up to {_LEAST_LARGE - 1}", False), (f"{_LEAST_LARGE} and more", True)):
         some = [of for name, of in found.items() if (sizes[name] >= _LEAST_LARGE) == is_large]
         if some:
             median = {method: tuple(np.median([of[method] for of in some], axis=0)) for method in methods}
+            medians[f"{title} heavy atoms"] = median
             lines.append(row(f"**median of {len(some)}**", title, median))
-    RESULTS.joinpath("conformer_energies.json").write_text(json.dumps(found) + "\n")
-    RESULTS.joinpath("conformer_energies.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    write_results(RESULTS / "conformer_energies.json", found, "\n".join([*lines, ""]))
+    quantities = ("median r2 within a molecule", "median error, kcal/mol")
+    panels = {
+        quantity: {method: {size: of[method][place] for size, of in medians.items()} for method in methods}
+        for place, quantity in enumerate(quantities)
+    }
+    bar_plot(RESULTS / "conformer_energies.png", panels)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ the former. Tables: experiments/results/correction_steps.md.
 """
 
 import argparse
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from dataset_scripts.schema import GFN2_XTB
 from experiments import same_level
+from experiments.bar_plot import bar_plot
 from experiments.outside import BATCH_SIZE, MAX_EVALUATIONS, RESULTS, cheap_minima, read, taken_by
 from experiments.outside_references import pm6_minima
 from experiments.provenance import written_by
@@ -98,6 +100,7 @@ def main() -> None:
     model = PCBridgeModel.from_pretrained(arguments.checkpoint).eval()
     outside, at_same_level = read(arguments.file), same_level.read()
     corrected = [rows(model, molecules) for molecules in (outside, at_same_level)]
+    cheap = of_cheap_levels(model, outside)
     both = {
         name: [" / ".join(cells) for cells in zip(*(of_set[name] for of_set in corrected), strict=True)]
         for name in corrected[0]
@@ -116,12 +119,20 @@ def main() -> None:
             "",
             "Minima after so many steps on E, against r2SCAN-3c.",
             "",
-            *table(of_cheap_levels(model, outside)),
+            *table(cheap),
             "",
         ]
     )
     RESULTS.with_name("correction_steps.md").write_text(text)
     print(text)
+    sets = ("r2SCAN-3c", "B3LYP/6-31G*")
+    by_set = {s: {n: float(cells[0]) for n, cells in of.items()} for s, of in zip(sets, corrected, strict=True)}
+    by_level: dict[str, dict[str, float]] = defaultdict(dict)
+    for name, cells in cheap.items():
+        level, _, way = name.partition(", ")
+        by_level[level][way or "as it is"] = float(cells[0])
+    panels = {"bonds, angstrom; difference of heads": by_set, "bonds, angstrom; steps on E": by_level}
+    bar_plot(RESULTS.with_name("correction_steps.png"), panels)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Table and numbers go to experiments/results/drug_like_arms*.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ import yaml
 
 from dataset_scripts.tables import write_rows
 from experiments import same_level
+from experiments.bar_plot import bar_plot
 from experiments.outside import (
     BATCH_SIZE,
     MEAN_SHIFT_STEPS,
@@ -34,7 +34,7 @@ from experiments.outside import (
     read,
     taken_by,
 )
-from experiments.provenance import WEIGHTS
+from experiments.provenance import WEIGHTS, write_results
 from experiments.statistics import compare
 from experiments.structure_errors import METRICS, Molecule, measured
 from modeling_pcbridge import PCBridgeModel
@@ -116,6 +116,19 @@ def report(values: dict[str, list[dict]], introduction: str) -> str:
     return "\n".join([*lines, ""])
 
 
+def plot(values: dict[str, list[dict]], path: Path) -> None:
+    """Errors of consistency relative to multi-task, means over seeds."""
+
+    def mean(arm: str, way: str, key: str) -> float:
+        return float(np.mean([of_seed[way][key] for of_seed in values[arm]]))
+
+    ratios = {
+        way: {title: mean(CONSISTENCY, way, key) / mean(MULTI_TASK, way, key) for key, (title, _) in METRICS.items()}
+        for way in WAYS
+    }
+    bar_plot(path, {f"error, {CONSISTENCY} / {MULTI_TASK}": ratios})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, nargs="?")
@@ -145,9 +158,8 @@ def main() -> None:
     )
     text = report(values, introduction)
     results = RESULTS.with_name(f"{RESULTS.name}_same_level") if at_same_level else RESULTS
-    results.with_suffix(".json").write_text(json.dumps(values) + "\n")
-    results.with_suffix(".md").write_text(text)
-    print(text)
+    write_results(results.with_suffix(".json"), values, text)
+    plot(values, results.with_suffix(".png"))
 
 
 if __name__ == "__main__":

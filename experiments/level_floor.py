@@ -21,6 +21,7 @@ from rdkit import Chem
 
 from dataset_scripts.label_generation import read_lines
 from dataset_scripts.quantum_chemistry import b3lyp_minimum
+from experiments.bar_plot import bar_plot
 from experiments.outside import REFINED, read, structures_of, taken_by
 from experiments.provenance import written_by
 from experiments.structure_errors import METRICS, Molecule, mean_cells, measured
@@ -31,6 +32,7 @@ _MAX_HEAVY_ATOMS = 12
 _ELEMENTS = {1, 6, 7, 8, 9, 16, 17}
 _SHOWN = (REFINED, "mean shift, relaxed on E")
 _METRICS = {key: METRICS[key] for key in ("bonds", "bonds_centred", "one_three", "angles")}
+_DRAWN = ("bonds", "angles")
 
 
 def chosen(molecules: Sequence[Molecule]) -> list[Molecule]:
@@ -57,8 +59,8 @@ def optimise(molecules: Sequence[Molecule], path: Path) -> None:
         print(molecule.name, flush=True)
 
 
-def report(molecules: Sequence[Molecule], minima: dict[str, np.ndarray], checkpoint: str) -> str:
-    """A table: each structure against r2SCAN-3c, and against the B3LYP/6-31G* minimum."""
+def report(molecules: Sequence[Molecule], minima: dict[str, np.ndarray], checkpoint: str) -> tuple[str, dict]:
+    """A table: each structure against r2SCAN-3c, and against the B3LYP/6-31G* minimum; and what of it is drawn."""
     model = PCBridgeModel.from_pretrained(checkpoint).eval()
     taken, graphs = taken_by(model, [m for m in molecules if m.name in minima])
     by_method = {"MMFF94": [m.mmff for m in taken], "GFN2-xTB": [m.gfn2 for m in taken]}
@@ -77,10 +79,14 @@ def report(molecules: Sequence[Molecule], minima: dict[str, np.ndarray], checkpo
         "| | " + " | ".join(title for title, _ in _METRICS.values()) + " |",
         "|---" * (len(_METRICS) + 1) + "|",
     ]
+    panels: dict[str, dict[str, dict[str, float]]] = {_METRICS[key][0]: {} for key in _DRAWN}
     for name, structures in by_method.items():
-        outside, same = (measured(of, structures, None)["records"].values() for of in (taken, own))
-        cells = [" / ".join(both) for both in zip(*(mean_cells(r, _METRICS) for r in (outside, same)), strict=True)]
+        sets = [list(measured(of, structures, None)["records"].values()) for of in (taken, own)]
+        cells = [" / ".join(both) for both in zip(*(mean_cells(records, _METRICS) for records in sets), strict=True)]
         text.append(f"| {name} | {' | '.join(cells)} |")
+        for key in _DRAWN:
+            means = (float(np.mean([record[key] for record in records])) for records in sets)
+            panels[_METRICS[key][0]][name] = dict(zip(("r2SCAN-3c", "B3LYP/6-31G*"), means, strict=True))
     text += ["", "Bonds (angstrom) and angles (degrees) of each molecule against its B3LYP/6-31G* minimum:", ""]
     shown = [f"{Path(checkpoint).name}, {name}" for name in _SHOWN]
     text += [
@@ -91,7 +97,7 @@ def report(molecules: Sequence[Molecule], minima: dict[str, np.ndarray], checkpo
     for molecule in own:
         cells = [f"{r[molecule.name]['bonds']:.4f} | {r[molecule.name]['angles']:.2f}" for r in records]
         text.append(f"| {molecule.name} | {' | '.join(cells)} |")
-    return "\n".join([*text, ""])
+    return "\n".join([*text, ""]), panels
 
 
 def main() -> None:
@@ -104,9 +110,10 @@ def main() -> None:
     molecules = chosen(read(arguments.file))
     optimise(molecules[: arguments.count], LINES)
     minima = {line["name"]: np.array(line["positions"]) for line in read_lines(LINES)}
-    text = report(molecules, minima, arguments.checkpoint)
+    text, panels = report(molecules, minima, arguments.checkpoint)
     LINES.with_suffix(".md").write_text(text)
     print(text)
+    bar_plot(LINES.with_suffix(".png"), panels)
 
 
 if __name__ == "__main__":
