@@ -1,18 +1,16 @@
 """Time and distance to the DFT structure of one structure, by this model and by classical programs, one thread."""
 
-import re
 import shutil
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from rdkit import Chem
 
+from dataset_scripts.quantum_chemistry import pm6_minimum
 from modeling_pcbridge import PCBridgeConfig, PCBridgeModel
+from modeling_pcbridge.errors import CalculationError
 from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
 from pcbridge.evaluation.config import EvaluationConfig
 from pcbridge.evaluation.evaluate import mean_over_molecules, structure_record
@@ -54,7 +52,14 @@ def measure(checkpoint: str | None) -> list[dict]:
         return conformers[reference.example.molecule_id]
 
     def optimise(reference: ReferenceMolecule) -> np.ndarray | None:
-        return _pm6_from(reference, conformers[reference.example.molecule_id])
+        start = conformers[reference.example.molecule_id]
+        if start is None:
+            return None
+        numbers, charge = reference.example.graph.atomic_numbers.tolist(), Chem.GetFormalCharge(reference.mol)
+        try:
+            return pm6_minimum(numbers, start[0], charge)[0][None]
+        except CalculationError:
+            return None
 
     records.append(_one_by_one("ETKDGv3 + MMFF94", embed, references))
     if shutil.which("mopac"):
@@ -84,24 +89,3 @@ def _record(name: str, seconds: float, references: list[ReferenceMolecule], samp
         errors = mean_over_molecules([structure_record(r, x) for r, x in zip(references, samples, strict=True)])
         record |= {key: errors[key] for key in ("heavy_rmsd_mean", "heavy_rmsd_median", "bond_length_error")}
     return record
-
-
-def _pm6_from(reference: ReferenceMolecule, start: np.ndarray | None) -> np.ndarray | None:
-    """The PM6 minimum (1, N, 3) below `start` (1, N, 3), by the program mopac; None where it fails."""
-    if start is None:
-        return None
-    charge = Chem.GetFormalCharge(reference.mol)
-    atoms = "\n".join(
-        f"{atom.GetSymbol()} {x:.6f} 1 {y:.6f} 1 {z:.6f} 1"
-        for atom, (x, y, z) in zip(reference.mol.GetAtoms(), start[0], strict=True)
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "molecule.mop"
-        path.write_text(f"PM6 CHARGE={charge} THREADS=1\n\n\n{atoms}\n")
-        subprocess.run(["mopac", str(path)], check=False, capture_output=True)
-        archive = path.with_suffix(".arc")
-        if not archive.exists():
-            return None
-        final = archive.read_text().partition("FINAL GEOMETRY OBTAINED")[2]
-    rows = re.findall(r"^\s*[A-Z][a-z]?\s+(-?\d+\.\d+)\s+\+1\s+(-?\d+\.\d+)\s+\+1\s+(-?\d+\.\d+)\s+\+1", final, re.M)
-    return np.array(rows, dtype=np.float64)[None] if len(rows) == len(start[0]) else None
