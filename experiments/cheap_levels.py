@@ -19,8 +19,8 @@ from dataset_scripts.bundled import load_bundled
 from dataset_scripts.schema import GFN2_XTB
 from dataset_scripts.tables import write_rows
 from experiments import same_level
-from experiments.bar_plot import bar_plot
 from experiments.drug_like_arms import WAYS, errors_of, train_round
+from experiments.figures import bar_plot
 from experiments.outside import RESULTS, ROOT, read
 from experiments.provenance import write_results, written_by
 from experiments.structure_errors import METRICS

@@ -28,7 +28,7 @@ from dataset_scripts.collator import mol_from_row
 from dataset_scripts.packed_labels import read_packed_labels
 from dataset_scripts.quantum_chemistry import gfn2_energy_and_forces
 from dataset_scripts.schema import B3LYP_6_31GD
-from experiments.bar_plot import bar_plot
+from experiments.figures import bar_plot
 from experiments.provenance import write_results, written_by
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.constants import KCAL_PER_MOL_TO_EV

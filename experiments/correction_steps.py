@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dataset_scripts.schema import GFN2_XTB
 from experiments import same_level
-from experiments.bar_plot import bar_plot
+from experiments.figures import bar_plot
 from experiments.outside import BATCH_SIZE, MAX_EVALUATIONS, RESULTS, cheap_minima, read, taken_by
 from experiments.outside_references import pm6_minima
 from experiments.provenance import written_by

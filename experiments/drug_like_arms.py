@@ -23,7 +23,7 @@ import yaml
 
 from dataset_scripts.tables import write_rows
 from experiments import same_level
-from experiments.bar_plot import bar_plot
+from experiments.figures import bar_plot
 from experiments.outside import (
     BATCH_SIZE,
     MEAN_SHIFT_STEPS,

@@ -14,7 +14,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from rdkit import Chem
@@ -22,13 +21,11 @@ from tqdm.auto import tqdm
 
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import mol_from_row
+from experiments.figures import plt, save_figure
 from experiments.provenance import written_by
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
 from modeling_pcbridge.molecular_graph import graph_from_mol
 from modeling_pcbridge.structure_checks import StructureChecks
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results" / "dynamics"
 NUM_MOLECULES = 10
@@ -160,8 +157,7 @@ def plot(traces: dict[str, np.ndarray], path: Path) -> None:
     axes[0].set(xlabel="ps", ylabel="largest turn of a stiff bond, degrees", ylim=(0, 180))
     axes[1].plot(times, traces["energy"] - traces["energy"][0], linewidth=0.6)
     axes[1].set(xlabel="ps", ylabel="energy less that of the first frame, eV")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main() -> None:

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from rdkit import Chem, DataStructs
 from rdkit.Chem import rdFingerprintGenerator
 
 from dataset_scripts.bundled import load_bundled
 from experiments.evidence_settings import ABLATIONS, DATA_SETTINGS, EVALUATION, SETTINGS
+from experiments.figures import plt, save_figure
 from experiments.statistics import PairedComparison, compare
 from pcbridge.evaluation.evaluate import PREDICTION_NAMES
 from pcbridge.evaluation.references import load_references
@@ -25,9 +25,6 @@ from pcbridge.evaluation.report import (
     reference_rows,
 )
 from pcbridge.training.run import CONSISTENCY, MULTI_TASK
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 # Metrics whose effect is tested, with their titles.
 _TESTED = (
@@ -378,5 +375,4 @@ def _plot(found: dict[str, Evaluations], references: dict[str, dict], path: Path
             axis.title.set_fontsize(9)
             if axis.get_legend_handles_labels()[0]:
                 axis.legend(fontsize=7)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save_figure(figure, path)

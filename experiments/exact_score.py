@@ -11,11 +11,11 @@ the steps here. PM6 structures of the test split are the start, the DFT structur
 import argparse
 from functools import partial
 
-import matplotlib
 import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.figures import plt, save_figure
 from experiments.outside import RESULTS
 from experiments.provenance import write_results, written_by
 from modeling_pcbridge import PCBridgeModel
@@ -25,9 +25,6 @@ from pcbridge.evaluation.batches import moved
 from pcbridge.evaluation.config import EvaluationConfig
 from pcbridge.evaluation.metrics import bond_length_error
 from pcbridge.evaluation.references import ReferenceMolecule, graphs_for, load_references, pm6_structures
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 OUTPUT = RESULTS.with_name("exact_score.json")
 TIMESTEPS = (1, 2, 3, 5, 7, 10, 20, 40, 100, 300)  # the paper draws from 5 to 300
@@ -133,8 +130,7 @@ def plot(found: dict) -> None:
     axis.set_xticks([], minor=True)
     axis.set(yscale="log", xlabel="noise of t, angstrom", ylabel="bond error, angstrom", ylim=(0.003, 10))
     axis.legend(fontsize=8)
-    figure.savefig(OUTPUT.with_suffix(".png"), dpi=150)
-    plt.close(figure)
+    save_figure(figure, OUTPUT.with_suffix(".png"))
 
 
 def main() -> None:

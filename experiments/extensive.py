@@ -17,7 +17,6 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pyarrow.parquet as pq
 import torch
@@ -26,6 +25,7 @@ from rdkit import Chem
 from dataset_scripts.collator import Example, example_from_row
 from dataset_scripts.schema import GFN2_XTB
 from dataset_scripts.splits import constitution_of
+from experiments.figures import plt, save_figure
 from experiments.torsion_scans import Scan, make_scans, scan_errors, scanned_smiles
 from modeling_pcbridge import LossSettings, PCBridgeConfig, PCBridgeModel
 from modeling_pcbridge.graph_batch import GraphBatch, pad_graphs
@@ -35,9 +35,6 @@ from pcbridge.training.data import TrainingData
 from pcbridge.training.initial_model import initial_model
 from pcbridge.training.run import make_accelerator
 from pcbridge.training.stage import train_stage
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -244,8 +241,7 @@ def plot(results: dict[str, list[dict]], path: Path) -> None:
         axis.set_xticks(range(len(places)), ["fragments", *(group for _, group in places[1:])])
         axis.set(xlabel="heavy atoms", ylabel=label, yscale="log")
     axes[0].legend()
-    figure.savefig(path.with_suffix(".png"), dpi=150)
-    plt.close(figure)
+    save_figure(figure, path.with_suffix(".png"))
 
     firsts = {name: runs[0]["scans"] for name, runs in results.items()}
     scans = list(next(iter(firsts.values())))
@@ -260,8 +256,7 @@ def plot(results: dict[str, list[dict]], path: Path) -> None:
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.supylabel("energy, eV")
-    figure.savefig(path.with_name(f"{path.name}_torsions.png"), dpi=110)
-    plt.close(figure)
+    save_figure(figure, path.with_name(f"{path.name}_torsions.png"))
 
 
 def main() -> None:

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,15 +31,13 @@ from dataset_scripts.fragments import MAX_HEAVY_ATOMS
 from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB
 from experiments import same_level
 from experiments.extensive import DATA, RESULTS, ROOT, settings_of, train_new
+from experiments.figures import plt, save_figure
 from experiments.outside import MAX_EVALUATIONS, taken_by
 from experiments.structure_errors import measured
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.graph_batch import GraphBatch
 from pcbridge.evaluation.batches import energies_and_forces, moved
 from pcbridge.training.config import SourceConfig
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 _COUNTS = [100, 300, 1000, None]  # labels; None: all
 _BOTH = [B3LYP_6_31GD, GFN2_XTB]
@@ -227,8 +224,7 @@ def plot(results: list[dict], path: Path) -> None:
         axis.axhline(target, color="grey", linestyle=":", label="wanted")
         axis.set(xscale="log", ylim=(0, None), xlabel="B3LYP/6-31G* labels", ylabel=label, title=title)
     axes[0].legend(fontsize=7)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from rdkit import Chem
 
 from dataset_scripts.label_generation import read_lines
 from dataset_scripts.quantum_chemistry import b3lyp_minimum
-from experiments.bar_plot import bar_plot
+from experiments.figures import bar_plot
 from experiments.outside import REFINED, read, structures_of, taken_by
 from experiments.provenance import written_by
 from experiments.structure_errors import METRICS, Molecule, mean_cells, measured

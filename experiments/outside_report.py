@@ -4,14 +4,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from rdkit import Chem
 
+from experiments.figures import plt, save_figure
 from experiments.structure_errors import METRICS, Molecule, mean_cells, worse_bonds
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 SAME_CONFORMER = 3.0  # degrees, the torsion error of a start that is in the conformer of the DFT structure
 _SIZES = [(8, 14), (15, 19), (20, 24), (25, 60)]  # heavy atoms
@@ -117,8 +114,7 @@ def plot(results: dict[str, dict], sizes: dict[str, set[str]], path: Path) -> No
         axis.set_xticks(range(len(sizes)), list(sizes))
         axis.set(xlabel="heavy atoms", ylabel=f"mean absolute error of {label}", ylim=(0, None))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def write_report(

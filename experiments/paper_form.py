@@ -13,13 +13,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 
 from experiments.evidence import Runner
 from experiments.evidence_settings import EVALUATION
 from experiments.exact_score import mean_bond_error
+from experiments.figures import plt, save_figure
 from experiments.outside import RESULTS
 from experiments.provenance import write_results
 from experiments.statistics import compare
@@ -27,9 +27,6 @@ from modeling_pcbridge import PCBridgeModel
 from pcbridge.evaluation.batches import moved
 from pcbridge.evaluation.references import graphs_for, load_references, pm6_structures
 from pcbridge.training.run import CONSISTENCY, MULTI_TASK
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 OUTPUT = RESULTS.with_name("paper_form.json")
 BASELINE = "multi-task"
@@ -106,8 +103,7 @@ def plot(found: dict[str, list[Errors]]) -> None:
     axis.set_xticks(TIMESTEPS, [str(timestep) for timestep in TIMESTEPS])
     axis.set_xticks([], minor=True)
     axis.legend(fontsize=8)
-    figure.savefig(OUTPUT.with_suffix(".png"), dpi=150)
-    plt.close(figure)
+    save_figure(figure, OUTPUT.with_suffix(".png"))
 
 
 def main() -> None:

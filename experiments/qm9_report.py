@@ -3,17 +3,14 @@
 import json
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from scipy.stats import sem
 
+from experiments.figures import plt, save_figure
 from experiments.qm9_evaluation import DDIM, MMFF_REFINED, MMFF_SAMPLES, Records, central, summary
 from experiments.qm9_molecules import STARTS
 from pcbridge.evaluation.references import ReferenceMolecule
 from pcbridge.evaluation.report import format_value, markdown_table, plot_structures
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 # D-MAE, D-RMSE and C-RMSD on their own random test split of QM9: GTMGC (Xu et al., ICLR 2024), ConfOpt and WGFormer as
 # reported there and in the WGFormer paper.
@@ -188,8 +185,7 @@ def _plot_errors(results: dict, references: list[ReferenceMolecule], path: Path)
     left.set(xlabel="atoms", ylabel="mean D-MAE (angstrom)", ylim=(0, None))
     right.set(xlabel="D-MAE (angstrom)", ylabel="share of molecules below", xlim=(0, 1), ylim=(0, 1))
     right.legend(fontsize=7)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def _plot_refinement(refinement: dict[str, Records], path: Path) -> None:
@@ -204,8 +200,7 @@ def _plot_refinement(refinement: dict[str, Records], path: Path) -> None:
         axis.title.set_fontsize(9)
     axes[0].set_ylabel("share of molecules below")
     axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def _plot_molecules(model: dict, references: list[ReferenceMolecule], path: Path) -> None:

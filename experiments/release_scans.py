@@ -12,7 +12,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from rdkit import Chem
@@ -21,13 +20,11 @@ from tqdm import tqdm
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.quantum_chemistry import b3lyp_energy_and_forces
 from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB
+from experiments.figures import plt, save_figure
 from experiments.provenance import written_by
 from experiments.torsion_scans import Scan, make_scans, scan_errors
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.graph_batch import GraphBatch, pad_graphs
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results" / "release_scans"
 # The kinds of bonds that the project's target names: single bonds of drug-like molecules.
@@ -85,8 +82,7 @@ def plot(scans: list[Scan], errors: dict[str, dict], path: Path) -> None:
     axes[0, 0].legend(fontsize=7)
     figure.supxlabel("turned by, degrees")
     figure.supylabel("energy above the start, eV")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main() -> None:

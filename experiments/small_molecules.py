@@ -9,12 +9,12 @@ experiments/results/small_molecules.*.
 
 import argparse
 
-import matplotlib
 import numpy as np
 from rdkit import Chem
 
 from dataset_scripts.packed_labels import read_packed_labels
 from dataset_scripts.splits import constitution_of, split_of
+from experiments.figures import plt, save_figure
 from experiments.outside import RESULTS, ROOT
 from experiments.provenance import write_results, written_by
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
@@ -24,9 +24,6 @@ from modeling_pcbridge.molecular_graph import graph_from_mol
 from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 from modeling_pcbridge.rdkit_structures import rdkit_structures
 from pcbridge.evaluation.metrics import bond_angle_error, bond_length_error
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 MINIMA = ROOT / "dataset_scripts/raw_labels/small_b3lyp_minima.parquet"
 OUTPUT = RESULTS.with_name("small_molecules.json")
@@ -116,8 +113,7 @@ def plot(records: list[dict]) -> None:
         axis.set(xlabel=f"refined, {unit}", ylabel=f"relaxed on E, {unit}", title=f"mean error of {key}")
         axis.set(xscale="symlog" if key == "angles" else "linear", yscale="symlog" if key == "angles" else "linear")
     axes[0].legend()
-    figure.savefig(OUTPUT.with_suffix(".png"), dpi=150)
-    plt.close(figure)
+    save_figure(figure, OUTPUT.with_suffix(".png"))
 
 
 def main() -> None:

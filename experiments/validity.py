@@ -20,13 +20,13 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from rdkit import RDLogger
 from tqdm.auto import tqdm
 
 from dataset_scripts.label_generation import read_lines
+from experiments.figures import plt, save_figure
 from experiments.outside import ROOT, read
 from experiments.perception import has_perceived_bonds, has_perceived_stereo
 from experiments.provenance import weights_of, written_by
@@ -41,9 +41,6 @@ from modeling_pcbridge.structure_checks import StructureChecks
 from pcbridge.evaluation.batches import moved, refined
 from pcbridge.evaluation.metrics import heavy_atom_rmsd
 from pcbridge.evaluation.validity import checks
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 CHECKPOINT = ROOT / "checkpoints" / "drug_like"
 LINES = Path(__file__).parent / "results" / "validity.jsonl"
@@ -248,8 +245,7 @@ def plot(lines: list[dict], path: Path) -> None:
         xlabel="heavy-atom RMSD of the closest, angstrom", ylabel="molecules, percent", xlim=(0, 2), ylim=(0, 100)
     )
     right.legend(fontsize=7, loc="lower right")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main() -> None:
