@@ -19,7 +19,7 @@ from dataset_scripts.bundled import load_bundled
 from dataset_scripts.schema import GFN2_XTB
 from dataset_scripts.tables import write_rows
 from experiments import same_level
-from experiments.drug_like_arms import WAYS, errors_of, train_round
+from experiments.drug_like_arms import ALL, WAYS, errors_of, train_round
 from experiments.figures import bar_plot
 from experiments.outside import RESULTS, ROOT, read
 from experiments.provenance import write_results, written_by
@@ -79,7 +79,7 @@ def report(values: dict, sets: dict[str, str], introduction: str) -> str:
         for arm in values:
             for way in WAYS:
                 for level in LEVELS:
-                    of = values[arm][level][name][way]
+                    of = values[arm][level][name][way][ALL]
                     cells = " | ".join(f"{of[key]:.{digits}f}" for key, (_, digits) in METRICS.items())
                     lines.append(f"| {level} | {arm}, {way} | {cells} |")
     return "\n".join([*lines, ""])
@@ -116,7 +116,7 @@ def main() -> None:
     write_results(OUTPUT, values, report(values, sets, introduction))
     bonds = {
         f"bonds, angstrom, {name}": {
-            arm: {level: values[arm][level][name][WAYS[0]]["bonds"] for level in LEVELS} for arm in ARMS
+            arm: {level: values[arm][level][name][WAYS[0]][ALL]["bonds"] for level in LEVELS} for arm in ARMS
         }
         for name in sets
     }

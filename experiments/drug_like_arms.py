@@ -34,6 +34,7 @@ from experiments.outside import (
     read,
     taken_by,
 )
+from experiments.outside_report import of_groups, of_sizes
 from experiments.provenance import WEIGHTS, write_results
 from experiments.statistics import compare
 from experiments.structure_errors import METRICS, Molecule, measured
@@ -46,6 +47,7 @@ CONFIGS = [ROOT / "configs" / f"drug_like_{name}.yaml" for name in ("corrected",
 CORRECTED = "data/corrected"
 RESULTS = Path(__file__).parent / "results" / "drug_like_arms"
 ARMS = (MULTI_TASK, CONSISTENCY)
+ALL = "any"  # of the classes of `outside_report`
 WAYS = (f"mean shift {MEAN_SHIFT_STEPS}", REFINED)
 
 
@@ -88,31 +90,45 @@ def train_round(output: Path, seed: int, start: Path, stage2: dict) -> Path:
     return checkpoint
 
 
-def errors_of(checkpoint: Path, molecules: Sequence[Molecule]) -> dict[str, dict[str, float]]:
-    """Means over molecules of each metric, after mean shift from the MMFF94 minima, and after steps on E besides."""
+def errors_of(checkpoint: Path, molecules: Sequence[Molecule]) -> dict[str, dict[str, dict[str, float]]]:
+    """After mean shift from MMFF94 minima, and after steps on E besides: means of each metric by class of molecules.
+
+    Classes are those of `outside_report` by size and by what molecules contain, of which "any" has all of them.
+    """
     model = PCBridgeModel.from_pretrained(checkpoint).eval()
     taken, graphs = taken_by(model, molecules)
     shifted = mean_shifted(model, graphs, [m.mmff for m in taken if m.mmff is not None])
     stepped = moved(model, graphs, shifted, BATCH_SIZE, partial(model.quasi_newton_steps, num_steps=REFINEMENT_STEPS))
+    classes = of_sizes(taken) | of_groups(taken)
     found = {}
     for way, structures in zip(WAYS, (shifted, stepped), strict=True):
-        records = measured(taken, structures, None)["records"].values()
-        found[way] = {key: float(np.nanmean([record[key] for record in records])) for key in METRICS}
+        records = measured(taken, structures, None)["records"]
+        found[way] = {
+            title: {key: float(np.nanmean([records[name][key] for name in sorted(names)])) for key in METRICS}
+            for title, names in classes.items()
+            if names
+        }
     return found
 
 
 def report(values: dict[str, list[dict]], introduction: str) -> str:
-    """A table for each way: of each metric both arms over seeds, and the paired difference."""
+    """For each way both arms over seeds and the paired difference: of each metric, of bonds and angles by class."""
     lines = ["# The last stage with and without the correction", "", introduction]
+    head = ["| | " + " | ".join(ARMS) + " | difference | 95% interval | p |", "|---|---|---|---|---|---|"]
     for way in WAYS:
-        lines += ["", f"## {way[0].upper()}{way[1:]}", ""]
-        lines += ["| | " + " | ".join(ARMS) + " | difference | 95% interval | p |", "|---|---|---|---|---|---|"]
-        for key, (title, d) in METRICS.items():
-            arms = [np.array([of_seed[way][key] for of_seed in values[arm]]) for arm in ARMS]
-            test = compare(*(list(arm) for arm in arms))
-            cells = [f"{arm.mean():.{d}f} ± {arm.std(ddof=1):.{d}f}" for arm in arms]
+
+        def row(title: str, name: str, key: str, way: str = way) -> str:
+            d, arms = METRICS[key][1], [[of_seed[way][name][key] for of_seed in values[arm]] for arm in ARMS]
+            test = compare(*arms)
+            cells = [f"{np.mean(arm):.{d}f} ± {np.std(arm, ddof=1):.{d}f}" for arm in arms]
             cells += [f"{100 * test.relative:+.0f}%", f"{test.low:+.{d}f} to {test.high:+.{d}f}", f"{test.p_value:.2g}"]
-            lines.append(f"| {title} | " + " | ".join(cells) + " |")
+            return f"| {title} | {' | '.join(cells)} |"
+
+        lines += ["", f"## {way[0].upper()}{way[1:]}", "", *head]
+        lines += [row(title, ALL, key) for key, (title, _) in METRICS.items()]
+        for key in ("bonds", "angles"):
+            lines += ["", f"{METRICS[key][0].capitalize()}, by heavy atoms and by what molecules contain:", "", *head]
+            lines += [row(name, name, key) for name in values[ARMS[0]][0][way] if name != ALL]
     return "\n".join([*lines, ""])
 
 
@@ -120,7 +136,7 @@ def plot(values: dict[str, list[dict]], path: Path) -> None:
     """Errors of consistency relative to multi-task, means over seeds."""
 
     def mean(arm: str, way: str, key: str) -> float:
-        return float(np.mean([of_seed[way][key] for of_seed in values[arm]]))
+        return float(np.mean([of_seed[way][ALL][key] for of_seed in values[arm]]))
 
     ratios = {
         way: {title: mean(CONSISTENCY, way, key) / mean(MULTI_TASK, way, key) for key, (title, _) in METRICS.items()}

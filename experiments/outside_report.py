@@ -50,12 +50,7 @@ def table(results: dict[str, dict], start: dict) -> list[str]:
 
 def by_group(results: dict[str, dict], molecules: Sequence[Molecule], start: dict) -> list[str]:
     """Of the molecules that contain a group: mean bond error, and how many have worse bonds than MMFF94's minimum."""
-    having = {}
-    for group, (smarts, least) in _GROUPS.items():
-        pattern = Chem.MolFromSmarts(smarts)
-        names = {m.name for m in molecules if len(m.mol.GetSubstructMatches(pattern)) >= least}
-        if names:
-            having[group] = names
+    having = of_groups(molecules)
     lines = ["| | " + " | ".join(f"{group} ({len(names)})" for group, names in having.items()) + " |"]
     lines += ["|---" * (len(having) + 1) + "|"]
     for name, result in results.items():
@@ -67,6 +62,16 @@ def by_group(results: dict[str, dict], molecules: Sequence[Molecule], start: dic
             cells.append(f"{np.mean(served):.4f} / {len(worse & names)}" if served else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
+
+
+def of_groups(molecules: Sequence[Molecule]) -> dict[str, set[str]]:
+    """Names of molecules by what they contain, without what none does."""
+    having = {}
+    for group, (smarts, least) in _GROUPS.items():
+        pattern = Chem.MolFromSmarts(smarts)
+        if names := {m.name for m in molecules if len(m.mol.GetSubstructMatches(pattern)) >= least}:
+            having[group] = names
+    return having
 
 
 def of_sizes(molecules: Sequence[Molecule]) -> dict[str, set[str]]:
