@@ -90,7 +90,7 @@ _LIMITS = """\
   MMFF94 has turned stay turned, which the checks refuse.
 - Bonds of antiaromatic rings (cyclobutadiene, biphenylene, cyclooctatetraene) come out alike, which `beyond_training`
   says, as of small propellanes and tetrahedranes. Other strained or crowded groups may be wrong and not said to be.
-- Of drug-like structures from noise one in eight is broken, above 25 heavy atoms more than one in four
+- Of drug-like structures from noise one in eight is broken, above 25 heavy atoms one in four
   (experiments/results/validity.md): start from conformers.
 - Conformers of 17 molecules of 9 to 18 heavy atoms are ranked a little worse than by GFN2-xTB, with dispersion
   (experiments/results/conformer_energies.md), which E has only where it is asked for.
