@@ -117,8 +117,10 @@ def main() -> None:
 
     lines += [row(name, str(sizes[name]), of) for name, of in found.items()]
     medians = {}
-    for title, is_large in ((f"up to {_LEAST_LARGE - 1}", False), (f"{_LEAST_LARGE} and more", True)):
-        some = [of for name, of in found.items() if (sizes[name] >= _LEAST_LARGE) == is_large]
+    small = {name for name in found if sizes[name] < _LEAST_LARGE}
+    groups = {f"up to {_LEAST_LARGE - 1}": small, f"{_LEAST_LARGE} and more": set(found) - small, "all": set(found)}
+    for title, names in groups.items():
+        some = [found[name] for name in names]
         if some:
             median = {method: tuple(np.median([of[method] for of in some], axis=0)) for method in methods}
             medians[f"{title} heavy atoms"] = median

@@ -20,6 +20,7 @@ from rdkit import Chem
 from tqdm.auto import tqdm
 
 from dataset_scripts.bundled import load_bundled
+from dataset_scripts.label_generation import read_lines
 from dataset_scripts.quantum_chemistry import b3lyp_energy_and_forces
 from dataset_scripts.schema import B3LYP_6_31GD
 from experiments import same_level
@@ -30,14 +31,6 @@ from modeling_pcbridge import PCBridgeModel
 
 LINES = RESULTS.with_name("same_level_energies.jsonl")
 Key = tuple[str, str]  # method, molecule
-
-
-def read_lines(path: Path) -> dict[Key, float]:
-    """eV above the minimum of what is done."""
-    if not path.exists():
-        return {}
-    lines = map(json.loads, path.read_text().splitlines())
-    return {(line["method"], line["molecule"]): line["energy"] for line in lines}
 
 
 def structures_by_method(molecules: list[Molecule], checkpoints: list[str]) -> dict[str, dict[str, np.ndarray]]:
@@ -85,7 +78,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="compute nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    energies = read_lines(LINES)
+    energies: dict[Key, float] = {(line["method"], line["molecule"]): line["energy"] for line in read_lines(LINES)}
     if not arguments.report:
         molecules = same_level.read()
         minima = {
