@@ -1,6 +1,6 @@
 """At which cheap level should a library be? Consistency from MMFF94, PM6 and GFN2-xTB minima of the same molecules.
 
-    python -m experiments.cheap_levels flexisol_validation.parquet    # half an hour of one core; what is trained is taken
+    python -m experiments.cheap_levels flexisol_validation.parquet    # half an hour of one core; trains what is missing
 
 From one checkpoint a short round with the structures of one level, bundled `drug_like_pm6` and the minima of the same
 molecules at the two others: "multi-task" denoises them (Eq. 7), "consistency" relaxes them on E in the step
