@@ -3,7 +3,7 @@
 | function | level of theory | program |
 | --- | --- | --- |
 | `pm6_minimum` | PM6 | MOPAC 22 (the program `mopac`; Debian package of that name) |
-| `b3lyp_energy_and_forces` | B3LYP/6-31G*, the level of PubChemQC B3LYP/6-31G*//PM6 | PySCF (extra `qc`) |
+| `b3lyp_energy_and_forces`, `b3lyp_energy` | B3LYP/6-31G*, that of PubChemQC B3LYP/6-31G*//PM6 | PySCF (extra `qc`) |
 | `b3lyp_minimum` | the same | PySCF and geomeTRIC (extra `qc`) |
 | `gfn2_energy_and_forces`, `gfn2_minimum`, `gfn2_relaxed`, `gfn2_snapshot` | GFN2-xTB | tblite and ASE (extra `xtb`) |
 | `xtb_minimum` | GFN2-xTB, in half the time | the program `xtb` (6.5 or later; Debian package of that name) |
@@ -133,11 +133,17 @@ def b3lyp_energy_and_forces(
 
     field = _b3lyp_field(atomic_numbers, positions, total_charge, exact)
     with lib.with_omp_threads(1):
-        energy = field.kernel()
-        if not field.converged:
-            raise CalculationError("the self-consistent field did not converge")
+        energy = _self_consistent_energy(field)
         gradient = field.nuc_grad_method().kernel()
-    return energy * HARTREE_TO_EV, -gradient * HARTREE_PER_BOHR_TO_EV_PER_ANGSTROM
+    return energy, -gradient * HARTREE_PER_BOHR_TO_EV_PER_ANGSTROM
+
+
+def b3lyp_energy(atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int) -> float:
+    """As `b3lyp_energy_and_forces`: the energy in eV alone, in about half the time."""
+    from pyscf import lib
+
+    with lib.with_omp_threads(1):
+        return _self_consistent_energy(_b3lyp_field(atomic_numbers, positions, total_charge, exact=False))
 
 
 def b3lyp_minimum(atomic_numbers: Sequence[int], positions: np.ndarray, total_charge: int) -> tuple[np.ndarray, float]:
@@ -159,7 +165,7 @@ def b3lyp_optimised(
     from pyscf.geomopt import geometric_solver
 
     if len(atomic_numbers) == 1:  # geomeTRIC has no coordinates for it
-        return positions, b3lyp_energy_and_forces(atomic_numbers, positions, total_charge)[0], 1
+        return positions, b3lyp_energy(atomic_numbers, positions, total_charge), 1
     energies = []
     with lib.with_omp_threads(1), _logging_kept(), redirect_stderr(io.StringIO()):
         field = _b3lyp_field(atomic_numbers, positions, total_charge, exact=False)
@@ -196,6 +202,14 @@ def _b3lyp_field(atomic_numbers: Sequence[int], positions: np.ndarray, total_cha
         field.grids.level = 1
     field.conv_tol = 1e-8
     return field
+
+
+def _self_consistent_energy(field) -> float:
+    """In eV."""
+    energy = field.kernel()
+    if not field.converged:
+        raise CalculationError("the self-consistent field did not converge")
+    return energy * HARTREE_TO_EV
 
 
 def _check_elements(atomic_numbers: Sequence[int], heaviest: int, method: str) -> None:

@@ -71,7 +71,7 @@ def write_libraries(folder: Path) -> None:
 
 
 def report(values: dict, sets: dict[str, str], introduction: str) -> str:
-    """A table for each set of references: rows are levels and arms, after mean shift and after steps on E besides."""
+    """A table for each set of references: rows are levels and arms, by each of `WAYS`."""
     lines = ["# Consistency from libraries at three cheap levels", "", introduction]
     for name, title in sets.items():
         lines += ["", f"## {title}", "", "| library | | " + " | ".join(t for t, _ in METRICS.values()) + " |"]

@@ -13,7 +13,6 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,22 +23,12 @@ import yaml
 from dataset_scripts.tables import write_rows
 from experiments import same_level
 from experiments.figures import bar_plot
-from experiments.outside import (
-    BATCH_SIZE,
-    MEAN_SHIFT_STEPS,
-    REFINED,
-    REFINEMENT_STEPS,
-    ROOT,
-    mean_shifted,
-    read,
-    taken_by,
-)
+from experiments.outside import REFINED, RELAXED, ROOT, SHIFTED, read, structures_from_mmff94, taken_by
 from experiments.outside_report import of_groups, of_sizes
 from experiments.provenance import WEIGHTS, write_results
 from experiments.statistics import compare
 from experiments.structure_errors import METRICS, Molecule, measured
 from modeling_pcbridge import PCBridgeModel
-from pcbridge.evaluation.batches import moved
 from pcbridge.training.corrected_library import read_minima
 from pcbridge.training.run import CONSISTENCY, MULTI_TASK
 
@@ -48,7 +37,7 @@ CORRECTED = "data/corrected"
 RESULTS = Path(__file__).parent / "results" / "drug_like_arms"
 ARMS = (MULTI_TASK, CONSISTENCY)
 ALL = "any"  # of the classes of `outside_report`
-WAYS = (f"mean shift {MEAN_SHIFT_STEPS}", REFINED)
+WAYS = (SHIFTED, REFINED, RELAXED)
 
 
 def write_uncorrected(folder: Path) -> None:
@@ -91,17 +80,15 @@ def train_round(output: Path, seed: int, start: Path, stage2: dict) -> Path:
 
 
 def errors_of(checkpoint: Path, molecules: Sequence[Molecule]) -> dict[str, dict[str, dict[str, float]]]:
-    """After mean shift from MMFF94 minima, and after steps on E besides: means of each metric by class of molecules.
+    """Means of each metric by the `WAYS` of `structures_from_mmff94` and by class of molecules.
 
     Classes are those of `outside_report` by size and by what molecules contain, of which "any" has all of them.
     """
     model = PCBridgeModel.from_pretrained(checkpoint).eval()
     taken, graphs = taken_by(model, molecules)
-    shifted = mean_shifted(model, graphs, [m.mmff for m in taken if m.mmff is not None])
-    stepped = moved(model, graphs, shifted, BATCH_SIZE, partial(model.quasi_newton_steps, num_steps=REFINEMENT_STEPS))
     classes = of_sizes(taken) | of_groups(taken)
     found = {}
-    for way, structures in zip(WAYS, (shifted, stepped), strict=True):
+    for way, (structures, _) in structures_from_mmff94(model, taken, graphs).items():
         records = measured(taken, structures, None)["records"]
         found[way] = {
             title: {key: float(np.nanmean([records[name][key] for name in sorted(names)])) for key in METRICS}

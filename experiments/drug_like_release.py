@@ -25,7 +25,7 @@ from dataset_scripts.schema import B3LYP_6_31GD
 from experiments import same_level
 from experiments.evidence_release import FILES
 from experiments.measured_values import measured_values
-from experiments.outside import GFN2, REFINED, RESULTS, ROOT
+from experiments.outside import GFN2, REFINED, RELAXED, RESULTS, ROOT, SHIFTED
 from experiments.structure_errors import METRICS, mean_cells, worse_bonds
 from modeling_pcbridge import PCBridgeModel
 from modeling_pcbridge.beyond_training import atoms_beyond_training
@@ -103,8 +103,8 @@ _WAYS = {
     "MMFF94": ("MMFF94", None),
     GFN2: (GFN2, None),
     REFINED: ("refined from MMFF94 (default)", "MMFF94"),
-    "mean shift 5": ("refined from MMFF94, `relaxation_steps=0`", "MMFF94"),
-    "mean shift, relaxed on E": ("relaxed on E from MMFF94", "MMFF94"),
+    SHIFTED: ("refined from MMFF94, `relaxation_steps=0`", "MMFF94"),
+    RELAXED: ("relaxed on E from MMFF94", "MMFF94"),
     "GFN2-xTB corrected": ('GFN2-xTB, `method="correct"`', GFN2),
     "GFN2-xTB relaxed on E": ("relaxed on E from GFN2-xTB", GFN2),
 }

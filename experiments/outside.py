@@ -35,7 +35,9 @@ RESULTS = Path(__file__).parent / "results" / "outside"
 GFN2 = "GFN2-xTB"
 MEAN_SHIFT_STEPS = 5  # evaluations of the model per structure
 REFINEMENT_STEPS = 2  # on E
-REFINED = f"mean shift {MEAN_SHIFT_STEPS}, two steps on E"  # as `predict_structure` does it by default
+SHIFTED = f"mean shift {MEAN_SHIFT_STEPS}"
+REFINED = f"{SHIFTED}, two steps on E"  # as `predict_structure` does it by default
+RELAXED = "mean shift, relaxed on E"
 MAX_EVALUATIONS = 100  # of E, in a relaxation
 BATCH_SIZE = 8
 
@@ -95,31 +97,40 @@ def structures_of(
 ) -> dict[str, tuple[list[np.ndarray], float]]:
     """Structures (N, 3), angstrom, of all molecules by each method, and the seconds that it took.
 
-    Mean shift from the MMFF94 minima, then two steps or relaxation on E; GFN2-xTB minima corrected and relaxed, where
-    the model has their level.
+    Those of `structures_from_mmff94`; GFN2-xTB minima corrected and relaxed, where the model has their level.
     """
-
-    def relaxed(graph: GraphBatch, positions: torch.Tensor) -> torch.Tensor:
-        return model.relax_structure(
-            positions, max_evaluations=MAX_EVALUATIONS, allow_unlearned_forces=True, **graph.inputs
-        ).positions
 
     def corrected(graph: GraphBatch, positions: torch.Tensor) -> torch.Tensor:
         return model.correct_structure(positions, GFN2, **graph.inputs)
 
-    start = time.perf_counter()
-    shifted = mean_shifted(model, graphs, [m.mmff for m in molecules])
-    found = {f"mean shift {MEAN_SHIFT_STEPS}": (shifted, time.perf_counter() - start)}
-    stepped = moved(model, graphs, shifted, BATCH_SIZE, partial(model.quasi_newton_steps, num_steps=REFINEMENT_STEPS))
-    found[REFINED] = (stepped, time.perf_counter() - start)
-    after = moved(model, graphs, shifted, BATCH_SIZE, relaxed)
-    found["mean shift, relaxed on E"] = (after, time.perf_counter() - start)
+    found = structures_from_mmff94(model, molecules, graphs)
     if GFN2 in model.config.energy_levels_of_theory[1:]:
-        for name, move in (("GFN2-xTB corrected", corrected), ("GFN2-xTB relaxed on E", relaxed)):
+        for name, move in (("GFN2-xTB corrected", corrected), ("GFN2-xTB relaxed on E", partial(relaxed, model))):
             start = time.perf_counter()
             after = moved(model, graphs, [m.gfn2 for m in molecules], BATCH_SIZE, move)
             found[name] = (after, time.perf_counter() - start)
     return found
+
+
+def structures_from_mmff94(
+    model: PCBridgeModel, molecules: Sequence[Molecule], graphs: Sequence[MolecularGraph]
+) -> dict[str, tuple[list[np.ndarray], float]]:
+    """As `structures_of`: mean shift from the MMFF94 minima, then two steps or relaxation on E."""
+    start = time.perf_counter()
+    shifted = mean_shifted(model, graphs, [m.mmff for m in molecules])
+    found = {SHIFTED: (shifted, time.perf_counter() - start)}
+    stepped = moved(model, graphs, shifted, BATCH_SIZE, partial(model.quasi_newton_steps, num_steps=REFINEMENT_STEPS))
+    found[REFINED] = (stepped, time.perf_counter() - start)
+    after = moved(model, graphs, shifted, BATCH_SIZE, partial(relaxed, model))
+    found[RELAXED] = (after, time.perf_counter() - start)
+    return found
+
+
+def relaxed(model: PCBridgeModel, graph: GraphBatch, positions: torch.Tensor) -> torch.Tensor:
+    """The structures (N_total, 3), angstrom, after relaxation on E, whatever its forces were learned from."""
+    return model.relax_structure(
+        positions, max_evaluations=MAX_EVALUATIONS, allow_unlearned_forces=True, **graph.inputs
+    ).positions
 
 
 def cheap_minima(molecules: Sequence[Molecule]) -> dict[str, list[np.ndarray | None]]:

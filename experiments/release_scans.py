@@ -18,7 +18,7 @@ from rdkit import Chem
 from tqdm import tqdm
 
 from dataset_scripts.bundled import load_bundled
-from dataset_scripts.quantum_chemistry import b3lyp_energy_and_forces
+from dataset_scripts.quantum_chemistry import b3lyp_energy
 from dataset_scripts.schema import B3LYP_6_31GD, GFN2_XTB
 from experiments.figures import plt, save_figure
 from experiments.provenance import written_by
@@ -53,7 +53,7 @@ def at_b3lyp(scans: list[Scan]) -> list[Scan]:
     for scan in tqdm(scans, unit="scan"):
         if scan.name not in energies:
             elements = [atom.GetAtomicNum() for atom in scan.mol.GetAtoms()]
-            absolute = np.array([b3lyp_energy_and_forces(elements, x, 0)[0] for x in scan.positions])
+            absolute = np.array([b3lyp_energy(elements, x, 0) for x in scan.positions])
             energies[scan.name] = (absolute - absolute[0]).round(5).tolist()
             stored.write_text(json.dumps(energies) + "\n")
     return [replace(scan, energies=np.array(energies[scan.name])) for scan in scans]

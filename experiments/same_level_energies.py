@@ -21,10 +21,10 @@ from tqdm.auto import tqdm
 
 from dataset_scripts.bundled import load_bundled
 from dataset_scripts.label_generation import read_lines
-from dataset_scripts.quantum_chemistry import b3lyp_energy_and_forces
+from dataset_scripts.quantum_chemistry import b3lyp_energy
 from dataset_scripts.schema import B3LYP_6_31GD
 from experiments import same_level
-from experiments.outside import RESULTS, cheap_minima, structures_of, taken_by
+from experiments.outside import RESULTS, cheap_minima, structures_from_mmff94, taken_by
 from experiments.provenance import weights_of
 from experiments.structure_errors import Molecule
 from modeling_pcbridge import PCBridgeModel
@@ -43,10 +43,8 @@ def structures_by_method(molecules: list[Molecule], checkpoints: list[str]) -> d
         model = PCBridgeModel.from_pretrained(checkpoint).eval()
         taken, graphs = taken_by(model, molecules)
         name = f"{'/'.join(Path(checkpoint).parts[-2:])} ({weights_of(checkpoint)})"
-        for method, (structures, _) in structures_of(model, taken, graphs).items():
-            if method.startswith("mean shift"):
-                of_molecules = {m.name: s for m, s in zip(taken, structures, strict=True)}
-                found[f"{name}, {method}"] = of_molecules
+        for method, (structures, _) in structures_from_mmff94(model, taken, graphs).items():
+            found[f"{name}, {method}"] = {m.name: s for m, s in zip(taken, structures, strict=True)}
     return found
 
 
@@ -92,7 +90,7 @@ def main() -> None:
             if (method, molecule.name) in energies:
                 continue
             charge, positions = Chem.GetFormalCharge(molecule.mol), structures[method][molecule.name]
-            energy, _ = b3lyp_energy_and_forces(molecule.graph.atomic_numbers, positions, charge)
+            energy = b3lyp_energy(molecule.graph.atomic_numbers, positions, charge)
             above = energies[method, molecule.name] = round(energy - minima[molecule.name], 6)
             with LINES.open("a") as lines:
                 lines.write(json.dumps({"method": method, "molecule": molecule.name, "energy": above}) + "\n")

@@ -10,6 +10,7 @@ from dataset_scripts import quantum_chemistry
 from dataset_scripts.bundled import SPLITS, load_bundled
 from dataset_scripts.labelling import label
 from dataset_scripts.quantum_chemistry import (
+    b3lyp_energy,
     b3lyp_energy_and_forces,
     b3lyp_minimum,
     gfn2_energy_and_forces,
@@ -89,6 +90,7 @@ def test_exact_b3lyp_is_that_of_gaussian_and_density_fitting_is_near_it():
     # Another form of VWN is .037 hartree off, spherical d functions .002.
     fitted, fitted_forces = b3lyp_energy_and_forces([8, 1, 1], WATER, 0)
     assert fitted == pytest.approx(energy, abs=1e-4 * HARTREE_TO_EV)
+    assert b3lyp_energy([8, 1, 1], WATER, 0) == pytest.approx(fitted, abs=1e-6)
     np.testing.assert_allclose(fitted_forces, forces, atol=1e-2)
 
 
