@@ -126,10 +126,16 @@ def structures_from_mmff94(
     return found
 
 
-def relaxed(model: PCBridgeModel, graph: GraphBatch, positions: torch.Tensor) -> torch.Tensor:
-    """The structures (N_total, 3), angstrom, after relaxation on E, whatever its forces were learned from."""
+def relaxed(
+    model: PCBridgeModel, graph: GraphBatch, positions: torch.Tensor, level_of_theory: str | None = None
+) -> torch.Tensor:
+    """Structures (B, N, 3), angstrom, after relaxation on E, whatever its forces were learned from."""
     return model.relax_structure(
-        positions, max_evaluations=MAX_EVALUATIONS, allow_unlearned_forces=True, **graph.inputs
+        positions,
+        max_evaluations=MAX_EVALUATIONS,
+        level_of_theory=level_of_theory,
+        allow_unlearned_forces=True,
+        **graph.inputs,
     ).positions
 
 
