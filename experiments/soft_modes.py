@@ -3,8 +3,8 @@
     python -m experiments.soft_modes flexisol_validation.parquet --checkpoints checkpoints/drug_like [MORE ...]
 
 The file is that of `experiments.outside`, with GFN2-xTB minima of drug-like molecules. A head that had learned its
-level would leave them where they are, so what they move is E's error alone, neither another conformer nor another level.
-The table goes to experiments/results/soft_modes.md. Two minutes of a core for each checkpoint.
+level would leave them where they are: what they move is E's error alone, not another conformer, not another level. The
+table goes to experiments/results/soft_modes.md. Two minutes of a core for each checkpoint.
 """
 
 import argparse
