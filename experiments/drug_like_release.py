@@ -86,7 +86,8 @@ _LIMITS = """\
   Charges of -2 and +2 have 6 B3LYP/6-31G* labels and no test.
 - Torsions stay about where they are: the conformer is the one that is given.
 - Small molecules like no others: Br2, F2, P2H4 and the like are wrong by up to {worst_small:.1f} angstrom,
-  which `beyond_training` says (experiments/results/small_molecules.md). Zwitterions of amino acids. Allenes that
+  which `beyond_training` says (experiments/results/small_molecules.md). Zwitterions and betaines, which it
+  says too. Allenes that
   MMFF94 has turned stay turned, which the checks refuse.
 - Bonds of antiaromatic rings (cyclobutadiene, biphenylene, cyclooctatetraene) come out alike, which `beyond_training`
   says, as of small propellanes and tetrahedranes. Other strained or crowded groups may be wrong and not said to be.

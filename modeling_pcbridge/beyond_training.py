@@ -17,7 +17,8 @@ from .training_coverage import ENVIRONMENT_RADIUS
 def beyond_training(config: PCBridgeConfig, graph: MolecularGraph, reference_energies: np.ndarray) -> list[str] | None:
     """A phrase for each thing about a molecule that no training molecule of the model had; None where it is not known.
 
-    And for bonds of small or antiaromatic rings, which what is kept of the training data does not tell from others.
+    And for bonds of small or antiaromatic rings and charges that stand apart, which what is kept of the training data
+    does not tell from others.
 
     Elements that the model does not support never come so far. Atoms are named by symbol and 0-based number.
 
@@ -59,6 +60,12 @@ def beyond_training(config: PCBridgeConfig, graph: MolecularGraph, reference_ene
         found.append(
             f"three or more rings of three or four atoms share a bond ({names}), which these surroundings do not show"
         )
+    if apart := charges_apart(graph):
+        names = " and ".join(", ".join(map(name, atoms)) for atoms in apart)
+        found.append(
+            f"its charges stand apart ({names}), which these surroundings do not show: in vacuum a proton may pass "
+            "between them"
+        )
     if config.resonance_invariant:
         for ring in antiaromatic_rings(graph):
             names = "-".join(map(name, ring))
@@ -80,6 +87,18 @@ def bonds_in_many_small_rings(graph: MolecularGraph) -> list[tuple[int, int]]:
         if of_i @ of_j + of_i @ bonded @ of_j >= 3:
             found.append((i, j))
     return found
+
+
+def charges_apart(graph: MolecularGraph) -> tuple[list[int], list[int]] | None:
+    """Positive and negative atoms of zwitterions and betaines; None where charges have one sign or are neighbours.
+
+    Of the molecules with B3LYP/6-31G* labels that `checkpoints/drug_like` learned from one is such
+    (`tests/test_released_checkpoints.py`).
+    """
+    signs = np.sign(graph.formal_charges.astype(int))
+    is_alone = ~(graph.bonded & (signs[:, None] * signs == -1)).any(1)
+    positive, negative = (np.flatnonzero(is_alone & (signs == sign)).tolist() for sign in (1, -1))
+    return (positive, negative) if positive and negative else None
 
 
 def antiaromatic_rings(graph: MolecularGraph) -> list[list[int]]:

@@ -14,9 +14,10 @@ from dataset_scripts.bundled import load_bundled
 from dataset_scripts.collator import example_from_row
 from experiments import drug_like_release, evidence_release, qm9_release
 from modeling_pcbridge import PCBridgeModel, PCBridgeProcessor
-from modeling_pcbridge.beyond_training import bonds_in_many_small_rings
+from modeling_pcbridge.beyond_training import bonds_in_many_small_rings, charges_apart
 from modeling_pcbridge.graph_batch import pad_graphs, pad_positions
 from modeling_pcbridge.molecular_graph import graph_from_mol
+from modeling_pcbridge.rdkit_molecules import mol_from_smiles
 from pcbridge.evaluation.config import EvaluationConfig
 from pcbridge.evaluation.metrics import bond_length_error
 from pcbridge.evaluation.references import load_references, pm6_structures
@@ -247,6 +248,32 @@ def test_no_bond_in_training_was_in_three_small_rings():
     polycyclic = [mol for mol in mols if sum(len(ring) <= 4 for ring in mol.GetRingInfo().AtomRings()) >= 3]
     assert len(seen) > 8000 and len(polycyclic) > 50
     assert not any(bonds_in_many_small_rings(graph_from_mol(Chem.AddHs(mol))) for mol in polycyclic)
+
+
+@pytest.mark.parametrize(
+    ("smiles", "is_told"),
+    [
+        ("[NH3+]CC(=O)[O-]", True),
+        ("C[N+](C)(C)CC(=O)[O-]", True),
+        ("C[N+](=O)[O-]", False),  # neighbours
+        ("C[n+]1ccn([O-])c1", False),  # one form of a molecule whose charges are neighbours
+        ("CN=[N+]=[N-]", False),
+        ("CC[NH3+]", False),
+        ("[O-]C(=O)CC(=O)[O-]", False),
+    ],
+)
+def test_charges_that_stand_apart_are_told(smiles, is_told):
+    model = PCBridgeModel.from_pretrained(ROOT / "checkpoints" / "drug_like")
+    [said] = model.beyond_training(**PCBridgeProcessor.of_config(model.config)([smiles]))
+    assert any("charges stand apart" in phrase for phrase in said) == is_told
+
+
+def test_hardly_a_label_had_charges_that_stand_apart():
+    rows = [row for name in ("fragments", "pm6", "pm6_displaced") for row in load_bundled(name, "train")]
+    charged = {row["smiles"] for row in rows if row["forces"] and "+" in row["smiles"]}
+    assert len(charged) > 80
+    graphs = {smiles: graph_from_mol(Chem.AddHs(mol_from_smiles(smiles)), True) for smiles in charged}
+    assert [smiles for smiles, graph in graphs.items() if charges_apart(graph)] == ["NC(=[NH2+])C(=O)[O-]"]
 
 
 def test_elements_without_a_label_at_the_models_own_level_are_told():

@@ -129,8 +129,6 @@ class Predictor:
             notes.append("This model has learned no forces; take those that are shown for none.")
         if unmarked := unmarked_stereo(mol):
             notes.append(f"It has no stereo mark at {', '.join(unmarked)}: of several isomers one is shown.")
-        if _has_separated_charges(mol):
-            notes.append("It has separated charges: all is said of vacuum, where a proton may pass between them.")
         return {
             "type": "molecule",
             "smiles": smiles,
@@ -150,17 +148,6 @@ class Predictor:
         """The model's own energy at the structure of a molecule, eV."""
         graph = self.pipeline.processor(mol)
         return self.pipeline.model.predict_energy(**graph.to(self.pipeline.device)).energy.item()
-
-
-def _has_separated_charges(mol: Chem.Mol) -> bool:
-    """Whether there is a positive and a negative atom beside those that charge a neighbour, as in nitro groups."""
-    charged = {atom.GetIdx(): atom.GetFormalCharge() for atom in mol.GetAtoms() if atom.GetFormalCharge()}
-    alone = {
-        charge > 0
-        for index, charge in charged.items()
-        if not any(charged.get(n.GetIdx(), 0) * charge < 0 for n in mol.GetAtomWithIdx(index).GetNeighbors())
-    }
-    return alone == {True, False}
 
 
 def _shown(
