@@ -67,6 +67,10 @@ def make_fragments(
         raise InputError(f"{output} is the library itself")
     if not output.parent.is_dir():
         raise InputError(f"there is no folder {output.parent}")
+    if output.is_dir():
+        raise InputError(f"{output} is a folder; name the SMILES file in it")
+    if output.suffix in (".json", ".png"):
+        raise InputError(f"{output} would be written over by the report beside it; name a .smi file")
     records: Iterable[LibraryRecord] = itertools.chain.from_iterable(map(read_library, library))
     if sample is not None:
         records = sample_records(records, sample, seed)

@@ -106,11 +106,13 @@ def library_mol(record: LibraryRecord, elements: frozenset[str] = frozenset(ELEM
     """The largest component of a record (the drug of its salt), hydrogens implicit, without map numbers or isotopes.
 
     Raises:
-        BadRowError: RDKit cannot parse it, it has no heavy atom, no single largest component, unpaired electrons,
-            dummy atoms or other elements than `elements`; the reason says which.
+        BadRowError: it is not ASCII, RDKit cannot parse it, it has no heavy atom, no single largest component, unpaired
+            electrons, dummy atoms or other elements than `elements`; the reason says which.
     """
     if not record.text.strip():
         raise BadRowError(record.name, "no SMILES")
+    if not record.is_mol_block and not record.text.isascii():  # RDKit takes what follows such a character for a name
+        raise BadRowError(record.name, "characters that are not ASCII", record.text)
     mol = Chem.MolFromMolBlock(record.text) if record.is_mol_block else Chem.MolFromSmiles(record.text)
     if mol is None:
         raise BadRowError(record.name, "RDKit cannot parse it", "" if record.is_mol_block else record.text)

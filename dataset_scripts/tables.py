@@ -22,13 +22,17 @@ def read_csv(path: Path) -> Iterator[dict[str, str]]:
     """The records of a CSV file with a header, as texts.
 
     Raises:
-        BadRowError: the file is damaged.
+        BadRowError: the file is damaged; a quote that is never closed would take all lines after it for one cell.
     """
+    num_lines = 1  # with the header
     try:
         with open_text(path) as file:
-            yield from csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)
+            for row in reader:
+                num_lines = reader.line_num
+                yield row
     except csv.Error as error:
-        raise BadRowError(str(path), "damaged CSV file", error) from error
+        raise BadRowError(f"{path}, from line {num_lines + 1} on", "damaged CSV file", error) from error
 
 
 def read_smiles(lines: Iterable[str]) -> Iterator[tuple[int, str, str]]:

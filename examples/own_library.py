@@ -80,11 +80,12 @@ def train(data: Path, level_of_theory: str, output: Path, num_steps: int) -> Pat
 
 
 def cheap_structures(library: Path) -> dict[str, Chem.Mol]:
-    """MMFF94 minima of the molecules of the library, by name; what has none is printed."""
-    found = {}
+    """MMFF94 minima of the library by name, with a number where a name is taken; what has none is printed."""
+    found: dict[str, Chem.Mol] = {}
     for record in read_library(library):
+        name = record.name if record.name not in found else f"{record.name}_{len(found) + 1}"
         try:
-            found[record.name] = starting_structure({"smiles": Chem.MolToSmiles(library_mol(record))})
+            found[name] = starting_structure({"smiles": Chem.MolToSmiles(library_mol(record))})
         except (BadRowError, PCBridgeError) as error:
             print(f"left out {error}")
     return found

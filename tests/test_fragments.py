@@ -241,6 +241,7 @@ def test_libraries_are_read_from_every_kind_of_file(tmp_path):
         ("[H][H]", "no heavy atom"),
         ("CCN.CCO", "several components are the largest"),
         ("no\n\n\nblock\n", "RDKit cannot parse it"),
+        ("CC\u00e9", "characters that are not ASCII"),
     ],
 )
 def test_bad_molecules_are_named_with_the_reason(text, reason):
@@ -304,6 +305,12 @@ def test_what_cannot_be_done_is_one_clear_error(tmp_path, monkeypatch, capsys):
     cut_off.write_bytes(gzip.compress(b"smiles\n" + b"CCO\n" * 500)[:-10])
     with pytest.raises(ValueError, match="damaged gzip file"):
         make_fragments([cut_off], output)
+    (tmp_path / "b.csv").write_text('smiles\nCCO\nCCN\n"CCC\n' + "CCO\n" * 9)
+    with pytest.raises(ValueError, match=r"b\.csv, from line 4 on: damaged CSV file"):
+        make_fragments([tmp_path / "b.csv"], output)
+    for name, what in (("out.json", "would be written over by the report"), (".", "is a folder")):
+        with pytest.raises(ValueError, match=what):
+            make_fragments([library], tmp_path / name)
     assert not output.exists()
     capsys.readouterr()
     monkeypatch.setattr("sys.argv", ["fragments", str(library), "--output", str(output), "--num", "0"])
