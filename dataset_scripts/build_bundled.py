@@ -58,6 +58,7 @@ _LEVELS = {
 # Minima of these are kept to so many angstrom: less than they are converged to, in three quarters of the room.
 _ROUNDED, _POSITION_STEP = ("drug_like", "drug_like_pm6"), 2**-13
 _EXCLUDED = "a molecule that models are tested on"
+_REPEATED = "a molecule that an earlier row has under another name"
 # Of the labels; of the molecules of QM9, ChEMBL's drugs and MOSES.
 _LICENSES = ["cc0-1.0", "cc-by-4.0", "cc-by-sa-3.0", "mit"]
 
@@ -158,7 +159,8 @@ def build_lines(name: str, path: Path, exclusion: Exclusion, add: bool = False) 
     """Write lines of `label_generation` as one of `_LEVELS`, split by constitution, and return as `build` does.
 
     With `add` after the rows that are there, and without the molecules that these have; each line that failed has to
-    be given once only, because what is counted of them has no names.
+    be given once only, because what is counted of them has no names. Of a library's minima, which several sources may
+    name, one molecule is one row, the first.
 
     Raises:
         ValueError: lines of a level, or molecules of a split, that do not belong there.
@@ -187,9 +189,21 @@ def build_lines(name: str, path: Path, exclusion: Exclusion, add: bool = False) 
             raise InputError(f"{path}: {line['molecule_id']} is of the split {split}, which {name} does not have")
         rows[name, split].append({key: line[key] for key in FEATURES} | change)
     if name in _ROUNDED:
-        for row in (row for of_split in rows.values() for row in of_split):
-            row["positions"] = (np.round(np.array(row["positions"]) / _POSITION_STEP) * _POSITION_STEP).tolist()
+        for (_, split), of_split in rows.items():
+            kept = _without_repeats(of_split, name, split)
+            rejected[_REPEATED] += len(of_split) - len(kept)
+            of_split[:] = kept
+            for row in of_split:
+                row["positions"] = (np.round(np.array(row["positions"]) / _POSITION_STEP) * _POSITION_STEP).tolist()
     return _write(rows, title, rejected, exclusion)
+
+
+def _without_repeats(rows: list[dict], name: str, split: str) -> list[dict]:
+    """One row of each molecule of a library, the first; of its PM6 minima those of the rows that `drug_like` has."""
+    if name == "drug_like":
+        return list({row["smiles"]: row for row in reversed(rows)}.values())[::-1]
+    known = set(load_bundled("drug_like", split)["molecule_id"])
+    return [row for row in rows if row["molecule_id"] in known]
 
 
 def _broken(line: dict) -> str | None:

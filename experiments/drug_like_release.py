@@ -67,14 +67,17 @@ _DATA = """\
   structures near minima of whole molecules, and in the last ones 12,271 of fragments,
   then 102,607 of fragments and QM9 molecules, 886 of whole molecules and 2,898 near their minima; in the last one 8,636
   of fragments, 900 of whole molecules and 2,599 near their minima.
-- Structures: GFN2-xTB minima of 3,506 molecules of the bundled `drug_like` and of 2,492 fragments, in the second stage
+- Structures: GFN2-xTB minima of 3,506 molecules of the bundled `drug_like` (up to 45 heavy atoms) and of 2,492
+  fragments (up to 11), and PM6 minima of 760 of QM9 in the first stage; those of GFN2-xTB in the second stage
   moved to B3LYP/6-31G* by the difference of the two levels (`pcbridge/training/corrected_library.py`), and again, of
   4,223 molecules and 2,625 fragments, by the better model that this gave; in the last rounds by three steps in place
   of one, and in the last one of 9,589 molecules and 2,649 fragments. And B3LYP/6-31G* minima of small fragments, 44 and
   then 130.
 
-How all of it is made: docs/training.md. The molecules of the tests below, and all others of FlexiSol, are in none of
-it."""
+Training took some 0.13 kWh, if an H200 takes 700 W and a core 10 W, and the labels and minima forty core hours, 0.4 kWh
+(estimates, not measured). What fragments cover of a library: docs/data.md; what more labels bring:
+experiments/README.md, "What labels are worth". How all of it is made: docs/training.md. The molecules of the tests below, and all others of
+FlexiSol, are in none of it."""
 _LIMITS = """\
 - Elements other than H, C, N, O, F, P, S, Cl, Br, I; total charges beyond -2 to +2. Iodine has GFN2-xTB labels only,
   so its energies at B3LYP/6-31G* are far off.
@@ -202,6 +205,7 @@ def metrics_section(
     level_lines, of_level = structure_table(of_same_level, _AT_SAME_LEVEL)
     label_lines, of_labels = label_table(label_errors)
     number = len(of_same_level["MMFF94"]["records"])
+    sizes = [molecule.mol.GetNumHeavyAtoms() for molecule in same_level.read()]
     values |= {f"{number} B3LYP/6-31G* minima, {name}": value for name, value in of_level.items()} | of_labels
     _, metadata = measured_values(
         values,
@@ -221,8 +225,8 @@ def metrics_section(
         "",
         *outside_lines,
         "",
-        f"{number} B3LYP/6-31G* minima of molecules and ions of 12 to 19 heavy atoms of the bundled `large_labelled`, "
-        "by `python -m experiments.same_level`; 19 of them were found from structures of earlier releases:",
+        f"{number} B3LYP/6-31G* minima of molecules and ions of {min(sizes)} to {max(sizes)} heavy atoms of "
+        "`large_labelled`, by `python -m experiments.same_level`; 19 were found from structures of earlier releases:",
         "",
         *level_lines,
         "",
