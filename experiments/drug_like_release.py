@@ -61,7 +61,7 @@ B3LYP/6-31G* relax to convergence (`relaxation_steps="converged"`, `--relax`): n
 A minimum of GFN2-xTB keeps its conformer by `method="correct"` (`pcbridge predict xtb.sdf --method correct -o
 dft.sdf`). Ensembles of conformers: `pcbridge predict library.smi -o ensembles/`."""
 _DATA = """\
-- Energies and forces at B3LYP/6-31G*: of the bundled `fragments` (up to nine heavy atoms) 1,276 structures, in the last
+- Energies and forces at B3LYP/6-31G*: of the bundled `fragments` (up to 11 heavy atoms) 1,276 structures, in the last
   rounds 1,485, 1,876, 1,908 and 2,471; and in all rounds 760 of `pm6` and 759 of `pm6_displaced`.
 - Energies and forces at GFN2-xTB: 15,382 structures of fragments and 4,652 of whole molecules, in the third round 8,210
   structures near minima of whole molecules, and in the last ones 12,271 of fragments,
@@ -76,8 +76,8 @@ _DATA = """\
 
 Training took some 0.13 kWh, if an H200 takes 700 W and a core 10 W, and the labels and minima forty core hours, 0.4 kWh
 (estimates, not measured). What fragments cover of a library: docs/data.md; what more labels bring:
-experiments/README.md, "What labels are worth". How all of it is made: docs/training.md. The molecules of the tests below, and all others of
-FlexiSol, are in none of it."""
+experiments/README.md, "What labels are worth". How all of it is made: docs/training.md. The molecules of the tests
+below, and all others of FlexiSol, are in none of it."""
 _LIMITS = """\
 - Elements other than H, C, N, O, F, P, S, Cl, Br, I; total charges beyond -2 to +2. Iodine has GFN2-xTB labels only,
   so its energies at B3LYP/6-31G* are far off.
@@ -113,6 +113,10 @@ _WAYS = {
     "GFN2-xTB relaxed on E": ("relaxed on E from GFN2-xTB", GFN2),
 }
 _METRICS = ("bonds", "bonds_centred", "one_three", "angles", "torsions", "heavy_rmsd")
+_PLOTS = {
+    "outside.png": "Errors of bonds and angles of the 213 molecules by size; dashed MMFF94, GFN2-xTB and PM6",
+    "release_scans.png": "Energies along 21 torsion scans, of B3LYP/6-31G* and of E",
+}
 _FORCES, _ENERGIES = "force MAE (eV/angstrom)", "energy MAE (eV)"
 
 
@@ -234,6 +238,7 @@ def metrics_section(
         "`large_labelled` (12 to 20 heavy atoms), by `python -m experiments.drug_like_release`:",
         "",
         *label_lines,
+        *(line for name, title in _PLOTS.items() for line in ("", f"![{title}]({name})")),
     ]
     return "\n".join(text), metadata
 
@@ -254,6 +259,13 @@ def card(limits: str, metrics: str, results: list[EvalResult]) -> ModelCard:
     )
 
 
+def project_card(text: str) -> str:
+    """The card of the default model as the project's own, at the root, where its plots are elsewhere."""
+    for name in _PLOTS:
+        text = text.replace(f"]({name})", f"]({RESULTS.with_name(name).relative_to(ROOT)})")
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="folder of the trained model")
@@ -268,7 +280,9 @@ def main() -> None:
     of_same_level = json.loads(SAME_LEVEL.read_text())
     said = limits(of_same_level, label_errors, json.loads(SMALL_MOLECULES.read_text()))
     card(said, *metrics_section(results, of_same_level, label_errors)).save(FOLDER / "README.md")
-    shutil.copyfile(FOLDER / "README.md", ROOT / "model_card.md")  # the default model, whose card is the project's
+    for name in _PLOTS:
+        shutil.copyfile(RESULTS.with_name(name), FOLDER / name)
+    (ROOT / "model_card.md").write_text(project_card((FOLDER / "README.md").read_text()))
     print(f"{FOLDER}: {sum(file.stat().st_size for file in FOLDER.iterdir()) / 1e6:.1f} MB")
 
 

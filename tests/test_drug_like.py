@@ -127,3 +127,10 @@ def test_the_small_molecules_are_what_they_are_called():
     assert elements == {"H", "C", "N", "O", "F", "P", "S", "Cl", "Br", "I"}
     assert sum(mol.GetNumHeavyAtoms() <= 3 for mol in mols) > 130
     assert sum(Chem.GetFormalCharge(mol) != 0 for mol in mols) > 40
+    others = [
+        Chem.MolFromSmiles(line.split()[0]) for line in (RAW_LABELS / "unusual_molecules.smi").read_text().splitlines()
+    ]
+    assert {mol.GetNumHeavyAtoms() for mol in others} == {2, 3} and not any(
+        atom.GetNumRadicalElectrons() for mol in others for atom in mol.GetAtoms()
+    )
+    assert len({Chem.MolToSmiles(mol) for mol in [*mols, *others]}) == len(mols) + len(others)

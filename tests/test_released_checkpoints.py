@@ -85,7 +85,12 @@ def test_cards_say_which_losses_trained_the_model():
     for name, text in texts.items():
         assert "Of the paper's consistency losses" in text and "did not train it" in text
         assert ("distillation" in text) == (name == CONSISTENCY)
-    assert (ROOT / "model_card.md").read_bytes() == (CHECKPOINTS / "drug_like" / "README.md").read_bytes()
+    text = (CHECKPOINTS / "drug_like" / "README.md").read_text()
+    assert (ROOT / "model_card.md").read_text() == drug_like_release.project_card(text)
+    for folder in (CHECKPOINTS / "drug_like", ROOT):
+        card = folder / ("model_card.md" if folder == ROOT else "README.md")
+        plots = re.findall(r"!\[[^]]+\]\(([^)]+)\)", card.read_text())
+        assert len(plots) == 2 and all((folder / plot).exists() for plot in plots)
 
 
 @pytest.fixture(scope="module")
