@@ -36,7 +36,8 @@ Training takes about 20 minutes on one core of an AMD EPYC (stage 1, then stage 
 assumption; power was not measured)."""
 _LIMITS = """\
 - Elements other than H, C, N, O, F. Molecules of more than seven heavy atoms are outside the training data;
-  most drug-like molecules come out worse than they went in.
+  most drug-like molecules come out worse than they went in. `checkpoints/drug_like` is for them; this model is kept for
+  the tables of small molecules.
 - Radicals, open shells, several fragments, metals. Charged molecules are accepted but were not in the data.
 - The smallest molecules (water, HCN: there are five of up to four atoms in the training data) are generated with bond
   errors of several hundredths of an angstrom.

@@ -35,12 +35,13 @@ QM9 (Ramakrishnan et al. 2014) as the PyPI package qm9pack has it: structures an
 random split of the sizes that conformation benchmarks use (`dataset_scripts/qm9.py`). No forces and no other structures
 than minima."""
 _LIMITS = """\
-- Elements other than H, C, N, O, F. Molecules of more than nine heavy atoms are outside the training data.
+- Elements other than H, C, N, O, F. Molecules of more than nine heavy atoms are outside the training data:
+  `checkpoints/drug_like` is for them.
 - Radicals, open shells, several fragments, metals. Charged molecules are accepted but hardly in the data.
 - It gives one conformer per sample, of the kind that QM9 has (one per molecule), not a Boltzmann ensemble. Refinement
   keeps the conformer that it is given.
-- Forces and energies away from minima: none were in the data. Relaxations and dynamics want `checkpoints/consistency`,
-  which was trained on forces of displaced structures.
+- Forces and energies away from minima: none were in the data. Relaxations and dynamics want `checkpoints/drug_like`,
+  which was trained on forces.
 - Stereo marks of allenes and helices are not seen."""
 _PLOTS = {
     "qm9_errors.png": "D-MAE from the graph: against the number of atoms, and its distribution",
