@@ -1,4 +1,4 @@
-"""What chosen fragments cover of a library and what they do not: as JSON and as a picture."""
+"""What chosen fragments cover of a library and what they do not: as JSON, as a picture and as text."""
 
 import heapq
 import json
@@ -12,6 +12,8 @@ from dataset_scripts.library_counts import EnvironmentCount, LibraryCounts
 from modeling_pcbridge.atom_environments import environments_of_mol
 
 _UNCOVERED_EXAMPLES = 12
+# In the text: coverage after so many fragments, and what is uncovered.
+_NUMBERS, _NUM_UNCOVERED = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000), 3
 
 
 def write_fragments(counts: LibraryCounts, chosen: Sequence[ChosenFragment], path: Path) -> dict:
@@ -53,6 +55,23 @@ def summarize(counts: LibraryCounts, chosen: Sequence[ChosenFragment]) -> dict:
             for radius in counts.radii
         },
     }
+
+
+def as_text(report: dict) -> str:
+    """Lines for the screen: counts, coverage against the number of fragments, and most of what is uncovered."""
+    chosen = report["fragments"]
+    lines = [
+        f"{report['molecules']:8,} molecules cut, {sum(f['count'] for f in report['failures'].values()):,} left out",
+        f"{report['different_fragments']:8,} different fragments, {len(chosen):,} chosen",
+    ]
+    numbers = [*(number for number in _NUMBERS if number < len(chosen)), *([len(chosen)] if chosen else [])]
+    lines.append("heavy atoms covered by" + "".join(f"{number:9,}" for number in numbers) + " fragments")
+    for radius, examples in report["uncovered"].items():
+        shares = "".join(f"{chosen[number - 1]['coverage'][radius]:9.1%}" for number in numbers)
+        lines.append(f"           to radius {radius} {shares}")
+        if left := [f"atom {e['atom']} of {e['smiles']} ({e['share']:.2%})" for e in examples[:_NUM_UNCOVERED]]:
+            lines.append(f"             most of the rest: {', '.join(left)}")
+    return "\n".join(lines)
 
 
 def uncovered_environments(

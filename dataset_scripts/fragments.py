@@ -27,7 +27,7 @@ from rdkit import Chem
 
 from dataset_scripts.command_errors import errors_as_sentences
 from dataset_scripts.fragment_choice import choose_fragments
-from dataset_scripts.fragment_report import write_fragments
+from dataset_scripts.fragment_report import as_text, write_fragments
 from dataset_scripts.library import ELEMENTS, LibraryRecord, read_library, sample_records
 from dataset_scripts.library_counts import count_library
 from dataset_scripts.options import underscored
@@ -99,11 +99,7 @@ def main() -> None:
     arguments = parser.parse_args(underscored(sys.argv[1:]))
     with errors_as_sentences():
         report = make_fragments(**vars(arguments))
-    print(f"{report['molecules']:8,} molecules cut, {sum(f['count'] for f in report['failures'].values()):,} left out")
-    print(f"{report['different_fragments']:8,} different fragments, {len(report['fragments']):,} chosen")
-    coverage = report["fragments"][-1]["coverage"] if report["fragments"] else {}
-    for radius, share in coverage.items():
-        print(f"{share:8.1%} of the heavy atoms are covered to radius {radius}")
+    print(as_text(report))
 
 
 if __name__ == "__main__":

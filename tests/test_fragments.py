@@ -263,8 +263,13 @@ def test_the_command_writes_fragments_report_and_picture(tmp_path, capsys, monke
     library.write_text("".join(f"{smiles} {name}\n" for name, smiles in DRUGS.items()) + bad)
     monkeypatch.setattr("sys.argv", ["fragments", str(library), "--output", str(output), "--num", "12"])
     main()
-    assert "10 molecules cut, 3 left out" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "10 molecules cut, 3 left out" in printed
     report = json.loads(output.with_suffix(".json").read_text())
+    for radius in ("1", "2"):
+        shares = [report["fragments"][number - 1]["coverage"][radius] for number in (1, 3, 10, 12)]
+        assert " ".join(f"{share:8.1%}" for share in shares) in printed
+        assert report["uncovered"][radius][0]["smiles"] in printed
     lines = output.read_text().splitlines()
     assert lines == [f"{f['smiles']} {f['name']}" for f in report["fragments"]] and len(lines) == 12
     assert report["failures"]["RDKit cannot parse it"] == {
