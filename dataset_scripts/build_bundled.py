@@ -201,7 +201,10 @@ def build_lines(name: str, path: Path, exclusion: Exclusion, add: bool = False) 
 def _without_repeats(rows: list[dict], name: str, split: str) -> list[dict]:
     """One row of each molecule of a library, the first; of its PM6 minima those of the rows that `drug_like` has."""
     if name == "drug_like":
-        return list({row["smiles"]: row for row in reversed(rows)}.values())[::-1]
+        first: dict[str, dict] = {}
+        for row in rows:
+            first.setdefault(row["smiles"], row)
+        return list(first.values())
     known = set(load_bundled("drug_like", split)["molecule_id"])
     return [row for row in rows if row["molecule_id"] in known]
 
