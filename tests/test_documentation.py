@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.drug_like_release import ROW
-from experiments.outside import GFN2, REFINED
+from experiments.outside import REFINED, RELAXED
 from experiments.qm9_report import RELEASED
 
 ROOT = Path(__file__).parent.parent
@@ -48,34 +48,36 @@ def test_the_readme_is_short_and_its_results_are_the_measured_ones():
     evidence = {title: cells for title, *cells in table_rows((RESULTS / "main_table.md").read_text())}
     assert evidence[""][3:6:2] == ["bond error", "angle error (deg)"]
     qm9 = json.loads((RESULTS / "qm9.json").read_text())["models"][RELEASED]["refinement"]
-    outside = json.loads((RESULTS / "outside.json").read_text())
+    drug_like = {
+        "213 drug-like": (json.loads((RESULTS / "outside.json").read_text()), ROW),
+        "20 molecules and ions": (json.loads((RESULTS / "same_level.json").read_text()), "checkpoints/drug_like"),
+    }
+    ways = {"": REFINED, "`--relax`": RELAXED, "`--method correct`": "GFN2-xTB corrected"}
 
-    def measured(start: str, checkpoint: str) -> list[list[float]]:
-        """Bond and angle error before, where there is a before, and after."""
+    def measured(molecules: str, start: str, prediction: str) -> list[list[float]]:
+        """Bond and angle error before and after."""
+        checkpoint, _, way = prediction.partition(", ")
         if checkpoint == "qm9":
             medians = [qm9[f"{start}, same conformer{what}"]["median"] for what in ("", ", refined")]
             return [[found["bond_length_error"], found["bond_angle_error"]] for found in medians]
         if checkpoint == "drug_like":
-            way = "GFN2-xTB corrected" if start == GFN2 else REFINED
-            records = [outside[name]["records"].values() for name in (start, f"{ROW}, {way}")]
+            results, name = next(found for title, found in drug_like.items() if molecules.startswith(title))
+            records = [results[title]["records"].values() for title in (start, f"{name}, {ways[way]}")]
             return [[float(np.mean([r[key] for r in some])) for key in ("bonds", "angles")] for some in records]
-        way = "generated, DDIM and mean shift" if start == "noise" else f"refined from {start}, mean shift"
-        titles = [f"{checkpoint}: {way}"]
-        if start != "noise":
-            titles.insert(0, f"{start} (same conformer)")
+        titles = (f"{start} (same conformer)", f"{checkpoint}: refined from {start}, mean shift")
         return [[float(cell.split()[0]) for cell in evidence[title][3:6:2]] for title in titles]
 
-    rows = [row for row in table_rows(readme.split("| molecules | start |")[1].split("\n\n")[0]) if len(row) == 5]
-    compared = 0
-    for molecules, start, checkpoint, *shown in rows:
-        if "QM9, up to" in molecules or molecules == "the same" or checkpoint == "drug_like":
-            compared += 1
-            for column, cell in enumerate(shown):
-                cells = cell.split(" → ")
-                expected = [errors[column] for errors in measured(start, checkpoint)]
-                digits = len(cells[0].partition(".")[2])
-                assert [round(value, digits) for value in expected] == list(map(float, cells)), (start, checkpoint)
-    assert compared == 8
+    _, _, *rows = table_rows("|" + readme.split("| molecules, level of the reference")[1].split("\n\n")[0])
+    assert len(rows) == 8
+    molecules = ""
+    for title, start, prediction, *shown in rows:
+        molecules = molecules if title == "the same" else title
+        before_and_after = measured(molecules, start, prediction)
+        for column, cell in enumerate(shown):
+            cells = cell.split(" → ")
+            digits = len(cells[0].partition(".")[2])
+            expected = [round(errors[column], digits) for errors in before_and_after]
+            assert expected == list(map(float, cells)), (molecules, start, prediction)
 
 
 def test_the_qm9_tables_of_the_experiments_are_the_measured_ones():
