@@ -260,6 +260,7 @@ def test_no_bond_in_training_was_in_three_small_rings():
     [
         ("[NH3+]CC(=O)[O-]", True),
         ("C[N+](C)(C)CC(=O)[O-]", True),
+        ("C[N+](C)(C)CC([N+](=O)[O-])C(=O)[O-]", True),
         ("C[N+](=O)[O-]", False),  # neighbours
         ("C[n+]1ccn([O-])c1", False),  # one form of a molecule whose charges are neighbours
         ("CN=[N+]=[N-]", False),

@@ -193,20 +193,6 @@ def test_every_reference_is_found_by_its_smiles(predictor):
         assert canonical_smiles(predictor.read(smiles)) == smiles
 
 
-@pytest.mark.parametrize(
-    ("smiles", "separated"),
-    [
-        ("[NH3+]CC(=O)[O-]", True),
-        ("C[N+](=O)[O-]", False),
-        ("C[NH3+]", False),
-        ("CN=[N+]=[N-]", False),
-        ("C[N+](C)(C)CC([N+](=O)[O-])C(=O)[O-]", True),
-    ],
-)
-def test_separated_charges_are_noted(smiles, separated):
-    assert visit._has_separated_charges(mol_from_smiles(smiles)) == separated
-
-
 @pytest.mark.parametrize("smiles", ["O", "C", "C#N", "[NH4+]", "[H][H]"])
 def test_the_smallest_molecules(client, smiles):
     *_, result = events(client, smiles)
